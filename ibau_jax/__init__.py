@@ -1,0 +1,82 @@
+"""I-BAU backdoor unlearning for PyTorch image classifiers, in JAX/Flax.
+
+    import ibau_jax
+
+    checkpoint = ibau_jax.load("suspicious.pth")
+    images = ibau_jax.load_dataset("clean.npz", checkpoint.input_shape)
+    split = ibau_jax.split_dataset(images, n_clean=5000, seed=0)
+    result = ibau_jax.unlearn(checkpoint.model(), split.clean_set, ibau_jax.PRESETS["cifar10"])
+    print(ibau_jax.evaluate(result.model, split.evaluation))
+    ibau_jax.save(checkpoint.with_weights(result.model), "cleaned.pth")
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ibau_jax.checkpoints import Checkpoint, load, save
+    from ibau_jax.config import PRESETS, UnlearnConfig
+    from ibau_jax.data import Dataset, load_dataset, make_dataset, separate_clean_set, split_dataset
+    from ibau_jax.errors import IbauError
+    from ibau_jax.metrics import Metrics, evaluate
+    from ibau_jax.models import Normalized
+    from ibau_jax.triggers import Attack, load_attack
+    from ibau_jax.unlearn import Result, Round, State, unlearn
+
+__all__ = [
+    "PRESETS",
+    "Attack",
+    "Checkpoint",
+    "Dataset",
+    "IbauError",
+    "Metrics",
+    "Normalized",
+    "Result",
+    "Round",
+    "State",
+    "UnlearnConfig",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_attack",
+    "load_dataset",
+    "make_dataset",
+    "save",
+    "separate_clean_set",
+    "split_dataset",
+    "unlearn",
+]
+
+_PLACES = {
+    "PRESETS": "config",
+    "Attack": "triggers",
+    "Checkpoint": "checkpoints",
+    "Dataset": "data",
+    "IbauError": "errors",
+    "Metrics": "metrics",
+    "Normalized": "models",
+    "Result": "unlearn",
+    "Round": "unlearn",
+    "State": "unlearn",
+    "UnlearnConfig": "config",
+    "evaluate": "metrics",
+    "load": "checkpoints",
+    "load_attack": "triggers",
+    "load_dataset": "data",
+    "make_dataset": "data",
+    "save": "checkpoints",
+    "separate_clean_set": "data",
+    "split_dataset": "data",
+    "unlearn": "unlearn",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used: `import ibau_jax` alone costs next to nothing."""
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+    globals()[name] = value
+    return value

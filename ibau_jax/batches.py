@@ -1,0 +1,54 @@
+"""Clean images as equally large batches, so that a step compiles once."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Shaped
+
+from ibau_jax.data.dataset import Dataset
+
+
+class Batches(NamedTuple):
+    """Stacked batches, or one of them without the leading axis b. The last one may be filled up with empty images.
+
+    Attributes:
+        images: uint8 in 0..255 or float32 in [0, 1].
+        labels: true classes.
+        weights: 1 for an image, 0 for filling.
+    """
+
+    images: Shaped[Array, "b n h w c"]
+    labels: Int[Array, "b n"]
+    weights: Float[Array, "b n"]
+
+
+def make_batches(dataset: Dataset, batch_size: int) -> Batches:
+    """Batches in the data set's order; a data set smaller than a batch makes one batch of its own size."""
+    size = min(batch_size, len(dataset))
+    count = -(-len(dataset) // size)
+
+    def stack(array: np.ndarray) -> np.ndarray:
+        filling = np.zeros((count * size - len(array), *array.shape[1:]), array.dtype)
+        return np.concatenate([array, filling]).reshape(count, size, *array.shape[1:])
+
+    weights = np.ones(len(dataset), np.float32)
+    return Batches(stack(dataset.images), stack(dataset.labels.astype(np.int32)), stack(weights))
+
+
+def to_unit(images: Shaped[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """Images in [0, 1], float32; uint8 is divided by 255."""
+    return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
+
+
+def patched_images(key: jax.Array, weights: Float[Array, "b n"], portion: float) -> Float[Array, "b n"]:
+    """Chooses max(1, ⌊portion·n_b⌋) random images of each batch b, n_b of which are images: 1 where chosen.
+
+    The selection m_b of the outer loss, as a mask.
+    """
+    sizes = np.sum(weights, axis=1)
+    counts = np.maximum(1, np.floor(portion * sizes + 1e-9))
+    order = jnp.where(jnp.asarray(weights) > 0, jax.random.uniform(key, weights.shape), jnp.inf)
+    ranks = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
+    return (ranks < counts[:, None]).astype(jnp.float32)

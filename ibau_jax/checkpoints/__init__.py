@@ -1,0 +1,6 @@
+"""PyTorch checkpoints in, Flax models out, and back: `load`, `save`, `Checkpoint`."""
+
+from ibau_jax.checkpoints.checkpoint import Checkpoint, load, save
+from ibau_jax.checkpoints.reader import TorchFile, read_torch_file
+
+__all__ = ["Checkpoint", "TorchFile", "load", "read_torch_file", "save"]

@@ -1,0 +1,247 @@
+"""The allow list: every global that a checkpoint's pickle may name, and what each call means.
+
+The calls are ours. Nothing is looked up in the named modules, so a name can't reach code that we did not write here.
+"""
+
+import math
+import re
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ibau_jax.checkpoints.values import STORAGE_DTYPES, TORCH_DTYPES, GlobalName, Storage, TorchTensor, TorchValue
+from ibau_jax.errors import CheckpointError
+
+BUILTIN_MODULES = ("builtins", "__builtin__")
+NUMPY_CORES = ("numpy.core", "numpy._core")
+FACTORIES = {"list": list, "dict": dict, "int": int, "float": float, "set": set, "str": str, "bool": bool, "tuple": tuple}
+NUMPY_KINDS = "biufcSU"
+NUMPY_NAME = re.compile(r"[<>|=]?[A-Za-z?][A-Za-z0-9_]{0,15}")
+KEY_TYPES = (str, bytes, int, float, bool, type(None), np.generic)
+
+
+def checked_key(key: Any) -> Any:
+    """`key` if it may be a dict's key or a set's item: a scalar, or a tuple of scalars; else CheckpointError.
+
+    A deeply nested tuple would overflow the C stack when it is hashed.
+    """
+    parts = key if isinstance(key, tuple) else (key,)
+    if not all(isinstance(part, KEY_TYPES) for part in parts):
+        raise CheckpointError("a dict's key or a set's item is neither a scalar nor a tuple of scalars: refused")
+    return key
+
+
+def _described(value: Any) -> str:
+    return str(value)[:120] if isinstance(value, GlobalName) else f"a {type(value).__name__}"
+
+
+def _tensor(storage: Any, dtype: np.dtype, offset: Any, size: Any, stride: Any, requires_grad: Any) -> TorchTensor:
+    if not isinstance(storage, Storage) or not isinstance(size, tuple) or not isinstance(stride, tuple):
+        raise CheckpointError("a tensor is described in a way PyTorch does not write; the file is damaged")
+    tensor = TorchTensor(storage, dtype, offset, size, stride, requires_grad is True)
+    tensor.check()
+    return tensor
+
+
+def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any) -> TorchTensor:
+    return _rebuild_tensor_v2(storage, offset, size, stride)
+
+
+def _rebuild_tensor_v2(
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False, hooks: Any = None, meta: Any = None
+) -> TorchTensor:
+    if not isinstance(storage, Storage):
+        raise CheckpointError("a tensor has no storage; the file is damaged")
+    return _tensor(storage, storage.dtype, offset, size, stride, requires_grad)
+
+
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, meta: Any = None
+) -> TorchTensor:
+    if not isinstance(dtype, GlobalName) or dtype.module != "torch" or dtype.name not in TORCH_DTYPES:
+        raise CheckpointError(f"a tensor has the unknown dtype {_described(dtype)}; the file is damaged")
+    return _tensor(storage, TORCH_DTYPES[dtype.name], offset, size, stride, requires_grad)
+
+
+def _rebuild_parameter(data: Any, requires_grad: Any = True, hooks: Any = None, state: Any = None) -> TorchTensor:
+    if not isinstance(data, TorchTensor):
+        raise CheckpointError("a parameter is no tensor; the file is damaged")
+    t = data
+    return TorchTensor(t.storage, t.dtype, t.offset, t.shape, t.strides, requires_grad is True, is_parameter=True)
+
+
+def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+    if not isinstance(function, GlobalName) or function.module != "torch._utils":
+        raise CheckpointError(f"a tensor subclass is rebuilt by {_described(function)}, which is not allowed")
+    return call(function, args)
+
+
+def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+        raise CheckpointError("bytes are stored in an unknown encoding; the file is damaged")
+    return text.encode("latin1")
+
+
+def _numpy_dtype(name: Any, align: Any = False, copy: Any = True) -> np.dtype:
+    if isinstance(name, GlobalName):
+        name = name.name
+    if not isinstance(name, str) or not NUMPY_NAME.fullmatch(name):
+        raise CheckpointError("a NumPy dtype has no plain name; the file is damaged")
+    # A copy, since its byte order may be set by the pickle and the original is shared by the whole process.
+    return checked_dtype(np.dtype(np.dtype(name), copy=True))
+
+
+def checked_dtype(dtype: Any) -> np.dtype:
+    """`dtype` if it is plain data (no objects, no fields), else CheckpointError."""
+    if not isinstance(dtype, np.dtype) or dtype.kind not in NUMPY_KINDS:
+        raise CheckpointError("a NumPy array's dtype is not plain data (numbers or text): refused")
+    return dtype
+
+
+def checked_shape(shape: Any, dtype: np.dtype, raw: Any) -> tuple[int, ...]:
+    """`shape` if `raw` holds exactly that many elements of `dtype`, else CheckpointError."""
+    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 32:
+        raise CheckpointError("a NumPy array has an impossible shape; the file is damaged")
+    if not isinstance(raw, (bytes, bytearray)) or len(raw) != math.prod(shape) * dtype.itemsize:
+        raise CheckpointError("a NumPy array's data does not have the size that its shape asks for; the file is damaged")
+    return shape
+
+
+def _numpy_scalar(dtype: Any, raw: Any) -> Any:
+    dtype = checked_dtype(dtype)
+    checked_shape((), dtype, raw)
+    return np.frombuffer(raw, dtype)[0] if dtype.itemsize else dtype.type()
+
+
+def _numpy_reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    return np.zeros((0,), np.uint8)  # filled by the BUILD that follows
+
+
+def _numpy_frombuffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
+    dtype = checked_dtype(dtype)
+    shape = checked_shape(shape, dtype, raw)
+    return np.frombuffer(bytes(raw), dtype).reshape(shape, order="F" if order == "F" else "C")
+
+
+def _defaultdict(factory: Any = None, *items: Any) -> defaultdict:
+    if factory is None:
+        return defaultdict(None)
+    if not isinstance(factory, GlobalName) or factory.module not in BUILTIN_MODULES or factory.name not in FACTORIES:
+        raise CheckpointError(f"a defaultdict makes its values with {_described(factory)}, which is not allowed")
+    return defaultdict(FACTORIES[factory.name])
+
+
+def _ordered_dict(pairs: Any = ()) -> OrderedDict:
+    return OrderedDict((checked_key(key), value) for key, value in pairs)
+
+
+def _counter(counts: Any = None) -> Counter:
+    if not isinstance(counts, dict):
+        raise CheckpointError("a Counter is built from something that is no dict; the file is damaged")
+    return Counter(counts)
+
+
+def _items(items: Any = ()) -> list[Any]:
+    if not isinstance(items, (list, tuple)):
+        raise CheckpointError("a set is built from something that is no list; the file is damaged")
+    return [checked_key(item) for item in items]
+
+
+def _bytearray(raw: Any = b"") -> bytearray:
+    if not isinstance(raw, bytes):  # a number would ask for that much memory
+        raise CheckpointError("a bytearray is built from something that is no bytes; the file is damaged")
+    return bytearray(raw)
+
+
+def _namespace() -> Namespace:
+    return Namespace()
+
+
+def _complex(real: Any, imag: Any) -> complex:
+    return complex(float(real), float(imag))
+
+
+_PYTHON: dict[GlobalName, Callable[..., Any]] = {
+    GlobalName("collections", "OrderedDict"): _ordered_dict,
+    GlobalName("collections", "Counter"): _counter,
+    GlobalName("collections", "defaultdict"): _defaultdict,
+    GlobalName("argparse", "Namespace"): _namespace,
+    GlobalName("_codecs", "encode"): _encode,
+    **{GlobalName(module, "set"): lambda *args: set(_items(*args)) for module in BUILTIN_MODULES},
+    **{GlobalName(module, "frozenset"): lambda *args: frozenset(_items(*args)) for module in BUILTIN_MODULES},
+    **{GlobalName(module, "bytearray"): _bytearray for module in BUILTIN_MODULES},
+    **{GlobalName(module, "complex"): _complex for module in BUILTIN_MODULES},
+}
+_TORCH: dict[GlobalName, Callable[..., Any]] = {
+    GlobalName("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    GlobalName("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    GlobalName("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    GlobalName("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    GlobalName("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    GlobalName("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
+    GlobalName("torch", "Size"): lambda *args: TorchValue(GlobalName("torch", "Size"), args),
+    GlobalName("torch", "device"): lambda *args: TorchValue(GlobalName("torch", "device"), args),
+}
+_DTYPE_CLASSES = {
+    f"{name}DType": code
+    for name, code in {
+        **{f"{kind}{bits}": f"{kind.lower()}{bits}" for kind in ("Int", "UInt") for bits in (8, 16, 32, 64)},
+        **{"Float16": "f2", "Float32": "f4", "Float64": "f8", "LongDouble": "g", "Bool": "?", "Str": "U", "Bytes": "S"},
+        **{"Complex64": "c8", "Complex128": "c16", "CLongDouble": "G", "LongLong": "q", "ULongLong": "Q"},
+        **{"Byte": "b", "UByte": "B", "Short": "h", "UShort": "H", "Int": "i", "UInt": "I", "Long": "l", "ULong": "L"},
+    }.items()
+}
+_NUMPY: dict[GlobalName, Callable[..., Any]] = {
+    GlobalName("numpy", "dtype"): _numpy_dtype,
+    **{GlobalName(f"{core}.multiarray", "_reconstruct"): _numpy_reconstruct for core in NUMPY_CORES},
+    **{GlobalName(f"{core}.multiarray", "scalar"): _numpy_scalar for core in NUMPY_CORES},
+    **{GlobalName(f"{core}.numeric", "_frombuffer"): _numpy_frombuffer for core in NUMPY_CORES},
+    **{
+        GlobalName("numpy.dtypes", name): lambda *args, code=code: _numpy_dtype(code)
+        for name, code in _DTYPE_CLASSES.items()
+    },
+}
+CALLS: dict[GlobalName, Callable[..., Any]] = {**_PYTHON, **_TORCH, **_NUMPY}
+
+# Named as values, never called.
+NAMES: frozenset[GlobalName] = frozenset(
+    [GlobalName("torch", name) for name in (*TORCH_DTYPES, *STORAGE_DTYPES, "Tensor", "strided")]
+    + [GlobalName("torch.cuda", name) for name in STORAGE_DTYPES]
+    + [GlobalName("torch.storage", "UntypedStorage"), GlobalName("torch.nn.parameter", "Parameter")]
+    + [GlobalName(module, name) for module in BUILTIN_MODULES for name in FACTORIES]
+    + [GlobalName("numpy", "ndarray")]
+    + [GlobalName("numpy", name) for name in ("float16", "float32", "float64", "int64", "int32", "uint8", "bool_")]
+)
+
+
+def find_global(module: str, name: str) -> GlobalName:
+    """The name, if it is on the allow list.
+
+    Raises:
+        CheckpointError: it is not; the message names it.
+    """
+    found = GlobalName(module, name)
+    if found not in CALLS and found not in NAMES:
+        raise CheckpointError(
+            f"the pickle names the global {str(found)[:120]!r}, which is not on the allow list: "
+            "refused without running it. A checkpoint needs only tensors and plain data; "
+            "if you trust its origin, save its state_dict() alone"
+        )
+    return found
+
+
+def call(function: Any, args: Any) -> Any:
+    """What the pickle's call of an allowed global gives.
+
+    Raises:
+        CheckpointError: `function` is no callable name of the allow list, or the arguments are not those it takes.
+    """
+    if not isinstance(function, GlobalName) or function not in CALLS or not isinstance(args, tuple):
+        raise CheckpointError(f"the pickle calls {_described(function)}, which is not allowed")
+    try:
+        return CALLS[function](*args)
+    except (TypeError, ValueError, OverflowError, UnicodeError) as error:
+        raise CheckpointError(f"the pickle calls {function} with wrong arguments; the file is damaged") from error

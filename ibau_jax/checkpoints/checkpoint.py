@@ -1,0 +1,169 @@
+"""A classifier's checkpoint: its weights in Flax's layout, and all it takes to give the PyTorch file back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ibau_jax.checkpoints import flax_store
+from ibau_jax.checkpoints.conversion import Leaves, leaves_from_torch, leaves_to_torch, torch_name
+from ibau_jax.checkpoints.envelope import Envelope, emptied, open_envelope
+from ibau_jax.checkpoints.reader import read_torch_file
+from ibau_jax.checkpoints.recognition import abstract_shapes, recognise
+from ibau_jax.checkpoints.values import TorchTensor
+from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
+from ibau_jax.errors import CheckpointError
+from ibau_jax.files import put_in_place, staging_folder
+from ibau_jax.models import Architecture, get_architecture
+
+TORCH_SUFFIXES = (".pth", ".pt")
+SAFETENSORS_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `load` gives and `save` takes.
+
+    Attributes:
+        architecture: what the state dict was recognised as.
+        num_classes: of the classifier.
+        leaves: every leaf of the Flax model by path, in Flax's layout and the file's dtype.
+        envelope: the file around the weights.
+    """
+
+    architecture: Architecture
+    num_classes: int
+    leaves: Leaves = field(repr=False)
+    envelope: Envelope = field(repr=False)
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the model's images."""
+        return self.architecture.input_shape
+
+    def model(self) -> nnx.Module:
+        """The Flax NNX model, in inference mode, its weights in float32.
+
+        It takes images, float32 (n, height, width, channels) in [0, 1], and gives logits, float32 (n, num_classes).
+        """
+        model = nnx.eval_shape(lambda: self.architecture.build(self.num_classes, nnx.Rngs(0)))
+        graph, state = nnx.split(model)
+        flat = {
+            path: variable.replace(jnp.asarray(self.leaves[path], jnp.float32))
+            for path, variable in nnx.to_flat_state(state)
+        }
+        return nnx.merge(graph, nnx.from_flat_state(flat))
+
+    def with_weights(self, model: nnx.Module) -> "Checkpoint":
+        """The same checkpoint with the weights of `model`; those that are unchanged keep the file's bits."""
+        flat = {path: np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))}
+        if set(flat) != set(self.leaves):
+            raise CheckpointError(f"the model is no {self.architecture.name}: its leaves have other names")
+        leaves = {path: _kept_if_equal(self.leaves[path], flat[path]) for path in self.leaves}
+        return replace(self, leaves=leaves)
+
+    def metadata(self) -> Mapping[str, Any]:
+        """Plain values beside the state dict at the top of the file (`acc`, `epoch`, ...)."""
+        tree = self.envelope.tree if self.envelope.path else {}
+        return {key: value for key, value in tree.items() if key != self.envelope.path[0]}
+
+
+def _kept_if_equal(stored: np.ndarray, new: np.ndarray) -> np.ndarray:
+    return stored if np.array_equal(stored.astype(np.float32), new) else new.astype(stored.dtype)
+
+
+def load(path: str | Path, *, model: str | None = None, num_classes: int | None = None) -> Checkpoint:
+    """Reads a checkpoint, without torch and without executing anything in it.
+
+    Args:
+        path: a PyTorch file (zip or legacy format), a safetensors file, or a Flax directory that `save` wrote.
+        model: an architecture's name, where it shall not be recognised from the names and shapes.
+        num_classes: likewise.
+
+    Raises:
+        CheckpointError: the file is missing, damaged or dangerous, holds no state dict, or none of a known model.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _load_flax(path)
+    file = read_torch_file(path)
+    try:
+        tensors, envelope = open_envelope(file.tree, file.format)
+        architecture, classes = recognise(tensors, model, num_classes)
+        leaves = leaves_from_torch(abstract_shapes(architecture, classes), tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return Checkpoint(architecture, classes, leaves, emptied(envelope, set(map(torch_name, leaves))))
+
+
+def save(checkpoint: Checkpoint, path: str | Path) -> None:
+    """Writes a checkpoint; it appears complete or not at all, and replaces what was there.
+
+    Args:
+        checkpoint: its weights and the file they came from.
+        path: `.pth` or `.pt` for a PyTorch file in the original's wrapper and key order, `.safetensors` for the
+            bare state dict, anything else for a Flax directory.
+    """
+    path = Path(path)
+    with staging_folder(path) as folder:
+        prepared = folder / path.name
+        if path.suffix in TORCH_SUFFIXES:
+            write_torch_file(_filled(checkpoint), prepared)
+        elif path.suffix == SAFETENSORS_SUFFIX:
+            _write_safetensors(checkpoint, prepared)
+        else:
+            _write_flax(checkpoint, prepared)
+        put_in_place(prepared, path)
+
+
+def _filled(checkpoint: Checkpoint) -> Any:
+    return checkpoint.envelope.filled(leaves_to_torch(checkpoint.leaves))
+
+
+def _write_safetensors(checkpoint: Checkpoint, path: Path) -> None:
+    envelope = checkpoint.envelope
+    state_dict: Any = _filled(checkpoint)
+    for key in envelope.path:
+        state_dict = state_dict[key]
+    tensors = {name: value.numpy() for name, value in state_dict.items() if isinstance(value, TorchTensor)}
+    metadata = checkpoint.metadata().get("metadata") if envelope.format == "safetensors" else None
+    write_safetensors(tensors, metadata or {"format": "pt"}, path)
+
+
+def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
+    folder.mkdir()
+    flax_store.write_leaves(checkpoint.leaves, folder / flax_store.LEAVES)
+    write_torch_file(checkpoint.envelope.tree, folder / flax_store.ENVELOPE)
+    manifest = {
+        "model": checkpoint.architecture.name,
+        "num_classes": checkpoint.num_classes,
+        "state_dict": {"path": list(checkpoint.envelope.path), "prefix": checkpoint.envelope.prefix},
+        "source_format": checkpoint.envelope.format,
+    }
+    flax_store.write_manifest(manifest, folder)
+
+
+def _load_flax(folder: Path) -> Checkpoint:
+    if not flax_store.is_flax_checkpoint(folder):
+        raise CheckpointError(f"{folder} is a folder but no Flax checkpoint of this program (it has no checkpoint.json)")
+    manifest = flax_store.read_manifest(folder)
+    try:
+        architecture, num_classes = get_architecture(manifest["model"]), int(manifest["num_classes"])
+        place, source = manifest["state_dict"], manifest["source_format"]
+        tree = read_torch_file(folder / flax_store.ENVELOPE).tree
+        envelope = Envelope(tree, tuple(place["path"]), str(place["prefix"]), source)
+        shapes = abstract_shapes(architecture, num_classes)
+        missing = {torch_name(path) for path in shapes} - {
+            name.removeprefix(envelope.prefix) for name in envelope.state_dict()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {error!r}") from error
+    if missing:
+        raise CheckpointError(f"{folder / flax_store.ENVELOPE} lacks {', '.join(sorted(missing))}")
+    return Checkpoint(architecture, num_classes, flax_store.read_leaves(folder / flax_store.LEAVES, shapes), envelope)
+
+

@@ -1,0 +1,123 @@
+"""What a PyTorch file holds, as plain data: tensors over storages, and names of globals that nobody imports."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ibau_jax.errors import CheckpointError
+
+STORAGE_DTYPES: dict[str, np.dtype] = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+    "ComplexDoubleStorage": np.dtype(np.complex128),
+    "ComplexFloatStorage": np.dtype(np.complex64),
+    "UntypedStorage": np.dtype(np.uint8),
+}
+
+TORCH_DTYPES: dict[str, np.dtype] = {
+    **{name: np.dtype(name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8")},
+    **{name: np.dtype(name) for name in ("uint16", "uint32", "uint64", "bool", "complex128", "complex64")},
+    **{
+        name: np.dtype(getattr(ml_dtypes, name))
+        for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+    },
+}
+
+
+@dataclass(frozen=True)
+class GlobalName:
+    """The name of a global in a pickle. It is a name: nothing is imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True)
+class TorchValue:
+    """A call in a pickle that stays undone: `torch.Size`, `torch.device`."""
+
+    function: GlobalName
+    args: tuple[Any, ...]
+
+
+@dataclass(eq=False)
+class Storage:
+    """A flat, typed buffer that tensors are views of; `buffer` may be filled after the tensors are made."""
+
+    dtype: np.dtype
+    size: int
+    buffer: bytes | memoryview = field(default=b"", repr=False)
+    byteorder: str = "<"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the storage takes."""
+        return self.size * self.dtype.itemsize
+
+
+@dataclass(frozen=True, eq=False)
+class TorchTensor:
+    """A tensor of a PyTorch file: a strided view of a storage.
+
+    `dtype` is the view's (it differs from the storage's for untyped storages). Counts are in elements of `dtype`.
+    """
+
+    storage: Storage
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    requires_grad: bool = False
+    is_parameter: bool = False
+
+    @classmethod
+    def from_numpy(cls, array: np.ndarray, *, requires_grad: bool = False, is_parameter: bool = False) -> "TorchTensor":
+        """A contiguous tensor with a storage of its own, holding a copy of `array`."""
+        array = np.asarray(array, order="C")
+        storage = Storage(array.dtype, array.size, array.tobytes())
+        strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
+        return cls(storage, array.dtype, 0, array.shape, strides, requires_grad, is_parameter)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a contiguous copy takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def check(self) -> None:
+        """Raises CheckpointError unless every element lies within the storage."""
+        counts = (self.offset, *self.shape, *self.strides)
+        if any(type(count) is not int or not 0 <= count < 2**63 for count in counts):
+            raise CheckpointError("a tensor has a negative or non-integer offset, size or stride; the file is damaged")
+        if len(self.shape) != len(self.strides) or len(self.shape) > 32:
+            raise CheckpointError("a tensor's sizes and strides do not fit together; the file is damaged")
+        if 0 in self.shape:
+            return
+        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        if (last + 1) * self.dtype.itemsize > self.storage.nbytes:
+            raise CheckpointError("a tensor reaches beyond the end of its storage; the file is damaged")
+
+    def numpy(self) -> np.ndarray:
+        """The tensor as a read-only array of its shape and dtype, without a copy where the byte order allows it."""
+        if 0 in self.shape:
+            return np.zeros(self.shape, self.dtype)
+        flat = np.frombuffer(self.storage.buffer, np.uint8)[: self.storage.nbytes]
+        flat = flat[: flat.size // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
+        if self.storage.byteorder == ">":
+            flat = flat.byteswap()
+        strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
+        view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
+        return view

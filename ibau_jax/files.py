@@ -1,0 +1,47 @@
+"""Files that appear complete or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ibau_jax.errors import ConfigError
+
+
+def check_writable(target: Path) -> None:
+    """Raises ConfigError, and writes nothing, if a file or folder at `target` could not be made."""
+    ancestor = target.absolute().parent
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    if not ancestor.is_dir():
+        raise ConfigError(f"can't write {target}: {ancestor} is not a folder")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise ConfigError(f"can't write {target}: no permission to write in {ancestor}")
+
+
+@contextmanager
+def staging_folder(target: Path) -> Iterator[Path]:
+    """A hidden folder beside `target` to prepare files in; what is left there at the end is deleted.
+
+    Raises:
+        ConfigError: it can't be made.
+    """
+    try:
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.absolute().parent))
+    except OSError as error:
+        raise ConfigError(f"can't write {target}: {error.strerror or error}") from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def put_in_place(prepared: Path, target: Path) -> None:
+    """Renames a finished file or folder to `target`, replacing what is there."""
+    if target.is_dir() and not target.is_symlink():
+        old = prepared.with_name(prepared.name + ".old")
+        target.rename(old)  # a folder can't be replaced in one step; the old one goes with the staging folder
+    os.replace(prepared, target)

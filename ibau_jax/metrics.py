@@ -1,0 +1,102 @@
+"""Clean accuracy and what the attack still achieves, as shares in [0, 1].
+
+ACC   images classified as their true class.
+ASR   triggered images, whose true class is not the target, classified as the target (all-to-all: as label + 1).
+RA    of the same images, those classified as their true class.
+ASR_all counts images of the target class too, as the published code does.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ibau_jax.batches import make_batches, to_unit
+from ibau_jax.compilation import compiler_options
+from ibau_jax.data.dataset import Dataset
+from ibau_jax.errors import ConfigError
+from ibau_jax.models.inference import count_classes
+from ibau_jax.triggers import Attack, Stamp
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Shares in [0, 1]; None where there is no attack, or no image that it applies to."""
+
+    acc: float
+    asr: float | None = None
+    asr_all: float | None = None
+    ra: float | None = None
+
+
+def evaluate(
+    model: nnx.Module,
+    dataset: Dataset,
+    attack: Attack | None = None,
+    target_label: int | None = None,
+    *,
+    batch_size: int = 200,
+) -> Metrics:
+    """Evaluates a model on images that did not unlearn it.
+
+    Args:
+        model: maps images, float32 (n, h, w, c) in [0, 1], to logits (n, classes).
+        dataset: clean images with their true labels.
+        attack: the trigger to test, if known.
+        target_label: the class it aims at, unless it is all-to-all.
+        batch_size: images at a time.
+
+    Raises:
+        DataError: there are no images, or a label is no class of the model.
+        ConfigError: the attack needs a target label and has none, or one that is no class.
+    """
+    num_classes = count_classes(model, dataset.images.shape[1:])
+    dataset.check_fits(dataset.images.shape[1:], num_classes)
+    acc = float(np.mean(predict(model, dataset, batch_size=batch_size) == dataset.labels))
+    if attack is None:
+        return Metrics(acc)
+    if not attack.all_to_all:
+        check_target_label(target_label, num_classes)
+    triggered = predict(model, dataset, attack.stamp, batch_size=batch_size)
+    targets = attack.targets(dataset.labels, num_classes, target_label)
+    counted = targets != dataset.labels
+    return Metrics(
+        acc,
+        asr=_share(triggered[counted] == targets[counted]),
+        asr_all=_share(triggered == targets),
+        ra=_share(triggered[counted] == dataset.labels[counted]),
+    )
+
+
+def check_target_label(target_label: int | None, num_classes: int) -> None:
+    """Raises ConfigError unless `target_label` is one of the classes."""
+    if target_label is None:
+        raise ConfigError("the attack has one target class; name it by --target-label")
+    if not 0 <= target_label < num_classes:
+        raise ConfigError(f"the target label {target_label} is no class of the model; it has 0 to {num_classes - 1}")
+
+
+def predict(model: nnx.Module, dataset: Dataset, stamp: Stamp | None = None, *, batch_size: int = 200) -> np.ndarray:
+    """The class that the model gives each image, triggered where there is a `stamp`: int (n,)."""
+    graph, state = nnx.split(model)
+    batches = make_batches(dataset, batch_size)
+    predictor = _predictor()
+    predicted = [np.asarray(predictor(graph, stamp, state, images)) for images in batches.images]
+    return np.concatenate(predicted)[: len(dataset)]
+
+
+@functools.cache
+def _predictor() -> Callable[..., jax.Array]:
+    def classes(graph: nnx.GraphDef, stamp: Stamp | None, state: nnx.State, images: jax.Array) -> jax.Array:
+        unit = to_unit(images)
+        return jnp.argmax(nnx.merge(graph, state)(unit if stamp is None else stamp(unit)), axis=-1)
+
+    return jax.jit(classes, static_argnums=(0, 1), compiler_options=compiler_options())
+
+
+def _share(hits: np.ndarray) -> float | None:
+    return float(np.mean(hits)) if hits.size else None

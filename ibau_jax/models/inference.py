@@ -1,0 +1,13 @@
+"""What a model, taken as a function of images, is."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+
+def count_classes(model: nnx.Module, input_shape: tuple[int, ...]) -> int:
+    """The number of logits that `model` gives an image of `input_shape`, without computing them."""
+    graph, state = nnx.split(model)
+    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    logits = jax.eval_shape(lambda state, images: nnx.merge(graph, state)(images), state, image)
+    return int(logits.shape[-1])

@@ -1,0 +1,81 @@
+"""Blocks shared by the model families.
+
+A model's attribute names mirror the PyTorch module tree, so that `features.0.weight` is `features[0].kernel`
+(see `ibau_jax.checkpoints.conversion`). Layers without parameters keep their place in a `Sequential`, because
+their index counts in PyTorch's names. Images are NHWC.
+"""
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+
+class Sequential(nnx.List):
+    """Layers applied in order; its parameters are found under the layer's index, as in `torch.nn.Sequential`."""
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self:
+            x = layer(x)
+        return x
+
+
+class ELU(nnx.Module):
+    """`torch.nn.ELU`."""
+
+    def __call__(self, x: Array) -> Array:
+        return jax.nn.elu(x)
+
+
+class MaxPool(nnx.Module):
+    """`torch.nn.MaxPool2d(size, stride=size)`: disjoint windows, a remainder at the border is dropped.
+
+    Written as a maximum over reshaped axes: on CPU the derivative of a windowed reduction is several times slower.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ph pw c"]:
+        n, h, w, c = x.shape
+        rows, columns = h // self.size, w // self.size
+        x = x[:, : rows * self.size, : columns * self.size]
+        return x.reshape(n, rows, self.size, columns, self.size, c).max((2, 4))
+
+
+class Dropout(nnx.Module):
+    """`torch.nn.Dropout` in inference, where it is the identity: models here only ever run in inference mode."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+class Flatten(nnx.Module):
+    """Flattens to the order that PyTorch's NCHW flattening has, which the following linear layer's weights expect."""
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n chw"]:
+        return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
+
+
+def conv3x3(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Conv:
+    """`torch.nn.Conv2d(in_features, out_features, 3, padding=1)`."""
+    return nnx.Conv(in_features, out_features, (3, 3), padding=1, rngs=rngs)
+
+
+def batch_norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
+    """`torch.nn.BatchNorm2d(features)` with its running statistics."""
+    return nnx.BatchNorm(features, use_running_average=True, epsilon=1e-5, rngs=rngs)
+
+
+class Normalized(nnx.Module):
+    """`model((x - mean) / std)`: puts a normalisation inside the model, so that δ and triggers live in pixel space."""
+
+    def __init__(self, model: nnx.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        self.model = model
+        self.mean = tuple(mean)
+        self.std = tuple(std)
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        mean, std = (jax.numpy.asarray(values, x.dtype) for values in (self.mean, self.std))
+        return self.model((x - mean) / std)  # type: ignore[operator]
