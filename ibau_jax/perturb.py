@@ -25,8 +25,13 @@ def cross_entropy(
 
 
 def perturbed(images: Float[Array, "n h w c"], delta: Float[Array, "m h w c"], clip: bool) -> Float[Array, "n h w c"]:
-    """x + δ, clipped to [0, 1] where the configuration says so."""
-    return jnp.clip(images + delta, 0, 1) if clip else images + delta
+    """x + δ, clipped to [0, 1] where the configuration says so.
+
+    The derivative is 1 on the closed interval, as PyTorch's clamp has it, so that black and white pixels can move;
+    jnp.clip halves it at 0 and 1.
+    """
+    moved = images + delta
+    return jnp.where((moved >= 0) & (moved <= 1), moved, jnp.clip(moved, 0, 1)) if clip else moved
 
 
 def inner_loss(

@@ -81,7 +81,7 @@ def load_attack(spec: str, input_shape: Shape, folders: Sequence[Path] = (), mas
 
 def patch(rows: slice, columns: slice, value: float = 1.0) -> Stamp:
     """Sets a rectangle of pixels to `value`."""
-    return lambda images: images.at[:, rows, columns, :].set(value)
+    return lambda images: jnp.asarray(images).at[:, rows, columns, :].set(value)
 
 
 def additive(pattern: np.ndarray) -> Stamp:

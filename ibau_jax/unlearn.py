@@ -193,7 +193,7 @@ def initial_state(model: nnx.Module, config: UnlearnConfig) -> State:
 
 
 def _norm(params: Params) -> float:
-    return float(optax.global_norm(params))
+    return float(optax.tree.norm(params))
 
 
 class _Rounds:

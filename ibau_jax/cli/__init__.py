@@ -1,0 +1,1 @@
+"""What the scripts share: options, the job they describe, the run and its folder, the console."""

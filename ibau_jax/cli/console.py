@@ -1,0 +1,127 @@
+"""What a person sees: errors as one line, a progress bar, tables."""
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ibau_jax.errors import IbauError
+
+if TYPE_CHECKING:
+    from ibau_jax.metrics import Metrics
+    from ibau_jax.unlearn import Phase, Round
+
+BAD_INPUT = 2
+INTERRUPTED = 130
+LABELS = {"acc": "ACC", "asr": "ASR", "asr_all": "ASR (all images)", "ra": "RA"}
+
+console = Console(highlight=False)
+errors = Console(stderr=True, highlight=False)
+
+
+def run_command(command: Callable[[], int]) -> None:
+    """Runs a script's main function and exits: 2 after one line where the input is to blame, 130 when interrupted."""
+    try:
+        sys.exit(command())
+    except IbauError as error:
+        fail(str(error))
+    except MemoryError:
+        fail("out of memory; try a smaller --batch-size")
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(INTERRUPTED)
+
+
+def fail(message: str) -> None:
+    """Prints `error: message` as one line and exits with code 2."""
+    errors.print(f"[red]error:[/red] {escaped(' '.join(message.split()))}", soft_wrap=True)
+    sys.exit(BAD_INPUT)
+
+
+def escaped(text: str) -> str:
+    """`text` without rich's markup and without control characters, which a hostile file may hold."""
+    from rich.markup import escape
+
+    return escape("".join(character if character.isprintable() else "?" for character in text))
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage."""
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
+def before_after(before: "Metrics", after: "Metrics") -> Table:
+    """The table at the end of a run."""
+    table = Table("", "before", "after", "change", title="Before and after")
+    for name, label in LABELS.items():
+        old, new = getattr(before, name), getattr(after, name)
+        if old is not None and new is not None:
+            table.add_row(label, percent(old), percent(new), f"{100 * (new - old):+.2f}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def metrics_table(metrics: "Metrics") -> Table:
+    """One evaluation."""
+    table = Table("", "share", title="Evaluation")
+    table.columns[1].justify = "right"
+    for name, label in LABELS.items():
+        if getattr(metrics, name) is not None:
+            table.add_row(label, percent(getattr(metrics, name)))
+    return table
+
+
+class RoundProgress:
+    """A bar over the batches of a round, and a line for every round done."""
+
+    def __init__(self, n_rounds: int) -> None:
+        self.n_rounds = n_rounds
+        self.number = 0
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=console, transient=True)
+        self.task: TaskID
+
+    @contextlib.contextmanager
+    def running(self, done: int) -> Iterator["RoundProgress"]:
+        """Shows the bar; `done` rounds are already behind."""
+        self.number = done + 1
+        self.task = self.progress.add_task("compiling", total=None)
+        with self.progress:
+            yield self
+
+    def on_batch(self, phase: "Phase", done: int, count: int) -> None:
+        """Moves the bar."""
+        steps = {"inner": ("inner maximisation", 0), "outer": ("outer minimisation", count)}
+        name, offset = steps[phase]
+        description = f"round {self.number}/{self.n_rounds} {name}"
+        self.progress.update(self.task, description=description, total=2 * count, completed=offset + done)
+
+    def on_evaluation(self) -> None:
+        """Says that the round is being evaluated."""
+        self.progress.update(self.task, description=f"round {self.number}/{self.n_rounds} evaluation")
+
+    def on_round(self, done: "Round", metrics: "Metrics") -> None:
+        """Prints the round's figures."""
+        figures = [f"ACC {percent(metrics.acc)}", f"ASR {percent(metrics.asr)}", f"RA {percent(metrics.ra)}"]
+        shown = figures if metrics.asr is not None else figures[:1]
+        line = "  ".join([f"round {done.number}/{self.n_rounds}", *shown])
+        self.progress.console.print(f"{line}  ‖δ‖ {done.perturbation_norm:.4g}  {done.seconds:.1f} s")
+        self.number = done.number + 1
+
+
+def quiet_libraries() -> None:
+    """Keeps third parties' warnings off the screen; our own messages are printed, not warned."""
+    warnings.filterwarnings("ignore")
+
+
+def describe(lines: dict[str, Any]) -> None:
+    """Prints what a run is about, a line a fact."""
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        console.print(f"{name:<{width}}  {escaped(str(value))}", soft_wrap=True)

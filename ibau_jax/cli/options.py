@@ -1,0 +1,122 @@
+"""Groups of command-line options, in tyro's form. Field docstrings are the help texts."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ibau_jax.config import PRESETS, Solver, UnlearnConfig
+
+
+def option(metavar: str, default: str, *aliases: str) -> Any:
+    """How an option without a fixed default shows in --help."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})", aliases=list(aliases))
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The classifier."""
+
+    ckpt: Annotated[Path, tyro.conf.arg(metavar="FILE", aliases=["--poi_path"])]
+    """PyTorch checkpoint (.pth, .pt, .safetensors) or Flax folder; read without torch, nothing in it is executed"""
+    model: Annotated[str | None, option("NAME", "recognised from names and shapes")] = None
+    """architecture"""
+    num_classes: Annotated[int | None, option("N", "recognised from shapes")] = None
+    """number of classes"""
+    mean: Annotated[tuple[float, ...] | None, option("X X X", "no normalisation")] = None
+    """mean that the model's images are normalised with, one number a channel (such as 0.49 0.48 0.45)"""
+    std: Annotated[tuple[float, ...] | None, option("X X X", "no normalisation")] = None
+    """standard deviation, likewise"""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The clean images."""
+
+    dataset: Annotated[str | None, option("SPEC", "what the checkpoint names")] = None
+    """digits, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y), FILE.h5 (X_test, Y_test) or a folder of class folders"""
+    clean_set: Annotated[str | None, option("SPEC", "a part of --dataset", "--unl_set")] = None
+    """images to unlearn with, in the same forms; the rest of --dataset evaluates where it is not given"""
+    n_clean: Annotated[int | None, option("N", "5000 or half of --dataset, all of --clean-set")] = None
+    """how many images unlearn; half of --dataset where it has fewer than 10,000"""
+
+
+@dataclass(frozen=True)
+class AttackOptions:
+    """The attack to measure. It plays no part in unlearning."""
+
+    attack: Annotated[str | None, option("NAME|PNG", "what the checkpoint names, else none")] = None
+    """badnets, badnets_all2all, trojan_sq, trojan_wm, l0_inv, l2_inv, or a PNG file that is added to the image"""
+    target_label: Annotated[int | None, option("CLASS", "what the checkpoint names", "--target")] = None
+    """class that the attack aims at"""
+    trigger_dir: Annotated[Path | None, option("DIR", "triggers/ here or beside the checkpoint's folder")] = None
+    """folder of the published trigger files"""
+    trigger_mask: Annotated[Path | None, option("FILE", "none")] = None
+    """mask (.npy or image) of an --attack PNG: x·(1 − mask) + PNG instead of x + PNG"""
+
+
+@dataclass(frozen=True)
+class MethodOptions:
+    """I-BAU. What is not given is as the preset has it."""
+
+    preset: Literal["cifar10", "gtsrb"] = "cifar10"
+    """published settings: cifar10 (command line; SGD 10, no bound, 5 rounds) or gtsrb (notebook; clipped, Adam 1,
+    bound 10, 1 round)"""
+    n_rounds: Annotated[int | None, option("N", "cifar10 5, gtsrb 1")] = None
+    """rounds"""
+    batch_size: Annotated[int | None, option("N", "100")] = None
+    """clean images in a batch"""
+    K: Annotated[int | None, option("N", "5")] = None
+    """terms of the Neumann series, or iterations of another --solver"""
+    optim: Annotated[str | None, option("NAME", "adam")] = None
+    """optimiser of the weights: adam, sgd or any optax optimiser"""
+    lr: Annotated[float | None, option("X", "0.001")] = None
+    """its learning rate"""
+    inner_optim: Annotated[str | None, option("NAME", "cifar10 sgd, gtsrb adam")] = None
+    """optimiser of the perturbation"""
+    inner_lr: Annotated[float | None, option("X", "cifar10 10, gtsrb 1")] = None
+    """its learning rate"""
+    norm_bound: Annotated[float | None, option("X", "cifar10 none, gtsrb 10")] = None
+    """radius of the l2 ball that the perturbation is projected onto"""
+    clip: Annotated[bool | None, option("True|False", "cifar10 False, gtsrb True")] = None
+    """clip perturbed images to [0, 1]"""
+    portion: Annotated[float | None, option("X", "0.01")] = None
+    """share of each batch that is perturbed"""
+    regularization: Annotated[float | None, option("X", "0.001")] = None
+    """weight of the perturbation's squared norm"""
+    solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None
+    """linear solver of the hypergradient"""
+    fixed_point_step: Annotated[float | None, option("X", "0.1")] = None
+    """step size of the inner gradient step in the hypergradient"""
+    seed: int = 2
+    """seed of the clean set's choice and of the images perturbed"""
+
+    def config(self) -> UnlearnConfig:
+        """The preset with what was given on the command line.
+
+        Raises:
+            ConfigError: a value makes no sense.
+        """
+        given = {field.name: getattr(self, field.name) for field in fields(UnlearnConfig)}
+        return replace(PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class OutputOptions:
+    """Where results go."""
+
+    out: Annotated[Path | None, option("DIR", "runs/NAME", "--log_path")] = None
+    """folder for result.json, the cleaned model, flax/ and perturbation.png"""
+    overwrite: bool = False
+    """replace the results that are there"""
+    resume: bool = False
+    """go on with an interrupted run of the same options"""
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where it runs."""
+
+    device: str = "auto"
+    """auto, cpu, cuda, tpu, or a CUDA device: cuda:1, or numbers such as 0 or 4,5"""

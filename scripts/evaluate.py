@@ -1,0 +1,49 @@
+"""Measures a classifier: clean accuracy, and what an attack achieves."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated
+
+import tyro
+
+from ibau_jax.cli import console
+from ibau_jax.cli.options import AttackOptions, DataOptions, DeviceOptions, ModelOptions, option
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measures ACC of a checkpoint on clean images, and ASR and RA where an attack is named.
+
+    python scripts/evaluate.py --ckpt suspicious.pth --dataset clean.npz --attack badnets --target-label 8
+    """
+
+    subject: ModelOptions
+    attack: AttackOptions
+    device: DeviceOptions
+    dataset: Annotated[str | None, option("SPEC", "what the checkpoint names")] = None
+    """digits, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y), FILE.h5 (X_test, Y_test) or a folder of class folders"""
+    json: bool = False
+    """print JSON instead of a table"""
+
+
+def main() -> int:
+    """Parses the command line, evaluates, prints."""
+    options = tyro.cli(Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff])
+    console.quiet_libraries()
+    # Imported here, so that --help and a wrong option need not wait for JAX.
+    from ibau_jax.cli.device import choose_device
+    from ibau_jax.cli.job import load_images, load_subject, load_threat
+
+    choose_device(options.device.device)
+    subject = load_subject(options.subject)
+    images = load_images(DataOptions(options.dataset), subject)
+    metrics = load_threat(options.attack, subject).evaluate(subject.model, images)
+    if options.json:
+        print(json.dumps(asdict(metrics)))
+    else:
+        console.console.print(console.metrics_table(metrics))
+    return 0
+
+
+if __name__ == "__main__":
+    console.run_command(main)

@@ -1,0 +1,70 @@
+"""I-BAU in PyTorch autograd, written from the algorithm's description: the independent oracle of the JAX code.
+
+Nothing here imports ibau_jax. Images are NCHW float tensors in [0, 1].
+"""
+
+import torch
+from torch.nn import functional
+
+
+def inner_loss(model, delta, images, labels, *, clip=False, regularization=0.001):
+    perturbed = images + delta
+    if clip:
+        perturbed = perturbed.clamp(0, 1)
+    return -functional.cross_entropy(model(perturbed), labels) + regularization * delta.pow(2).sum()
+
+
+def outer_loss(model, delta, images, labels, mask, *, clip=False):
+    perturbed = images + mask[:, None, None, None] * delta
+    if clip:
+        perturbed = perturbed.clamp(0, 1)
+    return functional.cross_entropy(model(perturbed), labels)
+
+
+def hypergradient(model, delta, outer, first, *, terms, step=0.1, clip=False):
+    """dL_out/dθ with the Neumann series of `terms` terms: a list like `model.parameters()`.
+
+    Reverse mode over reverse mode throughout: v <- v ∂Φ/∂δ + ∂L_out/∂δ, then v ∂Φ/∂θ + ∂L_out/∂θ.
+    """
+    params = list(model.parameters())
+    delta = delta.detach().requires_grad_(True)
+    loss = outer_loss(model, delta, *outer, clip=clip)
+    direct = torch.autograd.grad(loss, [delta, *params], allow_unused=True)
+    outer_delta, outer_params = direct[0], direct[1:]
+    gradient = torch.autograd.grad(inner_loss(model, delta, *first, clip=clip), delta, create_graph=True)[0]
+    mapped = delta - step * gradient
+    v = torch.zeros_like(delta)
+    for _ in range(terms):
+        v = torch.autograd.grad(mapped, delta, grad_outputs=v, retain_graph=True)[0] + outer_delta
+    implicit = torch.autograd.grad(mapped, params, grad_outputs=v, allow_unused=True)
+    zeros = [torch.zeros_like(p) for p in params]
+    total = [
+        (i if i is not None else z) + (o if o is not None else z)
+        for i, o, z in zip(implicit, outer_params, zeros, strict=True)
+    ]
+    return loss.detach(), total
+
+
+def perturbation(model, batches, *, clip, optimizer, learning_rate, bound, regularization=0.001):
+    """The inner maximisation over (images, labels) batches, and the projection."""
+    delta = torch.zeros_like(batches[0][0][:1]).requires_grad_(True)
+    inner = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer]([delta], lr=learning_rate)
+    for images, _ in batches:
+        own_labels = model(images).argmax(1).detach()
+        loss = inner_loss(model, delta, images, own_labels, clip=clip, regularization=regularization)
+        delta.grad = torch.autograd.grad(loss, delta)[0]
+        inner.step()
+    delta = delta.detach()
+    return delta if bound is None else delta * min(1.0, bound / float(delta.norm()))
+
+
+def outer_round(model, delta, batches, masks, *, optimizer, terms, clip):
+    """The outer minimisation over the batches, with given patched images; changes the model. Returns the losses."""
+    losses = []
+    for (images, labels), mask in zip(batches, masks, strict=True):
+        loss, gradients = hypergradient(model, delta, (images, labels, mask), batches[0], terms=terms, clip=clip)
+        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        losses.append(float(loss))
+    return losses

@@ -1,0 +1,254 @@
+"""The inner maximisation, one outer round and the round loop against PyTorch, and what happens when it goes wrong."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibau_jax.batches import make_batches, patched_images
+from ibau_jax.checkpoints.conversion import to_torch, torch_name
+from ibau_jax.compilation import compile_loop
+from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer
+from ibau_jax.data import Dataset
+from ibau_jax.errors import ConfigError, DataError
+from ibau_jax.models.small_vgg import SmallVGG
+from ibau_jax.perturb import inner_step, project
+from ibau_jax.unlearn import OuterBatch, OuterConstants, outer_step, unlearn
+from tests.oracles import torch_ibau
+from tests.oracles.twins import as_torch, randomised, torch_twin
+
+COUNT, BATCH = 25, 10  # the last batch is half full
+
+
+class Tiny(nnx.Module):
+    """A net that compiles fast."""
+
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(48, 16, rngs=rngs)
+        self.out = nnx.Linear(16, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.out(jax.nn.tanh(self.hidden(x.reshape(x.shape[0], -1))))
+
+
+def tiny_data(rng, count=COUNT):
+    return Dataset(rng.integers(0, 256, (count, 4, 4, 3), dtype=np.uint8), rng.integers(0, 3, count))
+
+
+def vgg_data(rng, count=COUNT):
+    return Dataset(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.integers(0, 10, count))
+
+
+def torch_batches(data, size):
+    images, labels = as_torch(data.images.astype(np.float32) / 255), torch.as_tensor(data.labels)
+    return list(zip(images.split(size), labels.split(size), strict=True))
+
+
+def forward_of(model):
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    return params, lambda params, x: nnx.merge(graph, params, rest)(x)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_inner_maximisation_matches_torch(rng, preset):
+    model, data = randomised(SmallVGG(10, nnx.Rngs(0)), rng), vgg_data(rng)
+    # The published steps run a random net's perturbation into saturation, where rounding decides: take smaller ones.
+    config = replace(PRESETS[preset], batch_size=BATCH, inner_lr=PRESETS[preset].inner_lr / 100)
+    params, forward = forward_of(model)
+    optimizer = make_optimizer(config.inner_optim, config.inner_lr)
+    delta = jnp.zeros((1, 32, 32, 3))
+    batches = make_batches(data, BATCH)
+    carry = (delta, optimizer.init(delta))
+    loop = compile_loop(inner_step(forward, config, optimizer), carry, batches, params, "python")
+    (delta, _), _ = loop.run(carry, batches, params)
+    found = np.asarray(project(delta, config.norm_bound))
+
+    expected = torch_ibau.perturbation(
+        torch_twin(model),
+        torch_batches(data, BATCH),
+        clip=config.clip,
+        optimizer=config.inner_optim,
+        learning_rate=config.inner_lr,
+        bound=config.norm_bound,
+    )
+    expected = expected.numpy().transpose(0, 2, 3, 1)
+    assert np.linalg.norm(found) > 1e-3
+    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_outer_round_matches_torch(rng, clip):
+    """A whole outer round with the same δ and the same patched images, SGD so that errors are not normalised away."""
+    model, data = randomised(SmallVGG(10, nnx.Rngs(0)), rng), vgg_data(rng)
+    config = UnlearnConfig(batch_size=BATCH, clip=clip, optim="sgd", lr=0.01, portion=0.2)
+    twin, batches = torch_twin(model), make_batches(data, BATCH)
+    delta = 0.1 * rng.normal(size=(1, 32, 32, 3)).astype(np.float32)
+    masks = np.asarray(patched_images(jax.random.key(3), batches.weights, config.portion))
+
+    params, forward = forward_of(model)
+    optimizer = make_optimizer(config.optim, config.lr)
+    carry = (params, optimizer.init(params))
+    outer = OuterBatch(batches, masks)
+    constants = OuterConstants(jnp.asarray(delta), jax.tree.map(lambda a: jnp.asarray(a[0]), batches))
+    loop = compile_loop(outer_step(forward, config, optimizer), carry, outer, constants, "python")
+    (params, _), losses = loop.run(carry, outer, constants)
+
+    torch_masks = [torch.as_tensor(mask[weight > 0]) for mask, weight in zip(masks, batches.weights, strict=True)]
+    optimizer = torch.optim.SGD(twin.parameters(), lr=config.lr)
+    expected = torch_ibau.outer_round(
+        twin, as_torch(delta), torch_batches(data, BATCH), torch_masks, optimizer=optimizer, terms=config.K, clip=clip
+    )
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    after, before = dict(twin.named_parameters()), dict(torch_twin(model).named_parameters())
+    for path, leaf in nnx.to_flat_state(params):
+        name = torch_name(path)
+        start = before[name].detach().numpy()
+        moved = after[name].detach().numpy() - start
+        found = to_torch(path, np.asarray(leaf[...])) - start
+        assert np.linalg.norm(found - moved) <= 2e-3 * np.linalg.norm(moved), name
+
+
+def test_loop_forms_agree(rng):
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng)
+    config = UnlearnConfig(n_rounds=2, batch_size=BATCH, inner_lr=1.0)
+    one, other = (unlearn(model, data, config, loop=form) for form in ("python", "scan"))
+    assert [r.number for r in one.rounds] == [1, 2]
+    for a, b in zip(jax.tree.leaves(nnx.state(one.model)), jax.tree.leaves(nnx.state(other.model)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(one.rounds[1].outer_loss, other.rounds[1].outer_loss, rtol=1e-4)
+
+
+def test_going_on_from_a_state_equals_running_through(rng):
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng)
+    states = []
+    config = UnlearnConfig(n_rounds=3, batch_size=BATCH, inner_lr=1.0)
+    whole = unlearn(model, data, config, on_round=states.append)
+    rest = unlearn(model, data, config, state=states[0])
+    assert [r.number for r in rest.rounds] == [1, 2, 3]
+    for a, b in zip(jax.tree.leaves(nnx.state(whole.model)), jax.tree.leaves(nnx.state(rest.model)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_the_model_given_is_not_changed(rng):
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng)
+    before = jax.tree.map(np.array, nnx.state(model))
+    result = unlearn(model, data, UnlearnConfig(n_rounds=1, batch_size=BATCH))
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(nnx.state(model)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert any(
+        not np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(nnx.state(result.model)), strict=True)
+    )
+
+
+def test_running_statistics_stay(rng):
+    model = randomised(SmallVGG(10, nnx.Rngs(0)), rng)
+    before = jax.tree.map(np.array, nnx.state(model, nnx.BatchStat))
+    result = unlearn(model, vgg_data(rng, 8), UnlearnConfig(n_rounds=1))
+    after = nnx.state(result.model, nnx.BatchStat)
+    assert len(jax.tree.leaves(before)) == 12
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_loss_that_is_not_finite_keeps_the_last_good_round(rng):
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng)
+    states = []
+
+    def poison(state):  # fault injection: the optimiser's state is ruined after the second round
+        states.append(state)
+        if len(state.rounds) == 2:
+            for leaf in jax.tree.leaves(nnx.state(state.model), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+                assert np.isfinite(np.asarray(leaf[...])).all()
+
+    config = UnlearnConfig(n_rounds=5, batch_size=BATCH, inner_lr=1.0)
+    good = unlearn(model, data, replace(config, n_rounds=2), on_round=poison)
+    ruined = replace(states[1], optimizer_state=jax.tree.map(lambda a: a * jnp.asarray(jnp.nan, a.dtype) if a.dtype == jnp.float32 else a, states[1].optimizer_state))
+    result = unlearn(model, data, config, state=ruined)
+    assert result.status == "diverged"
+    assert len(result.rounds) == 2
+    for a, b in zip(jax.tree.leaves(nnx.state(good.model)), jax.tree.leaves(nnx.state(result.model)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_divergence_in_the_first_round_leaves_no_round(rng):
+    result = unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng), UnlearnConfig(inner_lr=1e38, lr=1e38, optim="sgd"))
+    assert (result.status, result.rounds) == ("diverged", ())
+
+
+def test_a_clean_set_smaller_than_a_batch_works(rng):
+    result = unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 3), UnlearnConfig(n_rounds=1, batch_size=100))
+    assert result.status == "completed"
+
+
+def test_filling_up_a_batch_changes_nothing(rng):
+    """25 images in batches of 25 and in one batch of 100 are the same batch."""
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng)
+    config = UnlearnConfig(n_rounds=1, inner_lr=1.0)
+    exact, capped = (unlearn(model, data, replace(config, batch_size=size)) for size in (25, 100))
+    np.testing.assert_array_equal(exact.rounds[0].perturbation, capped.rounds[0].perturbation)
+
+
+def test_empty_or_unfitting_clean_sets_are_refused(rng):
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng)
+    with pytest.raises(DataError, match="empty"):
+        unlearn(model, data.take(np.arange(0)))
+    with pytest.raises(DataError, match="label 3, but the model has 3 classes"):
+        unlearn(model, Dataset(data.images, np.full(COUNT, 3)))
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=6), portion=st.floats(0.001, 1.0), seed=st.integers(0, 99)
+)
+@settings(max_examples=40, deadline=None)
+def test_patched_images_are_as_many_as_published_and_real(sizes, portion, seed):
+    weights = np.zeros((len(sizes), 40), np.float32)
+    for row, size in zip(weights, sizes, strict=True):
+        row[:size] = 1
+    mask = np.asarray(patched_images(jax.random.key(seed), weights, portion))
+    assert set(np.unique(mask)) <= {0.0, 1.0}
+    assert not (mask * (1 - weights)).any()
+    expected = [max(1, int(portion * size + 1e-9)) for size in sizes]
+    assert mask.sum(1).tolist() == expected
+
+
+def test_patched_images_vary_with_the_key():
+    weights = np.ones((1, 100), np.float32)
+    chosen = {int(np.asarray(patched_images(jax.random.key(seed), weights, 0.01)).argmax()) for seed in range(40)}
+    assert len(chosen) > 20
+
+
+@given(scale=st.floats(1e-3, 1e4), bound=st.floats(0.1, 100))
+@settings(max_examples=30, deadline=None)
+def test_projection_onto_the_ball(scale, bound):
+    delta = jnp.asarray(scale * np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32))
+    projected = np.asarray(project(delta, bound))
+    norm = float(np.linalg.norm(np.asarray(delta)))
+    assert np.linalg.norm(projected) <= bound * (1 + 1e-5) or norm <= bound
+    if norm <= bound:
+        np.testing.assert_allclose(projected, delta, rtol=1e-6)
+    else:  # the nearest point of the ball lies in the same direction
+        np.testing.assert_allclose(projected / np.linalg.norm(projected), np.asarray(delta) / norm, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"batch_size": 0}, {"n_rounds": 0}, {"K": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"portion": 0.0},
+        {"portion": 1.5}, {"norm_bound": 0.0}, {"optim": "nosuch"}, {"optim": "apply_updates"}, {"regularization": -1.0},
+    ],
+)  # fmt: skip
+def test_configurations_that_make_no_sense(wrong):
+    with pytest.raises(ConfigError):
+        UnlearnConfig(**wrong)
+
+
+def test_optimisers_by_optax_name(rng):
+    for name in ("Adam", "SGD", "adamw", "rmsprop", "lion"):
+        assert unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 4), UnlearnConfig(n_rounds=1, optim=name)).rounds
