@@ -79,7 +79,9 @@ def test_inner_maximisation_matches_torch(rng, preset):
     )
     expected = expected.numpy().transpose(0, 2, 3, 1)
     assert np.linalg.norm(found) > 1e-3
-    assert np.linalg.norm(found - expected) <= 1e-3 * np.linalg.norm(expected)
+    # Adam divides by the gradient's size, so that a pixel whose gradient is all but zero may go either way.
+    tolerance = 1e-4 if config.inner_optim == "sgd" else 5e-3
+    assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("clip", [False, True])

@@ -173,6 +173,7 @@ _PYTHON: dict[GlobalName, Callable[..., Any]] = {
     **{GlobalName(module, "set"): lambda *args: set(_items(*args)) for module in BUILTIN_MODULES},
     **{GlobalName(module, "frozenset"): lambda *args: frozenset(_items(*args)) for module in BUILTIN_MODULES},
     **{GlobalName(module, "bytearray"): _bytearray for module in BUILTIN_MODULES},
+    **{GlobalName(module, "bytes"): lambda: b"" for module in BUILTIN_MODULES},
     **{GlobalName(module, "complex"): _complex for module in BUILTIN_MODULES},
 }
 _TORCH: dict[GlobalName, Callable[..., Any]] = {

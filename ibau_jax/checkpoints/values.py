@@ -104,6 +104,8 @@ class TorchTensor:
             raise CheckpointError("a tensor has a negative or non-integer offset, size or stride; the file is damaged")
         if len(self.shape) != len(self.strides) or len(self.shape) > 32:
             raise CheckpointError("a tensor's sizes and strides do not fit together; the file is damaged")
+        if math.prod(max(size, 1) for size in self.shape) * self.dtype.itemsize >= 2**62:
+            raise CheckpointError("a tensor has more elements than any memory holds; the file is damaged")
         if 0 in self.shape:
             return
         last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
@@ -114,10 +116,9 @@ class TorchTensor:
         """The tensor as a read-only array of its shape and dtype, without a copy where the byte order allows it."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
-        flat = np.frombuffer(self.storage.buffer, np.uint8)[: self.storage.nbytes]
-        flat = flat[: flat.size // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
+        buffer: bytes | memoryview | np.ndarray = self.storage.buffer
         if self.storage.byteorder == ">":
-            flat = flat.byteswap()
+            flat = np.frombuffer(buffer, np.uint8)[: self.storage.nbytes]
+            buffer = flat.view(self.dtype).byteswap()
         strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
-        view = np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
-        return view
+        return np.ndarray(self.shape, self.dtype, buffer, self.offset * self.dtype.itemsize, strides)

@@ -1,0 +1,238 @@
+"""The reader against torch.load on files that torch writes here."""
+
+import argparse
+import pickle
+import zipfile
+from collections import Counter, OrderedDict, defaultdict
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibau_jax.checkpoints.reader import read_torch_file
+from ibau_jax.checkpoints.values import TorchTensor, TorchValue
+from ibau_jax.errors import CheckpointError
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool, torch.complex64, torch.complex128, torch.uint16, torch.uint32, torch.uint64,
+    torch.float8_e4m3fn, torch.float8_e5m2,
+]  # fmt: skip
+FORMATS = {"zip": {}, "legacy": {"_use_new_zipfile_serialization": False}}
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """Any torch tensor as NumPy, by its bytes where NumPy lacks the dtype."""
+    tensor = tensor.detach().contiguous()
+    names = {torch.bfloat16: "bfloat16", torch.float8_e4m3fn: "float8_e4m3fn", torch.float8_e5m2: "float8_e5m2"}
+    if tensor.dtype in names:
+        raw = tensor.flatten().view(torch.uint8).numpy()
+        return raw.view(getattr(ml_dtypes, names[tensor.dtype])).reshape(tuple(tensor.shape))
+    return tensor.numpy()
+
+
+def assert_same_as_torch(path, weights_only=True):
+    """Compares with torch's own reading, tensor by tensor, bit by bit."""
+    ours, theirs = read_torch_file(path).tree, torch.load(path, weights_only=weights_only)
+    assert list(ours) == list(theirs)
+    for name, tensor in theirs.items():
+        found, expected = ours[name].numpy(), as_numpy(tensor)
+        assert found.shape == expected.shape, name
+        assert found.dtype == expected.dtype, name
+        assert found.tobytes() == expected.tobytes(), name
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype(tmp_path, form, dtype):
+    if form == "legacy" and dtype in (torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2):
+        dtype = torch.float32  # torch itself can't write these in the legacy format
+    tensor = (torch.arange(24).reshape(2, 3, 4) % 2).to(torch.float32).to(dtype)
+    torch.save({"x": tensor}, tmp_path / "x.pth", **FORMATS[form])
+    assert_same_as_torch(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_views_shared_and_empty_storages(tmp_path, form):
+    base = torch.randn(6, 8)
+    state = OrderedDict(
+        base=base,
+        row=base[3],
+        column=base[:, 2],
+        block=base[1:5:2, 1:7:3],
+        transposed=base.t(),
+        expanded=torch.ones(1, 4).expand(5, 4),
+        empty=torch.zeros(0, 3),
+        scalar=torch.tensor(2.5),
+        parameter=torch.nn.Parameter(torch.randn(3)),
+        no_grad=torch.nn.Parameter(torch.randn(3), requires_grad=False),
+    )
+    torch.save(state, tmp_path / "x.pth", **FORMATS[form])
+    assert_same_as_torch(tmp_path / "x.pth")
+    tree = read_torch_file(tmp_path / "x.pth").tree
+    assert tree["parameter"].is_parameter
+    assert tree["parameter"].requires_grad
+    assert not tree["no_grad"].requires_grad
+
+
+@given(data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_strided_view(tmp_path_factory, data):
+    """Random as_strided views of a random storage."""
+    size = data.draw(st.integers(1, 60))
+    ndim = data.draw(st.integers(0, 4))
+    shape = data.draw(st.lists(st.integers(1, 4), min_size=ndim, max_size=ndim))
+    strides = data.draw(st.lists(st.integers(0, 7), min_size=ndim, max_size=ndim))
+    reach = sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    if reach >= size:
+        return
+    offset = data.draw(st.integers(0, size - 1 - reach))
+    view = torch.arange(size, dtype=torch.float32).as_strided(shape, strides, offset)
+    path = tmp_path_factory.mktemp("views") / "x.pth"
+    torch.save({"x": view}, path, **FORMATS[data.draw(st.sampled_from(list(FORMATS)))])
+    assert_same_as_torch(path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_cargo_is_plain_data(tmp_path, form):
+    cargo = {
+        "epoch": 3, "acc": 84.5, "name": "net", "raw": b"\x00\xff", "no_bytes": b"", "nothing": None, "yes": True, "big": 2**70,
+        "list": [1, (2, 3), {"a": 4}], "set": {1, 2}, "frozen": frozenset((5,)), "bytes": bytearray(b"ab"),
+        "complex": 1 + 2j, "ordered": OrderedDict(a=1), "counter": Counter("aab"), "default": defaultdict(list, a=[1]),
+        "args": argparse.Namespace(lr=0.1, layers=[1, 2]),
+        "scalar": np.float64(0.5), "int": np.int64(7), "bool": np.bool_(True), "text": np.str_("abc"),
+        "array": np.arange(6, dtype=np.int16).reshape(2, 3), "fortran": np.asfortranarray(np.eye(3)[:, :2]),
+        "big_endian": np.arange(3, dtype=">f4"), "dtype": np.dtype("float32"), "dtype_class": type(np.dtype("float64")),
+        "no_size": np.zeros((0, 2)), "strings": np.array(["a", "bcd"]),
+    }  # fmt: skip
+    torch.save({**cargo, "w": torch.ones(2), "size": torch.Size([2, 3]), "device": torch.device("cpu"),
+                "dtype_name": torch.float16}, tmp_path / "x.pth", **FORMATS[form])  # fmt: skip
+    tree = read_torch_file(tmp_path / "x.pth").tree
+    for name, value in cargo.items():
+        if name == "dtype_class":
+            assert str(tree[name]) == "numpy.dtypes.Float64DType"
+        elif isinstance(value, np.ndarray):
+            # NumPy's own pickles come back in native byte order.
+            assert tree[name].dtype == pickle.loads(pickle.dumps(value, protocol=2)).dtype, name
+            np.testing.assert_array_equal(tree[name], value)
+        else:
+            assert tree[name] == value, name
+            assert type(tree[name]) is type(value), name
+    assert isinstance(tree["size"], TorchValue)
+    assert tree["size"].args == ((2, 3),) or tree["size"].args == ([2, 3],)
+    assert str(tree["dtype_name"]) == "torch.float16"
+
+
+def test_numpy_core_under_its_old_name(tmp_path):
+    """NumPy 1 writes numpy.core where NumPy 2 writes numpy._core."""
+    torch.save({"w": torch.ones(1), "x": np.arange(3.0), "y": np.float32(2)}, tmp_path / "new.pth")
+    with zipfile.ZipFile(tmp_path / "new.pth") as new, zipfile.ZipFile(tmp_path / "old.pth", "w") as old:
+        for entry in new.infolist():
+            old.writestr(entry.filename, new.read(entry).replace(b"numpy._core.", b"numpy.core."))
+    tree = read_torch_file(tmp_path / "old.pth").tree
+    np.testing.assert_array_equal(tree["x"], np.arange(3.0))
+    assert tree["y"] == np.float32(2)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch's own reader is not sure of them
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_pickle_protocols(tmp_path, protocol):
+    state = {"w": torch.randn(3, 2), "v": torch.nn.Parameter(torch.randn(4))}
+    torch.save(state, tmp_path / "x.pth", pickle_protocol=protocol)
+    assert_same_as_torch(tmp_path / "x.pth", weights_only=protocol < 4)  # torch's safe reader knows no frames
+
+
+def test_storages_saved_on_cuda_load(shared_checkpoints):
+    """The published checkpoints name cuda:0 in every storage."""
+    for path in shared_checkpoints:
+        ours = read_torch_file(path).tree
+        theirs = torch.load(path, map_location="cpu", weights_only=True)
+        assert list(ours) == list(theirs)
+        assert list(ours["net"]) == list(theirs["net"])
+        for name, tensor in theirs["net"].items():
+            assert ours["net"][name].numpy().tobytes() == tensor.numpy().tobytes()
+
+
+def test_safetensors(tmp_path):
+    from safetensors.torch import save_file
+
+    tensors = {"a": torch.randn(2, 3), "b": torch.randn(4).bfloat16(), "c": torch.zeros(0, 2), "n": torch.tensor(3)}
+    save_file(tensors, tmp_path / "x.bin", {"format": "pt"})
+    file = read_torch_file(tmp_path / "x.bin")
+    assert file.format == "safetensors"
+    assert file.tree["metadata"] == {"format": "pt"}
+    for name, tensor in tensors.items():
+        assert file.tree["state_dict"][name].numpy().tobytes() == as_numpy(tensor).tobytes()
+
+
+def test_compressed_archives_read_like_stored_ones(tmp_path):
+    torch.save({"w": torch.randn(300)}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as stored:
+        entries = {entry.filename: stored.read(entry) for entry in stored.infolist()}
+    with zipfile.ZipFile(tmp_path / "y.pth", "w", zipfile.ZIP_DEFLATED) as deflated:
+        for name, content in entries.items():
+            deflated.writestr(name, content)
+    one, other = (read_torch_file(tmp_path / name).tree["w"] for name in ("x.pth", "y.pth"))
+    assert one.numpy().tobytes() == other.numpy().tobytes()
+
+
+def test_big_endian_archives(tmp_path):
+    torch.save({"w": torch.arange(5.0)}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as little, zipfile.ZipFile(tmp_path / "y.pth", "w") as big:
+        for entry in little.infolist():
+            content = little.read(entry)
+            if "/data/" in entry.filename:
+                content = np.frombuffer(content, "<f4").astype(">f4").tobytes()
+            big.writestr(entry.filename, b"big" if entry.filename.endswith("byteorder") else content)
+    np.testing.assert_array_equal(read_torch_file(tmp_path / "y.pth").tree["w"].numpy(), np.arange(5.0))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"hello, I am a text file", "no PyTorch checkpoint"),
+        (b"PK\x03\x04" + b"\x00" * 40, "damaged or truncated"),
+        (b"\x80\x02}q\x00.", "no PyTorch checkpoint"),
+        (b"\x10\x00\x00\x00\x00\x00\x00\x00{not json at all", "safetensors"),
+    ],
+)
+def test_other_files_are_refused_with_a_reason(tmp_path, content, message):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_torch_file(tmp_path / "x.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders_are_refused(tmp_path):
+    for path in (tmp_path / "no.pth", tmp_path):
+        with pytest.raises(CheckpointError, match="can't read"):
+            read_torch_file(path)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_every_truncation_is_an_error(tmp_path, form):
+    torch.save({"w": torch.randn(40), "v": torch.randn(8)}, tmp_path / "x.pth", **FORMATS[form])
+    content = (tmp_path / "x.pth").read_bytes()
+    for size in range(0, len(content) - 1, 7):
+        (tmp_path / "y.pth").write_bytes(content[:size])
+        with pytest.raises(CheckpointError):
+            read_torch_file(tmp_path / "y.pth")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, for TorchScript as such
+def test_torchscript_is_named(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="TorchScript"):
+        read_torch_file(tmp_path / "x.pt")
+
+
+def test_a_tensor_copy_is_not_a_view():
+    array = np.arange(6.0).reshape(2, 3)
+    tensor = TorchTensor.from_numpy(array)
+    array[:] = 0
+    np.testing.assert_array_equal(tensor.numpy(), np.arange(6.0).reshape(2, 3))
+    assert tensor.strides == (3, 1)
