@@ -86,12 +86,12 @@ def patch(rows: slice, columns: slice, value: float = 1.0) -> Stamp:
 
 def additive(pattern: np.ndarray) -> Stamp:
     """x + pattern, clipped to [0, 1]; `pattern` is float (h, w, c)."""
-    return lambda images: jnp.clip(images + jnp.asarray(pattern), 0, 1)
+    return lambda images: jnp.clip(images + jnp.asarray(pattern)[None], 0, 1)
 
 
 def masked(pattern: np.ndarray, mask: np.ndarray) -> Stamp:
     """x · (1 − mask) + pattern, clipped to [0, 1]; both are float (h, w, c)."""
-    return lambda images: jnp.clip(images * (1 - jnp.asarray(mask)) + jnp.asarray(pattern), 0, 1)
+    return lambda images: jnp.clip(images * (1 - jnp.asarray(mask)[None]) + jnp.asarray(pattern)[None], 0, 1)
 
 
 @attack("badnets")

@@ -16,7 +16,7 @@ def load_npz(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
         DataError: the file is damaged, lacks `x` or `y`, or holds no images and labels.
     """
     try:
-        with np.load(spec, allow_pickle=False) as arrays:
+        with open(spec, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             missing = [key for key in ("x", "y") if key not in arrays]
             if missing:
                 raise DataError(f"{spec} lacks {' and '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")

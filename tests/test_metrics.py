@@ -1,0 +1,112 @@
+"""ACC, ASR, RA and ASR_all against a count by hand, on models whose predictions are known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibau_jax.checkpoints import load
+from ibau_jax.data import Dataset
+from ibau_jax.errors import ConfigError, DataError
+from ibau_jax.metrics import Metrics, evaluate, predict
+from ibau_jax.triggers import Attack, load_attack
+from tests.oracles.twins import as_torch
+
+CLASSES = 5
+
+
+class ReadsPixels(nnx.Module):
+    """Says the class that the first pixel names; the second, where it is not black, overrules it."""
+
+    def __call__(self, x):
+        first, second = jnp.round(x[:, 0, 0, 0] * 255), jnp.round(x[:, 0, 1, 0] * 255)
+        return jax.nn.one_hot(jnp.where(second > 0, second - 1, first).astype(jnp.int32), CLASSES)
+
+
+def stamped(classes):
+    """An attack that writes a class for each image of the data set into the second pixel (0: leaves it)."""
+
+    def stamp(images):
+        return images.at[:, 0, 1, :].set(jnp.asarray(classes, jnp.float32)[: len(images), None] / 255)
+
+    return stamp
+
+
+def data(first, labels):
+    images = np.zeros((len(labels), 2, 2, 3), np.uint8)
+    images[:, 0, 0] = np.asarray(first)[:, None]
+    return Dataset(images, np.asarray(labels))
+
+
+def test_by_hand():
+    labels = [0, 1, 2, 3, 4, 2]
+    dataset = data([0, 1, 2, 3, 0, 2], labels)  # one of six is wrong
+    said = [2, 2, 2, 3, 2, 0]  # what the triggered images are classified as; the target is 2
+    attack = Attack("test", stamped(np.asarray(said) + 1))
+    metrics = evaluate(ReadsPixels(), dataset, attack, 2, batch_size=6)
+    assert metrics.acc == pytest.approx(5 / 6)
+    assert metrics.asr == pytest.approx(3 / 4)  # labels 0, 1, 3, 4 became 2, 2, 3, 2
+    assert metrics.ra == pytest.approx(1 / 4)
+    assert metrics.asr_all == pytest.approx(4 / 6)
+    all_to_all = Attack("test", stamped(np.asarray([1, 2, 0, 4, 0, 3]) + 1), all_to_all=True)
+    metrics = evaluate(ReadsPixels(), dataset, all_to_all, batch_size=6)
+    assert metrics.asr == metrics.asr_all == pytest.approx(5 / 6)  # 2 became 0, not 3
+    assert metrics.ra == 0
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 4)), min_size=1, max_size=30),
+    target=st.integers(0, 4),
+)
+@settings(max_examples=20, deadline=None)
+def test_against_a_count_in_python(rows, target):
+    clean, labels, said = (list(column) for column in zip(*rows, strict=True))
+    attack = Attack("test", stamped(np.asarray(said + [0] * 30) + 1))
+    metrics = evaluate(ReadsPixels(), data(clean, labels), attack, target, batch_size=30)
+    counted = [(s, y) for s, y in zip(said, labels, strict=True) if y != target]
+    assert metrics.acc == pytest.approx(sum(c == y for c, y in zip(clean, labels, strict=True)) / len(rows))
+    assert metrics.asr_all == pytest.approx(sum(s == target for s in said) / len(rows))
+    if counted:
+        assert metrics.asr == pytest.approx(sum(s == target for s, _ in counted) / len(counted))
+        assert metrics.ra == pytest.approx(sum(s == y for s, y in counted) / len(counted))
+    else:
+        assert metrics.asr is None
+        assert metrics.ra is None
+
+
+def test_without_an_attack_only_acc():
+    assert evaluate(ReadsPixels(), data([0, 1], [0, 1])) == Metrics(1.0, None, None, None)
+
+
+def test_wrong_targets_and_labels_are_refused():
+    attack = load_attack("badnets", (6, 6, 3))
+    images = Dataset(np.zeros((2, 6, 6, 3), np.uint8), np.asarray([0, 1]))
+    for target in (None, -1, 5):
+        with pytest.raises(ConfigError):
+            evaluate(ReadsPixels(), images, attack, target)
+    with pytest.raises(DataError, match="label 7"):
+        evaluate(ReadsPixels(), data([0], [7]))
+
+
+def test_real_checkpoints_against_torch(shared):
+    """The same predictions as PyTorch on real images, clean and triggered, so the same ACC and ASR."""
+    checkpoint = load(shared / "checkpoints" / "badnets_8_02_ckpt.pth")
+    arrays = np.load(shared / "data" / "cifar10_test.npz")
+    dataset = Dataset(arrays["x"][:530], arrays["y"][:530].astype(np.int64))
+    model = checkpoint.architecture.torch_module(10)
+    state = torch.load(shared / "checkpoints" / "badnets_8_02_ckpt.pth", map_location="cpu", weights_only=True)
+    model.load_state_dict(state["net"])
+    attack = load_attack("badnets", (32, 32, 3))
+    unit = dataset.images.astype(np.float32) / 255
+    with torch.no_grad():
+        expected = [model.eval()(as_torch(x)).argmax(1).numpy() for x in (unit, attack.stamp(unit))]
+    for stamp, classes in zip((None, attack.stamp), expected, strict=True):
+        assert np.mean(predict(checkpoint.model(), dataset, stamp) == classes) >= 0.998  # ties in float32
+    metrics = evaluate(checkpoint.model(), dataset, attack, 8)
+    others = dataset.labels != 8
+    assert metrics.acc == pytest.approx(np.mean(expected[0] == dataset.labels), abs=0.004)
+    assert metrics.asr == pytest.approx(np.mean(expected[1][others] == 8), abs=0.004)
