@@ -40,7 +40,9 @@ def main() -> int:
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.convert import convert
 
-    for line in convert(options.source, options.target, options.model, options.num_classes, options.verify, options.overwrite):
+    for line in convert(
+        options.source, options.target, options.model, options.num_classes, options.verify, options.overwrite
+    ):
         console.console.print(console.escaped(line), soft_wrap=True)
     return 0
 

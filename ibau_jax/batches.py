@@ -1,6 +1,6 @@
 """Clean images as equally large batches, so that a step compiles once."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
 from ibau_jax.data.dataset import Dataset
+
+AnyArray: TypeAlias = Any  # jax.Array on the device or np.ndarray on the host
 
 
 class Batches(NamedTuple):
@@ -19,9 +21,9 @@ class Batches(NamedTuple):
         weights: 1 for an image, 0 for filling.
     """
 
-    images: Shaped[Array, "b n h w c"]
-    labels: Int[Array, "b n"]
-    weights: Float[Array, "b n"]
+    images: Shaped[AnyArray, "b n h w c"]
+    labels: Int[AnyArray, "b n"]
+    weights: Float[AnyArray, "b n"]
 
 
 def make_batches(dataset: Dataset, batch_size: int) -> Batches:
@@ -42,7 +44,7 @@ def to_unit(images: Shaped[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-def patched_images(key: jax.Array, weights: Float[Array, "b n"], portion: float) -> Float[Array, "b n"]:
+def patched_images(key: jax.Array, weights: Float[AnyArray, "b n"], portion: float) -> Float[Array, "b n"]:
     """Chooses max(1, ⌊portion·n_b⌋) random images of each batch b, n_b of which are images: 1 where chosen.
 
     The selection m_b of the outer loss, as a mask.

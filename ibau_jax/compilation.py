@@ -18,11 +18,11 @@ PyTree = Any
 
 # XLA:CPU's YNNPACK convolutions reach about half the speed of its Eigen ones (jaxlib 0.10.2, AVX-512, 2 cores). This
 # names the operations that go to YNNPACK: only matrix products.
-_CPU_OPTIONS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
+_CPU_OPTIONS: dict[str, str | bool] = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_DOT"}
 
 
 @functools.cache
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, str | bool]:
     """XLA options for the default backend; empty where this jaxlib does not know them."""
     if jax.default_backend() != "cpu":
         return {}
@@ -84,7 +84,9 @@ class BatchLoop:
         return carry, np.asarray(done, np.float32)
 
 
-def compile_loop(step: Callable[..., Any], carry: PyTree, batches: PyTree, constant: PyTree, form: LoopForm) -> BatchLoop:
+def compile_loop(
+    step: Callable[..., Any], carry: PyTree, batches: PyTree, constant: PyTree, form: LoopForm
+) -> BatchLoop:
     """Compiles a `BatchLoop` for arguments of these shapes."""
     start = time.perf_counter()
     if form == "scan":

@@ -13,10 +13,10 @@ jaxopt attaches this rule to a "solver" that returns the δ it is given. This is
 
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
 with warnings.catch_warnings():
     # jaxopt is finished, not broken: docs/design.md says why it is here and how it is fenced in.
@@ -24,8 +24,8 @@ with warnings.catch_warnings():
     from jaxopt import linear_solve
     from jaxopt.implicit_diff import custom_fixed_point
 
-Perturbation = Float[Array, "1 h w c"]
-Params = PyTree[Float[Array, "..."]]
+Perturbation: TypeAlias = Float[Array, "1 h w c"]
+Params: TypeAlias = Any  # a pytree of float arrays
 Loss = Callable[[Perturbation, Params], Float[Array, ""]]
 Matvec = Callable[[Any], Any]
 LinearSolver = Callable[[Matvec, Any], Any]

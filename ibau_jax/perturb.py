@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-
 from ibau_jax.batches import Batches, to_unit
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.hypergradient import Params, Perturbation

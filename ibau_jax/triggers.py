@@ -6,6 +6,7 @@ To add an attack, write a function `(folders, input_shape) -> Trigger` and decor
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,8 @@ from PIL import Image
 
 from ibau_jax.errors import ConfigError
 
-Images = Float[Array, "n h w c"]
-Stamp = Callable[[Images], Images]
+Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
+Stamp: TypeAlias = Callable[[Images], Float[Array, "n h w c"]]
 Shape = tuple[int, int, int]
 
 
@@ -135,7 +136,9 @@ def _read_pattern(file: Path, shape: Shape) -> np.ndarray:
         raise ConfigError(f"can't read the trigger {file}: {str(error)[:200]}") from error
     pixels = pixels.reshape(*pixels.shape[:2], shape[2])
     if pixels.shape != shape:
-        raise ConfigError(f"the trigger {file} is {pixels.shape[0]}x{pixels.shape[1]}, the images {shape[0]}x{shape[1]}")
+        raise ConfigError(
+            f"the trigger {file} is {pixels.shape[0]}x{pixels.shape[1]}, the images {shape[0]}x{shape[1]}"
+        )
     return pixels.astype(np.float32) / 255
 
 

@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.batches import Batches, make_batches, patched_images, to_unit
+from ibau_jax.batches import AnyArray, Batches, make_batches, patched_images, to_unit
 from ibau_jax.compilation import BatchLoop, LoopForm, compile_loop, default_loop_form
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.data.dataset import Dataset
@@ -97,7 +97,7 @@ class OuterBatch(NamedTuple):
     """One clean batch and the mask m_b of those of its images that are perturbed."""
 
     batch: Batches
-    patched: Float[Array, "*b n"]
+    patched: Float[AnyArray, "*b n"]
 
 
 def outer_loss(
@@ -169,10 +169,10 @@ def unlearn(
     clean_set.check_fits(image_shape, count_classes(model, image_shape))
     optimizer = make_optimizer(config.optim, config.lr)
     state = state or initial_state(model, config)
-    graph, params, rest = nnx.split(state.model, nnx.Param, ...)
+    graph, params, rest = nnx.split(state.model, nnx.Param, ...)  # type: ignore[misc]
 
     def forward(params: Params, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        return nnx.merge(graph, params, rest)(images)  # type: ignore[operator]
+        return nnx.merge(graph, params, rest)(images)
 
     batches = make_batches(clean_set, config.batch_size)
     rounds = _Rounds(forward, config, optimizer, batches, loop or default_loop_form(), on_batch)

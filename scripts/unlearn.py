@@ -8,6 +8,7 @@ import tyro
 from ibau_jax.cli import console
 from ibau_jax.cli.options import AttackOptions, DataOptions, DeviceOptions, MethodOptions, ModelOptions, OutputOptions
 
+
 @dataclass(frozen=True)
 class Options:
     """Unlearns a backdoor from a PyTorch image classifier with I-BAU (Zeng et al., ICLR 2022).

@@ -47,9 +47,7 @@ def test_every_solver_reaches_the_closed_form(rng, solver):
         expected = params + mixed.T @ np.linalg.solve(hessian, delta - target)
         terms = 2000 if solver == "neumann" else 40
         solve = SOLVERS[solver](terms) if solver != "neumann" else _long_neumann(terms)
-        _, gradient = hypergradient(
-            outer, inner, jnp.asarray(delta), jnp.asarray(params), step_size=STEP, solve=solve
-        )
+        _, gradient = hypergradient(outer, inner, jnp.asarray(delta), jnp.asarray(params), step_size=STEP, solve=solve)
         np.testing.assert_allclose(gradient, expected, rtol=1e-4)
 
 
@@ -118,9 +116,7 @@ def test_total_derivative_through_a_net_matches_finite_differences(rng):
                 delta = step(delta, params)
             return delta
 
-        _, gradient = hypergradient(
-            outer, inner, solution(params), params, step_size=STEP, solve=_long_neumann(400)
-        )
+        _, gradient = hypergradient(outer, inner, solution(params), params, step_size=STEP, solve=_long_neumann(400))
         direction = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape)), params)
         shift = 1e-5
         values = [
@@ -167,7 +163,9 @@ def test_small_vgg_matches_torch_autograd(rng, terms, clip):
     )
     expected = dict(zip((name for name, _ in twin.named_parameters()), expected, strict=True))
 
-    found_loss, gradient = our_hypergradient(model, delta, images, labels, mask, first_images, first_labels, terms, clip)
+    found_loss, gradient = our_hypergradient(
+        model, delta, images, labels, mask, first_images, first_labels, terms, clip
+    )
     assert float(found_loss) == pytest.approx(float(loss), rel=1e-5)
     for path, leaf in nnx.to_flat_state(gradient):
         found, wanted = to_torch(path, np.asarray(leaf[...])), expected[torch_name(path)].numpy()

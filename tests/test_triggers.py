@@ -35,7 +35,9 @@ def test_published_triggers(shared, name):
 @given(height=st.integers(5, 40), width=st.integers(5, 40), channels=st.sampled_from([1, 3]))
 @settings(max_examples=20, deadline=None)
 def test_badnets_patch_lies_one_pixel_from_the_corner(height, width, channels):
-    stamped = np.asarray(load_attack("badnets", (height, width, channels)).stamp(np.zeros((2, height, width, channels))))
+    stamped = np.asarray(
+        load_attack("badnets", (height, width, channels)).stamp(np.zeros((2, height, width, channels)))
+    )
     assert stamped.sum() == 2 * 16 * channels
     assert stamped[:, height - 5 : height - 1, width - 5 : width - 1].all()
 

@@ -171,7 +171,12 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_round(rng):
 
     config = UnlearnConfig(n_rounds=5, batch_size=BATCH, inner_lr=1.0)
     good = unlearn(model, data, replace(config, n_rounds=2), on_round=poison)
-    ruined = replace(states[1], optimizer_state=jax.tree.map(lambda a: a * jnp.asarray(jnp.nan, a.dtype) if a.dtype == jnp.float32 else a, states[1].optimizer_state))
+    ruined = replace(
+        states[1],
+        optimizer_state=jax.tree.map(
+            lambda a: a * jnp.asarray(jnp.nan, a.dtype) if a.dtype == jnp.float32 else a, states[1].optimizer_state
+        ),
+    )
     result = unlearn(model, data, config, state=ruined)
     assert result.status == "diverged"
     assert len(result.rounds) == 2
@@ -236,7 +241,9 @@ def test_projection_onto_the_ball(scale, bound):
     if norm <= bound:
         np.testing.assert_allclose(projected, delta, rtol=1e-6)
     else:  # the nearest point of the ball lies in the same direction
-        np.testing.assert_allclose(projected / np.linalg.norm(projected), np.asarray(delta) / norm, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            projected / np.linalg.norm(projected), np.asarray(delta) / norm, rtol=1e-4, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize(

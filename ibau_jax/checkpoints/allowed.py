@@ -17,7 +17,16 @@ from ibau_jax.errors import CheckpointError
 
 BUILTIN_MODULES = ("builtins", "__builtin__")
 NUMPY_CORES = ("numpy.core", "numpy._core")
-FACTORIES = {"list": list, "dict": dict, "int": int, "float": float, "set": set, "str": str, "bool": bool, "tuple": tuple}
+FACTORIES = {
+    "list": list,
+    "dict": dict,
+    "int": int,
+    "float": float,
+    "set": set,
+    "str": str,
+    "bool": bool,
+    "tuple": tuple,
+}
 NUMPY_KINDS = "biufcSU"
 NUMPY_NAME = re.compile(r"[<>|=]?[A-Za-z?][A-Za-z0-9_]{0,15}")
 KEY_TYPES = (str, bytes, int, float, bool, type(None), np.generic)
@@ -106,7 +115,9 @@ def checked_shape(shape: Any, dtype: np.dtype, raw: Any) -> tuple[int, ...]:
     if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 32:
         raise CheckpointError("a NumPy array has an impossible shape; the file is damaged")
     if not isinstance(raw, (bytes, bytearray)) or len(raw) != math.prod(shape) * dtype.itemsize:
-        raise CheckpointError("a NumPy array's data does not have the size that its shape asks for; the file is damaged")
+        raise CheckpointError(
+            "a NumPy array's data does not have the size that its shape asks for; the file is damaged"
+        )
     return shape
 
 

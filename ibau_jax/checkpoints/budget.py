@@ -24,6 +24,7 @@ class Budget:
         """
         if nbytes > self.left:
             raise CheckpointError(
-                f"the file asks for more than {self.limit / 2**20:.0f} MiB of memory, which its size does not justify: refused"
+                f"the file asks for more than {self.limit / 2**20:.0f} MiB of memory, "
+                "which its size does not justify: refused"
             )
         self.left -= nbytes

@@ -18,7 +18,7 @@ from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError
 from ibau_jax.files import put_in_place, staging_folder
-from ibau_jax.models import Architecture, get_architecture
+from ibau_jax.models import Architecture, Normalized, get_architecture
 
 TORCH_SUFFIXES = (".pth", ".pt")
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -59,7 +59,12 @@ class Checkpoint:
         return nnx.merge(graph, nnx.from_flat_state(flat))
 
     def with_weights(self, model: nnx.Module) -> "Checkpoint":
-        """The same checkpoint with the weights of `model`; those that are unchanged keep the file's bits."""
+        """The same checkpoint with the weights of `model`; those that are unchanged keep the file's bits.
+
+        Raises:
+            CheckpointError: `model` is another architecture.
+        """
+        model = model.model if isinstance(model, Normalized) else model
         flat = {path: np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))}
         if set(flat) != set(self.leaves):
             raise CheckpointError(f"the model is no {self.architecture.name}: its leaves have other names")
@@ -149,7 +154,9 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _load_flax(folder: Path) -> Checkpoint:
     if not flax_store.is_flax_checkpoint(folder):
-        raise CheckpointError(f"{folder} is a folder but no Flax checkpoint of this program (it has no checkpoint.json)")
+        raise CheckpointError(
+            f"{folder} is a folder but no Flax checkpoint of this program (it has no checkpoint.json)"
+        )
     manifest = flax_store.read_manifest(folder)
     try:
         architecture, num_classes = get_architecture(manifest["model"]), int(manifest["num_classes"])
@@ -165,5 +172,3 @@ def _load_flax(folder: Path) -> Checkpoint:
     if missing:
         raise CheckpointError(f"{folder / flax_store.ENVELOPE} lacks {', '.join(sorted(missing))}")
     return Checkpoint(architecture, num_classes, flax_store.read_leaves(folder / flax_store.LEAVES, shapes), envelope)
-
-

@@ -12,7 +12,7 @@ dimensions say how PyTorch calls it and lays it out:
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from flax import nnx
@@ -20,8 +20,8 @@ from flax import nnx
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
 
-Path = tuple[str | int, ...]
-Leaves = dict[Path, np.ndarray]
+Path: TypeAlias = tuple[Any, ...]  # of str and int
+Leaves: TypeAlias = dict[Path, np.ndarray]
 
 _NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 _TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0)}

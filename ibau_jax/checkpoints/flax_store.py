@@ -1,8 +1,8 @@
 """The Flax checkpoint: a directory with the leaves (Orbax), what they mean (JSON) and the envelope (a PyTorch file).
 
-    DIR/leaves/         an Orbax PyTree of the leaves, nested by module name, in the source's dtypes
-    DIR/checkpoint.json architecture, number of classes, where the state dict lay in its file
-    DIR/envelope.pth    the file's content around the weights, whose tensors are empty here
+DIR/leaves/         an Orbax PyTree of the leaves, nested by module name, in the source's dtypes
+DIR/checkpoint.json architecture, number of classes, where the state dict lay in its file
+DIR/envelope.pth    the file's content around the weights, whose tensors are empty here
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What a checkpoint says of itself, so that the command line need not: an optional entry `ibau_jax` beside the weights."""
+"""What a checkpoint says of itself in an entry `ibau_jax` beside the weights, so that the command line need not."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

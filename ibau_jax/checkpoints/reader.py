@@ -55,7 +55,9 @@ def _read(file: IO[bytes], path: Path) -> TorchFile:
         return TorchFile(_read_safetensors(path), "safetensors")
     if size == 0:
         raise CheckpointError("the file is empty")
-    raise CheckpointError("this is no PyTorch checkpoint (neither the zip or legacy format of torch.save nor safetensors)")
+    raise CheckpointError(
+        "this is no PyTorch checkpoint (neither the zip or legacy format of torch.save nor safetensors)"
+    )
 
 
 # The zip format: NAME/data.pkl, one entry NAME/data/KEY a storage.
@@ -65,7 +67,15 @@ def _read_zip(file: IO[bytes], budget: Budget) -> Any:
     try:
         with zipfile.ZipFile(file) as archive:
             return _read_archive(archive, budget)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, struct.error) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+        struct.error,
+    ) as error:
         raise CheckpointError(f"the zip archive is damaged or truncated ({str(error)[:120]})") from error
 
 
@@ -133,7 +143,9 @@ def _read_legacy(file: IO[bytes], budget: Budget, file_size: int) -> Any:
     def load_storage(persistent_id: Any) -> Storage:
         dtype, key, size, view = _storage_description(persistent_id)
         if view is not None:
-            raise CheckpointError("the file uses storage views, as only PyTorch before 0.4 did; save it again with a newer one")
+            raise CheckpointError(
+                "the file uses storage views, as only PyTorch before 0.4 did; save it again with a newer one"
+            )
         storage = storages.setdefault(key, Storage(dtype, size, byteorder=byteorder))
         if (storage.dtype, storage.size) != (dtype, size):
             raise CheckpointError(f"storage {key[:40]!r} is declared twice with different types; the file is damaged")
@@ -146,9 +158,7 @@ def _read_legacy(file: IO[bytes], budget: Budget, file_size: int) -> Any:
     return tree
 
 
-def _fill_storages(
-    file: IO[bytes], keys: Any, storages: dict[str, Storage], budget: Budget, byteorder: str
-) -> None:
+def _fill_storages(file: IO[bytes], keys: Any, storages: dict[str, Storage], budget: Budget, byteorder: str) -> None:
     if not isinstance(keys, list) or set(map(str, keys)) != set(storages) or len(keys) != len(storages):
         raise CheckpointError("the list of storages does not fit the tensors; the file is damaged")
     for key in keys:

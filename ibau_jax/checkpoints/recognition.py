@@ -40,7 +40,8 @@ def recognise(
     known = ", ".join(sorted(architecture.name for architecture in candidates))
     closest = _closest(tensors, num_classes)
     raise CheckpointError(
-        f"unknown architecture: the state dict holds {_keys(tensors)}. Name it by --model if it is one of: {known}{closest}"
+        f"unknown architecture: the state dict holds {_keys(tensors)}. "
+        f"Name it by --model if it is one of: {known}{closest}"
     )
 
 

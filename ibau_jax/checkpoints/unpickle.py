@@ -21,8 +21,8 @@ _MARK = object()
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
 _CONTAINERS: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
 _LITERALS = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE "
-    "BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8".split()
+    """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
+    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split()  # noqa: SIM905
 )
 _PUTS, _GETS = frozenset(("PUT", "BINPUT", "LONG_BINPUT")), frozenset(("GET", "BINGET", "LONG_BINGET"))
 MAX_NESTING = 100
@@ -218,7 +218,9 @@ def checked_nesting(tree: Any) -> Any:
         children = [child for child in _children(value) if _children(child)]
         if children_done:
             # An entered child without a height is an ancestor: a cycle.
-            height = heights[id(value)] = 1 + max((heights.get(id(child), MAX_NESTING) for child in children), default=0)
+            height = heights[id(value)] = 1 + max(
+                (heights.get(id(child), MAX_NESTING) for child in children), default=0
+            )
             if height > MAX_NESTING:
                 raise CheckpointError("the pickle nests its containers too deeply, or in themselves: refused")
         elif id(value) not in entered:
@@ -240,8 +242,14 @@ def set_state(target: Any, state: Any) -> None:
         _, shape, dtype, fortran, raw = state
         dtype = checked_dtype(dtype)
         raw = raw.encode("latin1") if isinstance(raw, str) else raw  # as Python 2 wrote it
-        target.__setstate__((1, checked_shape(shape, dtype, raw), dtype, bool(fortran), bytes(raw)))
-    elif isinstance(target, np.dtype) and isinstance(state, tuple) and len(state) >= 8 and state[1] in ("<", ">", "|", "="):
+        new_state: Any = (1, checked_shape(shape, dtype, raw), dtype, bool(fortran), bytes(raw))
+        target.__setstate__(new_state)
+    elif (
+        isinstance(target, np.dtype)
+        and isinstance(state, tuple)
+        and len(state) >= 8
+        and state[1] in ("<", ">", "|", "=")
+    ):
         text = target.kind in "SU"
         size, alignment = (target.itemsize, target.alignment) if text else (-1, -1)
         target.__setstate__((3, state[1], None, None, None, size, alignment, 8 if text else 0))  # type: ignore[attr-defined]

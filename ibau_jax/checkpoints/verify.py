@@ -24,11 +24,12 @@ def verify(checkpoint: Checkpoint, torch_file: Path) -> float:
     """
     images = np.random.default_rng(SEED).random((IMAGES, *checkpoint.input_shape), np.float32)
     expected = _torch_logits(checkpoint, torch_file, images)
-    logits = np.asarray(checkpoint.model()(images))  # type: ignore[operator]
+    logits = np.asarray(checkpoint.model()(images))
     difference = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
     if not difference <= TOLERANCE:
         raise CheckpointError(
-            f"the logits of {torch_file} differ from PyTorch's by {difference:.2e} (relative), more than {TOLERANCE:.0e}"
+            f"the logits of {torch_file} differ from PyTorch's by {difference:.2e} (relative), "
+            f"more than {TOLERANCE:.0e}"
         )
     return difference
 

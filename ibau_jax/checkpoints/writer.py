@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -77,10 +77,13 @@ class _StorageOf:
     array: np.ndarray
 
 
-class _TorchPickler(pickle._Pickler):  # type: ignore[name-defined]
+_PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]
+
+
+class _TorchPickler(_PythonPickler):
     """Names torch's functions without importing them, which the C pickler can't: it verifies each global."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar = dict(_PythonPickler.dispatch)
 
     def __init__(self, file: io.BytesIO, protocol: int) -> None:
         super().__init__(file, protocol=protocol)
@@ -121,7 +124,7 @@ class _TorchPickler(pickle._Pickler):  # type: ignore[name-defined]
 def _rebuild_call(array: np.ndarray, requires_grad: bool) -> TorchValue:
     """The call by which torch rebuilds a contiguous tensor; the empty OrderedDict is its backward hooks."""
     strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
-    args = (_StorageOf(array), 0, array.shape, strides, requires_grad, OrderedDict())
+    args: tuple[Any, ...] = (_StorageOf(array), 0, array.shape, strides, requires_grad, OrderedDict())
     if array.dtype in _STORAGE_NAMES:
         return TorchValue(GlobalName("torch._utils", "_rebuild_tensor_v2"), args)
     dtype = GlobalName("torch", _DTYPE_NAMES[array.dtype])

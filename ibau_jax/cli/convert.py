@@ -29,7 +29,8 @@ def convert(
         yield f"logits differ from PyTorch's by {verify(checkpoint, source):.1e} (relative)"
     save(checkpoint, target)
     values = sum(leaf.size for leaf in checkpoint.leaves.values())
-    yield f"{source}: {checkpoint.architecture.name}, {checkpoint.num_classes} classes, {values:,} values in {len(checkpoint.leaves)} leaves"
+    architecture, classes = checkpoint.architecture.name, checkpoint.num_classes
+    yield f"{source}: {architecture}, {classes} classes, {values:,} values in {len(checkpoint.leaves)} leaves"
     yield f"written: {target}"
     if compare and source.is_dir():
         yield f"logits differ from PyTorch's by {verify(checkpoint, target):.1e} (relative)"

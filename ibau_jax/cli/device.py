@@ -30,7 +30,9 @@ def choose_device(device: str) -> None:
         jax.devices()
     except RuntimeError as error:
         jax.config.update("jax_platforms", "cpu")
-        raise ConfigError(f"JAX has no device for --device {device}; pip install -e '.[cuda]' or use --device cpu") from error
+        raise ConfigError(
+            f"JAX has no device for --device {device}; pip install -e '.[cuda]' or use --device cpu"
+        ) from error
 
 
 def device_name() -> str:

@@ -124,4 +124,3 @@ def trigger_folders(checkpoint: Path) -> list[Path]:
     shared = os.environ.get("IBAU_SHARED")
     here = [Path("triggers"), checkpoint.absolute().parent.parent / "triggers"]
     return here + ([Path(shared) / "triggers"] if shared else [])
-

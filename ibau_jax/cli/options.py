@@ -18,7 +18,7 @@ def option(metavar: str, default: str, *aliases: str) -> Any:
 class ModelOptions:
     """The classifier."""
 
-    ckpt: Annotated[Path, tyro.conf.arg(metavar="FILE", aliases=["--poi_path"])]
+    ckpt: Annotated[Path, tyro.conf.arg(metavar="FILE", aliases=["--poi-path"])]
     """PyTorch checkpoint (.pth, .pt, .safetensors) or Flax folder; read without torch, nothing in it is executed"""
     model: Annotated[str | None, option("NAME", "recognised from names and shapes")] = None
     """architecture"""
@@ -36,7 +36,7 @@ class DataOptions:
 
     dataset: Annotated[str | None, option("SPEC", "what the checkpoint names")] = None
     """digits, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y), FILE.h5 (X_test, Y_test) or a folder of class folders"""
-    clean_set: Annotated[str | None, option("SPEC", "a part of --dataset", "--unl_set")] = None
+    clean_set: Annotated[str | None, option("SPEC", "a part of --dataset", "--unl-set")] = None
     """images to unlearn with, in the same forms; the rest of --dataset evaluates where it is not given"""
     n_clean: Annotated[int | None, option("N", "5000 or half of --dataset, all of --clean-set")] = None
     """how many images unlearn; half of --dataset where it has fewer than 10,000"""
@@ -106,7 +106,7 @@ class MethodOptions:
 class OutputOptions:
     """Where results go."""
 
-    out: Annotated[Path | None, option("DIR", "runs/NAME", "--log_path")] = None
+    out: Annotated[Path | None, option("DIR", "runs/NAME", "--log-path")] = None
     """folder for result.json, the cleaned model, flax/ and perturbation.png"""
     overwrite: bool = False
     """replace the results that are there"""

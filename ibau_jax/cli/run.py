@@ -101,7 +101,9 @@ def _run(job: Job, resume: bool, start: float) -> int:
     before = job.evaluate(job.subject.model)
     result = _unlearn_with_progress(job, state, records, progress)
     if not records:
-        console.fail("a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr")
+        console.fail(
+            "a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr"
+        )
     after = Metrics(**{name: records[-1][name] for name in asdict(before)})
     content = {
         "checkpoint": str(job.subject.path),
@@ -143,7 +145,12 @@ def _unlearn_with_progress(
     try:
         with bar.running(len(state.rounds)):
             return unlearning.unlearn(
-                job.subject.model, job.split.clean_set, job.config, state=state, on_round=on_round, on_batch=bar.on_batch
+                job.subject.model,
+                job.split.clean_set,
+                job.config,
+                state=state,
+                on_round=on_round,
+                on_batch=bar.on_batch,
             )
     except KeyboardInterrupt:
         if records:

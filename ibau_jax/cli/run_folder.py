@@ -36,7 +36,9 @@ def check_folder(folder: Path, overwrite: bool) -> None:
         raise ConfigError(f"--out {folder} is a file, not a folder")
     there = [name for name in (RESULT, FLAX, PERTURBATION, *MODELS.values()) if (folder / name).exists()]
     if there and not overwrite:
-        raise ConfigError(f"{folder} already holds {', '.join(sorted(set(there)))}; add --overwrite or choose another --out")
+        raise ConfigError(
+            f"{folder} already holds {', '.join(sorted(set(there)))}; add --overwrite or choose another --out"
+        )
     check_writable(folder / RESULT)
 
 
@@ -157,7 +159,7 @@ def _leaves(state: State) -> list[Any]:
 def _restored(fresh: State, arrays: dict[str, np.ndarray], records: list[dict[str, Any]]) -> State:
     graph, _ = nnx.split(fresh.model)
     structure = jax.tree.structure((nnx.state(fresh.model), fresh.optimizer_state))
-    leaves = [jnp.asarray(arrays[f"state{index}"]) for index in range(structure.num_leaves)]
+    leaves = [jnp.asarray(arrays[f"state{index}"]) for index in range(len(_leaves(fresh)))]
     weights, optimizer_state = jax.tree.unflatten(structure, leaves)
     names = ("perturbation_norm", "inner_loss", "outer_loss", "seconds")
     rounds = tuple(

@@ -66,7 +66,9 @@ def make_dataset(images: Any, labels: Any, name: str, *, bytes_as_float: bool = 
     Raises:
         DataError: shapes, dtypes or values are others.
     """
-    return Dataset(checked_images(np.asarray(images), name, bytes_as_float), checked_labels(np.asarray(labels), name), name)
+    return Dataset(
+        checked_images(np.asarray(images), name, bytes_as_float), checked_labels(np.asarray(labels), name), name
+    )
 
 
 def checked_images(images: np.ndarray, name: str, bytes_as_float: bool = False) -> np.ndarray:

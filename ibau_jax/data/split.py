@@ -56,7 +56,9 @@ def separate_clean_set(clean_set: Dataset, dataset: Dataset, n_clean: int | None
     """
     if n_clean is not None:
         if not 0 < n_clean <= len(clean_set):
-            raise DataError(f"--n-clean {n_clean} of a clean set of {len(clean_set)} images; choose 1 to {len(clean_set)}")
+            raise DataError(
+                f"--n-clean {n_clean} of a clean set of {len(clean_set)} images; choose 1 to {len(clean_set)}"
+            )
         clean_set = clean_set.take(np.random.default_rng(seed).permutation(len(clean_set))[:n_clean])
     used = {_pixels(image) for image in clean_set.images}
     fresh = np.asarray([_pixels(image) not in used for image in dataset.images], bool)

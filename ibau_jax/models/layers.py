@@ -82,5 +82,5 @@ class Normalized(nnx.Module):
         self.std = tuple(std)
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        mean, std = (jnp.asarray(values, x.dtype) for values in (self.mean, self.std))
-        return self.model((x - mean) / std)  # type: ignore[operator]
+        mean, std = (jnp.asarray(values, x.dtype).reshape(1, 1, 1, -1) for values in (self.mean, self.std))
+        return self.model((x - mean) / std)

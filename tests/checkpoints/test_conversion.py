@@ -164,7 +164,10 @@ def test_logits_of_the_published_checkpoints_match_torch(shared, shared_checkpoi
         assert np.linalg.norm(logits - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
-@given(shape=st.one_of(st.tuples(*[st.integers(1, 4)] * 4), st.tuples(*[st.integers(1, 4)] * 2)), name=st.sampled_from(["kernel", "weight", "scale"]))
+@given(
+    shape=st.one_of(st.tuples(*[st.integers(1, 4)] * 4), st.tuples(*[st.integers(1, 4)] * 2)),
+    name=st.sampled_from(["kernel", "weight", "scale"]),
+)
 @settings(max_examples=50, deadline=None)
 def test_the_rule_is_invertible(shape, name):
     tensor = np.arange(np.prod(shape)).reshape(shape)

@@ -67,7 +67,9 @@ def nothing_ran():
 
 
 @pytest.mark.parametrize("wrap", [zipped, legacy])
-@pytest.mark.parametrize("place", [lambda call: call, lambda call: {"net": {"w": [call]}}, lambda call: Calls(set, [call])])
+@pytest.mark.parametrize(
+    "place", [lambda call: call, lambda call: {"net": {"w": [call]}}, lambda call: Calls(set, [call])]
+)
 @pytest.mark.parametrize("name", CALLS)
 def test_calls_are_refused_and_named(tmp_path, wrap, place, name):
     (tmp_path / "x.pth").write_bytes(wrap(pickle.dumps(place(CALLS[name]), protocol=2, fix_imports=False)))
@@ -137,9 +139,9 @@ import sys
 from pathlib import Path
 from ibau_jax.checkpoints.reader import read_torch_file
 from ibau_jax.errors import CheckpointError
-read_torch_file(Path({str(tmp_path / 'good.pth')!r}))
+read_torch_file(Path({str(tmp_path / "good.pth")!r}))
 try:
-    read_torch_file(Path({str(tmp_path / 'bad.pth')!r}))
+    read_torch_file(Path({str(tmp_path / "bad.pth")!r}))
 except CheckpointError as error:
     assert "antigravity.fly_by_night" in str(error)
     assert not {{"antigravity", "torch"}} & set(sys.modules)
@@ -255,7 +257,9 @@ SAMPLES = {form: sample_file(form) for form in ("zip", "legacy")}
 
 @pytest.mark.parametrize("form", SAMPLES)
 @given(
-    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=0, max_size=6)), min_size=1, max_size=5)
+    edits=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=0, max_size=6)), min_size=1, max_size=5
+    )
 )
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_mutated_files_are_read_or_refused(tmp_path, form, edits):
@@ -272,7 +276,9 @@ def test_mutated_files_are_read_or_refused(tmp_path, form, edits):
 
 
 @given(
-    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)), min_size=1, max_size=8)
+    edits=st.lists(
+        st.tuples(st.floats(0, 1, exclude_max=True), st.binary(min_size=1, max_size=4)), min_size=1, max_size=8
+    )
 )
 @settings(max_examples=300, deadline=None)
 def test_mutated_pickles_are_read_or_refused(edits):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-PREPARE = '''
+PREPARE = """
 import io, sys
 import numpy as np
 from PIL import Image
@@ -32,7 +32,7 @@ class {name}(tfds.core.GeneratorBasedBuilder):
             yield index, dict(image=png, label=index % 3)
 
 {name}(data_dir=sys.argv[1], file_format="array_record").download_and_prepare()
-'''
+"""
 
 LOAD = """
 import sys
