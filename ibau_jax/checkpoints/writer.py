@@ -77,7 +77,7 @@ class _StorageOf:
     array: np.ndarray
 
 
-_PythonPickler: Any = pickle._Pickler  # type: ignore[attr-defined]
+_PythonPickler: Any = pickle._Pickler
 
 
 class _TorchPickler(_PythonPickler):
