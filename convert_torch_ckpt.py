@@ -16,6 +16,7 @@ class Options:
     between PyTorch's formats. What OUT is called says what is written.
 
     python convert_torch_ckpt.py model.pth model_flax
+
     python convert_torch_ckpt.py model_flax model.pth
     """
 

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from ibau_jax.data import Dataset, load_dataset, make_dataset, separate_clean_set, split_dataset
     from ibau_jax.errors import IbauError
     from ibau_jax.metrics import Metrics, evaluate
+    from ibau_jax.minimax import Result, Round, State, unlearn
     from ibau_jax.models import Normalized
     from ibau_jax.triggers import Attack, load_attack
-    from ibau_jax.unlearn import Result, Round, State, unlearn
 
 __all__ = [
     "PRESETS",
@@ -57,9 +57,9 @@ _PLACES = {
     "IbauError": "errors",
     "Metrics": "metrics",
     "Normalized": "models",
-    "Result": "unlearn",
-    "Round": "unlearn",
-    "State": "unlearn",
+    "Result": "minimax",
+    "Round": "minimax",
+    "State": "minimax",
     "UnlearnConfig": "config",
     "evaluate": "metrics",
     "load": "checkpoints",
@@ -69,7 +69,7 @@ _PLACES = {
     "save": "checkpoints",
     "separate_clean_set": "data",
     "split_dataset": "data",
-    "unlearn": "unlearn",
+    "unlearn": "minimax",
 }
 
 

@@ -1,6 +1,7 @@
 """What a person sees: errors as one line, a progress bar, tables."""
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from ibau_jax.errors import IbauError
 
 if TYPE_CHECKING:
     from ibau_jax.metrics import Metrics
-    from ibau_jax.unlearn import Phase, Round
+    from ibau_jax.minimax import Phase, Round
 
 BAD_INPUT = 2
 INTERRUPTED = 130
@@ -32,6 +33,9 @@ def run_command(command: Callable[[], int]) -> None:
         fail(str(error))
     except MemoryError:
         fail("out of memory; try a smaller --batch-size")
+    except BrokenPipeError:  # the reader of our output is gone, as in `... --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(INTERRUPTED)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ibau_jax.unlearn as unlearning
+from ibau_jax import minimax
 from ibau_jax.cli import console
 from ibau_jax.cli.device import choose_device, device_name
 from ibau_jax.cli.job import Subject, Threat, load_split, load_subject, load_threat
@@ -93,7 +93,7 @@ def description(job: Job, preset: str) -> dict[str, Any]:
 
 
 def _run(job: Job, resume: bool, start: float) -> int:
-    fresh = unlearning.initial_state(job.subject.model, job.config)
+    fresh = minimax.initial_state(job.subject.model, job.config)
     progress = Progress(job.folder, job.settings)
     state, records = progress.restore(fresh) if resume else (fresh, [])
     if progress.exists() and not resume:
@@ -105,7 +105,21 @@ def _run(job: Job, resume: bool, start: float) -> int:
             "a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr"
         )
     after = Metrics(**{name: records[-1][name] for name in asdict(before)})
-    content = {
+    content = _content(job, before, after, records, result)
+    content["seconds"]["total"] = time.perf_counter() - start
+    cleaned = job.subject.checkpoint.with_weights(result.model)
+    model_file = write_results(job.folder, content, cleaned, result.rounds)
+    progress.remove()
+    console.console.print(console.before_after(before, after))
+    return _conclude(result, model_file)
+
+
+def _content(
+    job: Job, before: Metrics, after: Metrics, records: list[dict[str, Any]], result: minimax.Result
+) -> dict[str, Any]:
+    """What result.json holds. Seconds of resumed rounds count, those of an interrupted round do not."""
+    unlearn_seconds = sum(record["seconds"] for record in records)
+    return {
         "checkpoint": str(job.subject.path),
         "model": job.subject.checkpoint.architecture.name,
         "num_classes": job.subject.checkpoint.num_classes,
@@ -116,26 +130,17 @@ def _run(job: Job, resume: bool, start: float) -> int:
         "before": asdict(before),
         "after": asdict(after),
         "rounds": records,
-        "seconds": {
-            "compile": result.compile_seconds,
-            "unlearn": sum(record["seconds"] for record in records),
-            "total": time.perf_counter() - start,
-        },
+        "seconds": {"compile": result.compile_seconds, "unlearn": unlearn_seconds},
     }
-    cleaned = job.subject.checkpoint.with_weights(result.model)
-    model_file = write_results(job.folder, content, cleaned, result.rounds)
-    progress.remove()
-    console.console.print(console.before_after(before, after))
-    return _conclude(result, job, model_file)
 
 
 def _unlearn_with_progress(
-    job: Job, state: unlearning.State, records: list[dict[str, Any]], progress: Progress
-) -> unlearning.Result:
+    job: Job, state: minimax.State, records: list[dict[str, Any]], progress: Progress
+) -> minimax.Result:
     """Runs the rounds; appends each one's record to `records`."""
     bar = console.RoundProgress(job.config.n_rounds)
 
-    def on_round(state: unlearning.State) -> None:
+    def on_round(state: minimax.State) -> None:
         bar.on_evaluation()
         metrics = job.evaluate(state.model)
         records.append(round_record(state.rounds[-1], metrics))
@@ -144,7 +149,7 @@ def _unlearn_with_progress(
 
     try:
         with bar.running(len(state.rounds)):
-            return unlearning.unlearn(
+            return minimax.unlearn(
                 job.subject.model,
                 job.split.clean_set,
                 job.config,
@@ -158,7 +163,7 @@ def _unlearn_with_progress(
         raise
 
 
-def _conclude(result: unlearning.Result, job: Job, model_file: Path) -> int:
+def _conclude(result: minimax.Result, model_file: Path) -> int:
     console.console.print(f"cleaned model: {console.escaped(str(model_file))}", soft_wrap=True)
     if result.status == "completed":
         return 0

@@ -18,7 +18,7 @@ from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.errors import ConfigError
 from ibau_jax.files import check_writable, put_in_place, staging_folder
 from ibau_jax.metrics import Metrics
-from ibau_jax.unlearn import Round, State
+from ibau_jax.minimax import Round, State
 
 RESULT, FLAX, PERTURBATION = "result.json", "flax", "perturbation.png"
 MODELS = {"zip": "model.pth", "legacy": "model.pth", "safetensors": "model.safetensors"}
@@ -66,7 +66,7 @@ def plot_perturbations(rounds: Sequence[Round], file: Path) -> None:
 
     columns = min(len(rounds), 5)
     rows = -(-len(rounds) // columns)
-    figure = Figure(figsize=(2.4 * columns, 2.8 * rows), layout="constrained")
+    figure = Figure(figsize=(2.4 * columns, 3.3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")

@@ -381,6 +381,9 @@ def test_public_names_exist():
     import ibau_jax
 
     assert all(getattr(ibau_jax, name) is not None for name in ibau_jax.__all__)
+    # A function of the package must not be hidden by a module of its name, in whatever order they are used.
+    program = "import ibau_jax; ibau_jax.State; assert callable(ibau_jax.unlearn); assert callable(ibau_jax.evaluate)"
+    assert run(sys.executable, "-c", program, cwd=ROOT).returncode == 0
     assert Path(ibau_jax.__file__).parent.name == "ibau_jax"
     with pytest.raises(AttributeError):
         ibau_jax.nosuch  # noqa: B018

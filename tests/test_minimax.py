@@ -17,9 +17,9 @@ from ibau_jax.compilation import compile_loop
 from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, DataError
+from ibau_jax.minimax import OuterBatch, OuterConstants, outer_step, unlearn
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.perturb import inner_step, project
-from ibau_jax.unlearn import OuterBatch, OuterConstants, outer_step, unlearn
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 
