@@ -36,6 +36,8 @@ def run_command(command: Callable[[], int]) -> None:
     except BrokenPipeError:  # the reader of our output is gone, as in `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, say
+        fail(str(error))
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(INTERRUPTED)

@@ -25,6 +25,16 @@ class Subject:
     model: nnx.Module = field(repr=False)
     hints: Hints
 
+    @property
+    def mean(self) -> list[float] | None:
+        """Of the normalisation inside the model."""
+        return list(self.model.mean) if isinstance(self.model, Normalized) else None
+
+    @property
+    def std(self) -> list[float] | None:
+        """Of the normalisation inside the model."""
+        return list(self.model.std) if isinstance(self.model, Normalized) else None
+
     def sha256(self) -> str | None:
         """Of the checkpoint file; None for a Flax folder."""
         return None if self.path.is_dir() else hashlib.sha256(self.path.read_bytes()).hexdigest()

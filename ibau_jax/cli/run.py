@@ -73,6 +73,8 @@ def settings(
         "n_evaluation": len(split.evaluation),
         "attack": threat.attack.name if threat.attack else None,
         "target_label": threat.target_label,
+        "mean": subject.mean,
+        "std": subject.std,
         "checkpoint_sha256": subject.sha256(),
     }
 

@@ -211,6 +211,20 @@ def test_a_zip_bomb_is_refused(tmp_path):
         read_torch_file(tmp_path / "x.pth")
 
 
+def test_exponentially_shared_lists_are_no_work(tmp_path):
+    """Thirty levels of [x, x] are thirty lists, but a billion when walked without care: as the tree, and as keys."""
+    laughs = b"\x80\x02]q\x00" + b"".join(
+        b"](h" + bytes([n]) + b"h" + bytes([n]) + b"eq" + bytes([n + 1]) for n in range(30)
+    )
+    (tmp_path / "zip.pth").write_bytes(zipped(laughs + b"."))
+    with pytest.raises(CheckpointError, match="no state dict"):
+        load(tmp_path / "zip.pth")
+    content = legacy(pickle.dumps({}, protocol=2)).removesuffix(pickle.dumps([], protocol=2))
+    (tmp_path / "legacy.pth").write_bytes(content + laughs + b"](h\x1eh\x1ee.")
+    with pytest.raises(CheckpointError):
+        load(tmp_path / "legacy.pth")
+
+
 def test_copies_of_a_memoised_list_are_charged():
     """A megabyte of file that asks for a set of the same long list again and again."""
     items = b"".join(b"J" + struct.pack("<i", number) for number in range(20_000))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -236,6 +237,17 @@ def test_an_unwritable_folder(tmp_path):
     (tmp_path / "closed").mkdir(mode=0o500)
     done = unlearn("--ckpt", EXAMPLE, "--out", tmp_path / "closed" / "run", cwd=tmp_path)
     assert (done.returncode, "permission" in done.stderr) == (2, True)
+
+
+def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, small_digits):
+    """Fault injection: no file may grow beyond 200 kB, so the first big one fails half-way."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731
+    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST]
+    done = run(*UNLEARN, *arguments, cwd=tmp_path, preexec_fn=limit)
+    assert done.returncode == 2, done.stderr
+    assert "File too large" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_divergence_in_the_first_round_writes_nothing(tmp_path, small_digits):
