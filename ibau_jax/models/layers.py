@@ -33,8 +33,8 @@ class MaxPool(nnx.Module):
     """`torch.nn.MaxPool2d(size, stride=size)`: disjoint windows, a remainder at the border is dropped.
 
     Where a window has its maximum twice, the derivative goes to the first in row order, as PyTorch's does; images
-    clipped to black or white have such windows. Written out over the places of a window: on CPU the derivative of a
-    windowed reduction is several times slower.
+    clipped to black or white have such windows. Written out over the places of a window: with
+    `lax.reduce_window` an outer step takes a tenth longer on CPU.
     """
 
     def __init__(self, size: int) -> None:
