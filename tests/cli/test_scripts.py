@@ -2,7 +2,6 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -241,9 +240,12 @@ def test_an_unwritable_folder(tmp_path):
 
 def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, small_digits):
     """Fault injection: no file may grow beyond 200 kB, so the first big one fails half-way."""
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))  # noqa: E731
+    limited = (
+        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
     arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST]
-    done = run(*UNLEARN, *arguments, cwd=tmp_path, preexec_fn=limit)
+    done = run(sys.executable, "-c", limited, *UNLEARN[1:], *arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "File too large" in done.stderr
     assert done.stderr.count("\n") == 1
