@@ -66,7 +66,7 @@ def plot_perturbations(rounds: Sequence[Round], file: Path) -> None:
 
     columns = min(len(rounds), 5)
     rows = -(-len(rounds) // columns)
-    figure = Figure(figsize=(2.4 * columns, 3.3 * rows), layout="constrained")
+    figure = Figure(figsize=(2.4 * columns, 3.05 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
