@@ -131,9 +131,7 @@ def _filled(checkpoint: Checkpoint) -> Any:
 
 def _write_safetensors(checkpoint: Checkpoint, path: Path) -> None:
     envelope = checkpoint.envelope
-    state_dict: Any = _filled(checkpoint)
-    for key in envelope.path:
-        state_dict = state_dict[key]
+    state_dict = envelope.state_dict_in(_filled(checkpoint))
     tensors = {name: value.numpy() for name, value in state_dict.items() if isinstance(value, TorchTensor)}
     metadata = checkpoint.metadata().get("metadata") if envelope.format == "safetensors" else None
     write_safetensors(tensors, metadata or {"format": "pt"}, path)

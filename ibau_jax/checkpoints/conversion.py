@@ -11,7 +11,7 @@ dimensions say how PyTorch calls it and lays it out:
     anything else         its own name      as is
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -67,7 +67,8 @@ def mismatches(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[str, Tor
     """
     wanted = {torch_name(path): torch_shape(path, shape) for path, shape in shapes.items()}
     missing = [name for name in wanted if name not in tensors]
-    unexpected = [name for name in unused(shapes, tensors) if not _is_counter(name, shapes, tensors[name])]
+    unused = [name for name in tensors if name not in wanted]
+    unexpected = [name for name in unused if not _is_counter(name, shapes, tensors[name])]
     misshapen = [
         f"{name} {tensors[name].shape} instead of {shape}"
         for name, shape in wanted.items()
@@ -75,12 +76,6 @@ def mismatches(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[str, Tor
     ]
     kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
     return [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
-
-
-def unused(shapes: Mapping[Path, Any], names: Iterable[str]) -> list[str]:
-    """Those of `names` that are no leaf's."""
-    wanted = {torch_name(path) for path in shapes}
-    return [name for name in names if name not in wanted]
 
 
 def _is_counter(name: str, shapes: Mapping[Path, Any], tensor: TorchTensor) -> bool:

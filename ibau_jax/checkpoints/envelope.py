@@ -34,19 +34,19 @@ class Envelope:
 
     def state_dict(self) -> Mapping[str, Any]:
         """The (emptied) state dict inside `tree`, in its original key order."""
-        node = self.tree
+        return self.state_dict_in(self.tree)
+
+    def state_dict_in(self, tree: Any) -> Mapping[str, Any]:
+        """The state dict inside another tree of the same form, such as `filled` gives or torch loads."""
         for key in self.path:
-            node = node[key]
-        return node
+            tree = tree[key]
+        return tree
 
     def filled(self, tensors: Mapping[str, np.ndarray]) -> Any:
         """The file's content with `tensors` (names without prefix) in their places, each in its original dtype."""
         filled = _copied(self.state_dict())
         for name, array in tensors.items():
-            empty = filled[self.prefix + name]
-            array = array.astype(empty.dtype, copy=False)
-            flags = {"requires_grad": empty.requires_grad, "is_parameter": empty.is_parameter}
-            filled[self.prefix + name] = TorchTensor.from_numpy(array, **flags)
+            filled[self.prefix + name] = filled[self.prefix + name].holding(array)
         return _with_node(self.tree, self.path, filled)
 
 
@@ -69,16 +69,8 @@ def emptied(envelope: Envelope, names: set[str]) -> Envelope:
     """The envelope with the tensors called `names` (without prefix) emptied: they are held elsewhere now."""
     state_dict = _copied(envelope.state_dict())
     for name in names:
-        tensor = state_dict[envelope.prefix + name]
-        flags = {"requires_grad": tensor.requires_grad, "is_parameter": tensor.is_parameter}
-        state_dict[envelope.prefix + name] = TorchTensor.from_numpy(np.zeros(0, tensor.dtype), **flags)
+        state_dict[envelope.prefix + name] = state_dict[envelope.prefix + name].holding(np.zeros(0))
     return replace(envelope, tree=_with_node(envelope.tree, envelope.path, state_dict))
-
-
-def new_envelope(names: Mapping[str, np.dtype]) -> Envelope:
-    """An envelope for weights that never were in a PyTorch file: `{"net": state_dict}`, as the published code reads."""
-    tensors = OrderedDict((name, TorchTensor.from_numpy(np.zeros(0, dtype))) for name, dtype in names.items())
-    return Envelope({"net": tensors}, ("net",), "", "zip")
 
 
 def _locate(node: Any, path: tuple[str, ...]) -> tuple[str, ...] | None:

@@ -1,5 +1,6 @@
 """Which registered architecture a state dict belongs to, told by names and shapes."""
 
+import functools
 from collections.abc import Mapping
 
 from flax import nnx
@@ -12,6 +13,7 @@ from ibau_jax.models import Architecture, architectures, get_architecture
 MAX_CLASSES = 10**6  # a damaged file may name any number
 
 
+@functools.cache  # recognising and then loading asks twice for the same; callers do not change it
 def abstract_shapes(architecture: Architecture, num_classes: int) -> dict[Path, tuple[int, ...]]:
     """Path and shape of every leaf of an architecture, without taking memory for it."""
     return leaf_shapes(nnx.eval_shape(lambda: architecture.build(num_classes, nnx.Rngs(0))))

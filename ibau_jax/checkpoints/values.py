@@ -35,6 +35,11 @@ TORCH_DTYPES: dict[str, np.dtype] = {
 }
 
 
+def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of a contiguous tensor."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
 @dataclass(frozen=True)
 class GlobalName:
     """The name of a global in a pickle. It is a name: nothing is imported."""
@@ -89,8 +94,12 @@ class TorchTensor:
         """A contiguous tensor with a storage of its own, holding a copy of `array`."""
         array = np.asarray(array, order="C")
         storage = Storage(array.dtype, array.size, array.tobytes())
-        strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
-        return cls(storage, array.dtype, 0, array.shape, strides, requires_grad, is_parameter)
+        return cls(storage, array.dtype, 0, array.shape, contiguous_strides(array.shape), requires_grad, is_parameter)
+
+    def holding(self, array: np.ndarray) -> "TorchTensor":
+        """A tensor of the same dtype and kind (parameter, requires_grad) that holds `array`."""
+        array = array.astype(self.dtype, copy=False)
+        return TorchTensor.from_numpy(array, requires_grad=self.requires_grad, is_parameter=self.is_parameter)
 
     @property
     def nbytes(self) -> int:

@@ -58,8 +58,6 @@ def _torch_state_dict(checkpoint: Checkpoint, file: Path) -> dict:
 
         state_dict = load_file(file)
     else:
-        state_dict = torch.load(file, map_location="cpu", weights_only=True)
-        for key in envelope.path:
-            state_dict = state_dict[key]
+        state_dict = envelope.state_dict_in(torch.load(file, map_location="cpu", weights_only=True))
     tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
     return {name.removeprefix(envelope.prefix): value for name, value in tensors.items()}

@@ -1,7 +1,6 @@
 """Writes PyTorch files without torch: the zip format of torch.save, and safetensors."""
 
 import io
-import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -12,7 +11,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ibau_jax.checkpoints.values import STORAGE_DTYPES, TORCH_DTYPES, GlobalName, TorchTensor, TorchValue
+from ibau_jax.checkpoints.values import (
+    STORAGE_DTYPES,
+    TORCH_DTYPES,
+    GlobalName,
+    TorchTensor,
+    TorchValue,
+    contiguous_strides,
+)
 from ibau_jax.errors import CheckpointError
 
 ALIGNMENT = 64  # of each storage in the archive, as torch aligns them, so that it can map the file
@@ -123,8 +129,14 @@ class _TorchPickler(_PythonPickler):
 
 def _rebuild_call(array: np.ndarray, requires_grad: bool) -> TorchValue:
     """The call by which torch rebuilds a contiguous tensor; the empty OrderedDict is its backward hooks."""
-    strides = tuple(math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim))
-    args: tuple[Any, ...] = (_StorageOf(array), 0, array.shape, strides, requires_grad, OrderedDict())
+    args: tuple[Any, ...] = (
+        _StorageOf(array),
+        0,
+        array.shape,
+        contiguous_strides(array.shape),
+        requires_grad,
+        OrderedDict(),
+    )
     if array.dtype in _STORAGE_NAMES:
         return TorchValue(GlobalName("torch._utils", "_rebuild_tensor_v2"), args)
     dtype = GlobalName("torch", _DTYPE_NAMES[array.dtype])

@@ -7,7 +7,7 @@ from ibau_jax.checkpoints import load, save
 from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
 from ibau_jax.checkpoints.verify import verify
 from ibau_jax.errors import ConfigError
-from ibau_jax.files import check_writable
+from ibau_jax.files import check_writable, put_in_place, staging_folder
 
 
 def convert(
@@ -25,12 +25,14 @@ def convert(
         raise ConfigError(f"{target} is a folder that holds something other than a Flax checkpoint; choose another OUT")
     check_writable(target)
     checkpoint = load(source, model=model, num_classes=num_classes)
-    if compare and not source.is_dir():
-        yield f"logits differ from PyTorch's by {verify(checkpoint, source):.1e} (relative)"
-    save(checkpoint, target)
+    with staging_folder(target) as folder:
+        prepared = folder / target.name
+        save(checkpoint, prepared)
+        if compare:
+            difference = verify(checkpoint, prepared if source.is_dir() else source)
+            yield f"logits differ from PyTorch's by {difference:.1e} (relative)"
+        put_in_place(prepared, target)
     values = sum(leaf.size for leaf in checkpoint.leaves.values())
     architecture, classes = checkpoint.architecture.name, checkpoint.num_classes
     yield f"{source}: {architecture}, {classes} classes, {values:,} values in {len(checkpoint.leaves)} leaves"
     yield f"written: {target}"
-    if compare and source.is_dir():
-        yield f"logits differ from PyTorch's by {verify(checkpoint, target):.1e} (relative)"

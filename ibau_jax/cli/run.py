@@ -13,6 +13,7 @@ from ibau_jax.cli.options import AttackOptions, DataOptions, DeviceOptions, Meth
 from ibau_jax.cli.run_folder import Progress, check_folder, default_folder, round_record, versions, write_results
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Split
+from ibau_jax.errors import ConfigError
 from ibau_jax.metrics import Metrics
 
 DIVERGED = 1
@@ -103,7 +104,7 @@ def _run(job: Job, resume: bool, start: float) -> int:
     before = job.evaluate(job.subject.model)
     result = _unlearn_with_progress(job, state, records, progress)
     if not records:
-        console.fail(
+        raise ConfigError(
             "a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr"
         )
     after = Metrics(**{name: records[-1][name] for name in asdict(before)})
