@@ -25,14 +25,18 @@ def test_the_embedded_example(tmp_path):
     assert result["after"]["acc"] >= result["before"]["acc"] - 0.02
 
 
+def unlearn_published(shared, folder, checkpoint, data, attack, target_label, preset):
+    return unlearn(
+        folder, "--ckpt", shared / "checkpoints" / checkpoint, "--dataset", shared / "data" / data, "--n-clean", 5000,
+        "--attack", attack, "--target-label", target_label, "--preset", preset, "--n-rounds", 3,
+    )  # fmt: skip
+
+
 @pytest.mark.slow
 def test_badnets_on_cifar10(shared, tmp_path):
     """The published PyTorch code reaches 78.8 % ACC and 8.7 % ASR here, ASR on the images that unlearned."""
-    result = unlearn(
-        tmp_path, "--ckpt", shared / "checkpoints" / "badnets_8_02_ckpt.pth", "--dataset",
-        shared / "data" / "cifar10_test.npz", "--n-clean", 5000, "--attack", "badnets", "--target-label", 8,
-        "--preset", "cifar10", "--n-rounds", 3,
-    )  # fmt: skip
+    files = ("badnets_8_02_ckpt.pth", "cifar10_test.npz")
+    result = unlearn_published(shared, tmp_path, *files, "badnets", 8, "cifar10")
     assert result["before"]["asr"] >= 0.95
     assert result["after"]["asr"] <= 0.12
     assert abs(result["after"]["acc"] - result["before"]["acc"]) <= 0.015
@@ -41,11 +45,8 @@ def test_badnets_on_cifar10(shared, tmp_path):
 @pytest.mark.slow
 def test_l0_invisible_on_gtsrb(shared, tmp_path):
     """The published PyTorch code reaches 99.4 % ACC and 0.0 % ASR here."""
-    result = unlearn(
-        tmp_path, "--ckpt", shared / "checkpoints" / "gtsrbl0_inv_0_02_ckpt.pth", "--dataset",
-        shared / "data" / "gtsrb_test.npz", "--n-clean", 5000, "--attack", "l0_inv", "--target-label", 0,
-        "--preset", "gtsrb", "--n-rounds", 3,
-    )  # fmt: skip
+    files = ("gtsrbl0_inv_0_02_ckpt.pth", "gtsrb_test.npz")
+    result = unlearn_published(shared, tmp_path, *files, "l0_inv", 0, "gtsrb")
     assert result["before"]["asr"] >= 0.95
     assert result["after"]["asr"] <= 0.02
     assert result["after"]["acc"] >= 0.98

@@ -2,12 +2,10 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +14,10 @@ from PIL import Image
 
 from ibau_jax.checkpoints import load
 from ibau_jax.data import load_dataset
+from tests.cli.commands import EVALUATE, EXAMPLE, UNLEARN, run
 from tests.conftest import ROOT
 
-EXAMPLE = ROOT / "examples" / "badnets_digits.pth"
-UNLEARN = [sys.executable, str(ROOT / "scripts" / "unlearn.py")]
 FAST = ["--n-rounds", "1", "--K", "1", "--n-clean", "40", "--batch-size", "20"]
-
-
-def run(*arguments, cwd, **options):
-    return subprocess.run([*map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
 
 
 def unlearn(*arguments, cwd):
@@ -324,49 +317,14 @@ def test_help_names_every_option_in_groups():
 
 
 def test_evaluate(tmp_path, small_digits):
-    script = [sys.executable, ROOT / "scripts" / "evaluate.py"]
-    done = run(*script, "--ckpt", EXAMPLE, "--dataset", small_digits, "--json", cwd=tmp_path)
+    done = run(*EVALUATE, "--ckpt", EXAMPLE, "--dataset", small_digits, "--json", cwd=tmp_path)
     metrics = json.loads(done.stdout)
     assert metrics["acc"] > 0.95
     assert metrics["asr"] > 0.95
-    table = run(*script, "--ckpt", EXAMPLE, "--dataset", small_digits, cwd=tmp_path)
+    table = run(*EVALUATE, "--ckpt", EXAMPLE, "--dataset", small_digits, cwd=tmp_path)
     assert "ACC" in table.stdout
-    missing = run(*script, "--ckpt", "nosuch.pth", cwd=tmp_path)
+    missing = run(*EVALUATE, "--ckpt", "nosuch.pth", cwd=tmp_path)
     assert (missing.returncode, missing.stderr.count("\n")) == (2, 1)
-
-
-CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
-
-
-def test_convert_there_and_back(tmp_path):
-    there = run(*CONVERT, EXAMPLE, "flax", "--verify", cwd=tmp_path)
-    assert there.returncode == 0, there.stderr
-    assert "logits differ" in there.stdout
-    back = run(*CONVERT, "flax", "back.pth", "--verify", cwd=tmp_path)
-    assert back.returncode == 0, back.stderr
-    original, returned = (torch.load(path, weights_only=True) for path in (EXAMPLE, tmp_path / "back.pth"))
-    assert list(original) == list(returned)
-    assert all(torch.equal(original["net"][name], returned["net"][name]) for name in original["net"])
-    assert original["ibau_jax"] == returned["ibau_jax"]
-
-
-def test_convert_refuses(tmp_path):
-    shutil.copy(EXAMPLE, tmp_path / "x.pth")
-    (tmp_path / "precious").mkdir()
-    (tmp_path / "precious" / "photo.jpg").write_text("x")
-    for arguments, message in (
-        (["x.pth", "x.pth"], "there already"),
-        (["nosuch.pth", "y"], "can't read"),
-        (["x.pth", "precious", "--overwrite"], "something other"),
-        (["x.pth", "y", "--num-classes", 3], "misshapen"),
-        (["precious", "y.pth"], "no Flax checkpoint"),
-        (["x.pth", "x.pth/y"], "not a folder"),
-    ):
-        done = run(*CONVERT, *arguments, cwd=tmp_path)
-        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-        assert message in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["precious", "x.pth"]
-    assert (tmp_path / "precious" / "photo.jpg").exists()
 
 
 def test_unlearning_imports_neither_torch_nor_tensorflow(tmp_path, small_digits):
@@ -382,22 +340,3 @@ assert not found, found
 """
     done = run(sys.executable, "-c", program, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-
-
-def test_import_is_light():
-    program = "import sys, ibau_jax; print(sorted({'jax', 'flax', 'sklearn', 'matplotlib', 'h5py', 'tensorflow_datasets'} & set(sys.modules)))"
-    assert run(sys.executable, "-c", program, cwd=ROOT).stdout.strip() == "[]"
-    loaded = "import sys, ibau_jax; ibau_jax.load, ibau_jax.unlearn, ibau_jax.evaluate, ibau_jax.load_dataset; print(sorted({'sklearn', 'matplotlib', 'h5py', 'tensorflow_datasets'} & set(sys.modules)))"
-    assert run(sys.executable, "-c", loaded, cwd=ROOT).stdout.strip() == "[]"
-
-
-def test_public_names_exist():
-    import ibau_jax
-
-    assert all(getattr(ibau_jax, name) is not None for name in ibau_jax.__all__)
-    # A function of the package must not be hidden by a module of its name, in whatever order they are used.
-    program = "import ibau_jax; ibau_jax.State; assert callable(ibau_jax.unlearn); assert callable(ibau_jax.evaluate)"
-    assert run(sys.executable, "-c", program, cwd=ROOT).returncode == 0
-    assert Path(ibau_jax.__file__).parent.name == "ibau_jax"
-    with pytest.raises(AttributeError):
-        ibau_jax.nosuch  # noqa: B018

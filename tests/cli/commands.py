@@ -1,0 +1,15 @@
+"""The command lines that the tests here run as a user would: in a process of their own."""
+
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+EXAMPLE = ROOT / "examples" / "badnets_digits.pth"
+UNLEARN = [sys.executable, str(ROOT / "scripts" / "unlearn.py")]
+EVALUATE = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
+CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
+
+
+def run(*arguments, cwd, **options):
+    return subprocess.run([*map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
