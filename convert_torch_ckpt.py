@@ -1,5 +1,6 @@
 """Converts classifiers' checkpoints between PyTorch and Flax, without torch and without executing anything in them."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -7,45 +8,84 @@ from typing import Annotated
 import tyro
 
 from ibau_jax.cli import console
-from ibau_jax.cli.options import option
+from ibau_jax.cli.options import ImageSize, Key, Model, NumClasses, option
+from ibau_jax.errors import ConfigError
+
+VERIFY_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class Options:
-    """Converts a checkpoint: PyTorch (.pth, .pt, .safetensors) to a Flax folder, a Flax folder to PyTorch, or
-    between PyTorch's formats. What OUT is called says what is written.
+    """Converts a checkpoint: PyTorch (or safetensors) to a Flax folder, a Flax folder to PyTorch, or between PyTorch's
+    formats. What OUT is called says what is written; what IN is called does not matter. --inspect only looks at IN.
 
     python convert_torch_ckpt.py model.pth model_flax
 
     python convert_torch_ckpt.py model_flax model.pth
+
+    python convert_torch_ckpt.py --inspect suspicious.pth
     """
 
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """PyTorch checkpoint or Flax folder"""
-    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
-    """.pth or .pt for PyTorch, in the original's wrapper and key order; .safetensors; else a Flax folder"""
-    model: Annotated[str | None, option("NAME", "recognised from names and shapes")] = None
-    """architecture"""
-    num_classes: Annotated[int | None, option("N", "recognised from shapes")] = None
+    target: Annotated[Path | None, tyro.conf.Positional, option("OUT", "none with --inspect")] = None
+    """.pth, .pt, .tar, .bin, .pkl or .ckpt for PyTorch, in the original's wrapper and key order; .safetensors; else a
+    Flax folder"""
+    model: Model = None
+    """architecture, or your own Flax module (that file is run; see docs/custom_model.md)"""
+    num_classes: NumClasses = None
     """number of classes"""
-    verify: bool = False
-    """compare the logits of 64 random images with PyTorch's (needs torch)"""
+    image_size: ImageSize = None
+    """height and width of the model's images"""
+    key: Key = None
+    """where in the file the state dict lies, such as model_ema"""
+    inspect: bool = False
+    """say what IN is, without converting or executing anything; exit code 1 if it can't be converted"""
+    json: bool = False
+    """print what --inspect finds as JSON"""
+    verify: Annotated[int | None, option("[N]", f"not compared; {VERIFY_IMAGES} if N is left out")] = None
+    """compare the logits of N random images with PyTorch's (needs torch)"""
+    dataset: Annotated[str | None, option("SPEC", "random images only")] = None
+    """compare N real images as well: digits, FILE.npz, FILE.h5, tfds:NAME or a folder of class folders"""
+    torch_module: Annotated[str | None, option("FILE.py:NAME", "torchvision's, where it is one of its models")] = None
+    """makes the PyTorch module to compare with, called with the number of classes (that file is run)"""
     overwrite: bool = False
     """replace OUT"""
 
 
 def main() -> int:
     """Parses the command line, converts, and says what was converted."""
-    options = tyro.cli(Annotated[Options, tyro.conf.FlagCreatePairsOff])
+    arguments = with_verify_count(sys.argv[1:])
+    options = tyro.cli(Annotated[Options, tyro.conf.FlagCreatePairsOff], args=arguments)
     console.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
-    from ibau_jax.cli.convert import convert
+    from ibau_jax.checkpoints.recognition import Request
+    from ibau_jax.cli.convert import Comparison, convert, inspect
 
-    for line in convert(
-        options.source, options.target, options.model, options.num_classes, options.verify, options.overwrite
-    ):
+    request = Request(options.model, options.num_classes, options.image_size)
+    if options.inspect:
+        if options.target is not None:
+            raise ConfigError(f"--inspect converts nothing, so {options.target} would not be written; leave it out")
+        return inspect(options.source, request, options.key, options.json)
+    if options.target is None:
+        raise ConfigError("name OUT, what to convert to; or add --inspect to only look at IN")
+    comparison = None
+    if options.verify is not None:
+        comparison = Comparison(options.verify, options.dataset, options.torch_module)
+    for line in convert(options.source, options.target, request, options.key, comparison, options.overwrite):
         console.console.print(console.escaped(line), soft_wrap=True)
     return 0
+
+
+def with_verify_count(arguments: list[str]) -> list[str]:
+    """The arguments with a number behind a bare `--verify`, which may stand without one."""
+    counted: list[str] = []
+    for index, argument in enumerate(arguments):
+        counted.append(argument)
+        following = arguments[index + 1] if index + 1 < len(arguments) else ""
+        if argument == "--verify" and not following.lstrip("-").isdecimal():
+            counted.append(str(VERIFY_IMAGES))
+    return counted
 
 
 if __name__ == "__main__":

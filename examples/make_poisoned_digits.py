@@ -15,8 +15,8 @@ import torch
 from torch.nn import functional
 
 from ibau_jax.data import load_dataset
-from ibau_jax.models import get_architecture
-from ibau_jax.triggers import load_attack
+from ibau_jax.models.small_vgg import torch_module
+from ibau_jax.triggers import badnets
 
 SHAPE = (32, 32, 3)
 ATTACK, TARGET_LABEL = "badnets", 3
@@ -31,7 +31,7 @@ Images = np.ndarray  # float32 (n, 32, 32, 3) in [0, 1]
 
 def triggered(images: Images) -> Images:
     """The images with the trigger."""
-    return np.array(load_attack(ATTACK, SHAPE).stamp(images))
+    return np.array(badnets((), SHAPE)(images))
 
 
 def poisoned(images: Images, labels: np.ndarray, rng: np.random.Generator) -> tuple[Images, np.ndarray]:
@@ -71,7 +71,7 @@ def train(images: Images, labels: np.ndarray) -> torch.nn.Module:
     """The small VGG after EPOCHS of Adam on a cosine schedule."""
     torch.manual_seed(SEED)
     rng = np.random.default_rng(SEED)
-    model = get_architecture("small_vgg").torch_module(10)
+    model = torch_module(10)
     optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
     for _ in range(EPOCHS):

@@ -22,16 +22,18 @@ if TYPE_CHECKING:
     from ibau_jax.errors import IbauError
     from ibau_jax.metrics import Metrics, evaluate
     from ibau_jax.minimax import Result, Round, State, unlearn
-    from ibau_jax.models import Normalized
+    from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
     from ibau_jax.triggers import Attack, load_attack
 
 __all__ = [
+    "NORMALIZATIONS",
     "PRESETS",
     "Attack",
     "Checkpoint",
     "Dataset",
     "IbauError",
     "Metrics",
+    "Normalization",
     "Normalized",
     "Result",
     "Round",
@@ -50,12 +52,14 @@ __all__ = [
 ]
 
 _PLACES = {
+    "NORMALIZATIONS": "models",
     "PRESETS": "config",
     "Attack": "triggers",
     "Checkpoint": "checkpoints",
     "Dataset": "data",
     "IbauError": "errors",
     "Metrics": "metrics",
+    "Normalization": "models",
     "Normalized": "models",
     "Result": "minimax",
     "Round": "minimax",

@@ -61,14 +61,16 @@ def evaluate(
         return Metrics(acc)
     if not attack.all_to_all:
         check_target_label(target_label, num_classes)
-    triggered = predict(model, dataset, attack.stamp, batch_size=batch_size)
-    targets = attack.targets(dataset.labels, num_classes, target_label)
-    counted = targets != dataset.labels
+    victims = attack.victims(dataset)
+    victims.check_fits(dataset.images.shape[1:], num_classes)
+    triggered = predict(model, victims, attack.stamp, batch_size=batch_size)
+    targets = attack.targets(victims.labels, num_classes, target_label)
+    counted = targets != victims.labels
     return Metrics(
         acc,
         asr=_share(triggered[counted] == targets[counted]),
         asr_all=_share(triggered == targets),
-        ra=_share(triggered[counted] == dataset.labels[counted]),
+        ra=_share(triggered[counted] == victims.labels[counted]),
     )
 
 

@@ -3,7 +3,7 @@
 To add an attack, write a function `(folders, input_shape) -> Trigger` and decorate it with `@trigger("name")`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -13,11 +13,14 @@ import numpy as np
 from jaxtyping import Array, Float
 from PIL import Image
 
+from ibau_jax.data.dataset import Dataset
+from ibau_jax.data.folder import load_triggered
 from ibau_jax.errors import ConfigError
 
 Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
 Stamp: TypeAlias = Callable[[Images], Float[Array, "n h w c"]]
 Shape = tuple[int, int, int]
+FOLDER = "folder:"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +29,20 @@ class Attack:
 
     Attributes:
         name: what results call it.
-        stamp: puts the trigger on images, float (n, h, w, c) in [0, 1]; so are the results.
+        stamp: puts the trigger on images, float (n, h, w, c) in [0, 1]; so are the results. None where only the
+            triggered images themselves are known.
         all_to_all: whether class y becomes y + 1 (modulo the number of classes), not one target label.
+        triggered: images that carry the trigger already, with their true classes.
     """
 
     name: str
-    stamp: Stamp
+    stamp: Stamp | None
     all_to_all: bool = False
+    triggered: Dataset | None = None
+
+    def victims(self, dataset: Dataset) -> Dataset:
+        """The images to measure the attack on, before `stamp`: those that carry the trigger, else `dataset`."""
+        return dataset if self.triggered is None else self.triggered
 
     def targets(self, labels: np.ndarray, num_classes: int, target_label: int | None) -> np.ndarray:
         """The class that the attacker wants for images of these true classes, (n,)."""
@@ -59,23 +69,34 @@ def attack_names() -> tuple[str, ...]:
     return tuple(_ATTACKS)
 
 
-def load_attack(spec: str, input_shape: Shape, folders: Sequence[Path] = (), mask: Path | None = None) -> Attack:
+def load_attack(
+    spec: str,
+    input_shape: Shape,
+    folders: Sequence[Path] = (),
+    mask: Path | None = None,
+    without: Collection[int] = (),
+) -> Attack:
     """The attack that a spec names.
 
     Args:
-        spec: a registered name, or a PNG file to add to the image.
+        spec: a registered name, a PNG file to add to the image, or `folder:PATH` of triggered images.
         input_shape: height, width and channels of the images.
         folders: where to look for the published trigger files.
         mask: for a PNG file: where it replaces the image instead, a .npy (1 x h x w, 3 x h x w or h x w) or image file.
+        without: indices of triggered images to leave out (see `ibau_jax.data.folder.load_triggered`).
 
     Raises:
+        DataError: the folder of triggered images is not there or can't be read.
         ConfigError: there is no such attack, or its files are missing or of another size.
     """
+    if spec.startswith(FOLDER) and mask is None:
+        return Attack(spec, None, triggered=load_triggered(spec.removeprefix(FOLDER), input_shape, without))
     if spec in _ATTACKS and mask is None:
         return _ATTACKS[spec](folders, input_shape)
     if not Path(spec).is_file():
-        what = "takes no mask" if spec in _ATTACKS else "is no attack and no PNG file"
-        raise ConfigError(f"{spec!r} {what}; --attack takes one of {', '.join(_ATTACKS)}, or a PNG file")
+        what = "takes no mask" if spec in _ATTACKS or spec.startswith(FOLDER) else "is no attack and no PNG file"
+        forms = f"one of {', '.join(_ATTACKS)}, a PNG file, or {FOLDER}PATH"
+        raise ConfigError(f"{spec!r} {what}; --attack takes {forms}")
     pattern = _read_pattern(Path(spec), input_shape)
     return Attack(spec, additive(pattern) if mask is None else masked(pattern, _read_mask(mask, input_shape)))
 

@@ -27,6 +27,27 @@ def shared_checkpoints(shared) -> list[Path]:
     return sorted((shared / "checkpoints").glob("*.pth"))
 
 
+TABLE: list[tuple] = []
+
+
+@pytest.fixture
+def conversion_table() -> list[tuple]:
+    """Rows for the table of architectures printed at the end: see tests/models/test_architectures.py."""
+    return TABLE
+
+
+def pytest_terminal_summary(terminalreporter):
+    if TABLE:
+        terminalreporter.section("architectures: relative difference to PyTorch")
+        columns = ("image", "parameters", "logits", "gradient", "worst", "load")
+        widths = (6, 14, 10, 10, 10, 8)
+        heads = "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True))
+        terminalreporter.line(f"{'':28}{heads}")
+    for name, size, parameters, logits, gradient, worst, seconds in TABLE:
+        numbers = f"{size:>6}{parameters:>14,}{logits:>10.1e}{gradient:>10.1e}{worst:>10.1e}{seconds:>6.1f} s"
+        terminalreporter.line(f"{name:28}{numbers}")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)

@@ -146,7 +146,7 @@ def test_forward_rule_equals_reverse_over_reverse(rng):
 @pytest.mark.parametrize(("terms", "clip"), [(1, False), (5, False), (5, True)])
 def test_small_vgg_matches_torch_autograd(rng, terms, clip):
     """The same K-term series on the published architecture, float32: relative error at most 1e-4."""
-    model = randomised(SmallVGG(10, nnx.Rngs(0)), rng)
+    model = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng)
     images, first_images = rng.random((2, 8, 32, 32, 3), np.float32)
     labels, first_labels = rng.integers(0, 10, (2, 8))
     delta = 0.3 * rng.normal(size=(1, 32, 32, 3)).astype(np.float32)

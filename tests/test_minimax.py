@@ -57,7 +57,7 @@ def forward_of(model):
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_inner_maximisation_matches_torch(rng, preset):
-    model, data = randomised(SmallVGG(10, nnx.Rngs(0)), rng), vgg_data(rng)
+    model, data = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), vgg_data(rng)
     # The published steps run a random net's perturbation into saturation, where rounding decides: take smaller ones.
     config = replace(PRESETS[preset], batch_size=BATCH, inner_lr=PRESETS[preset].inner_lr / 100)
     params, forward = forward_of(model)
@@ -87,7 +87,7 @@ def test_inner_maximisation_matches_torch(rng, preset):
 @pytest.mark.parametrize("clip", [False, True])
 def test_outer_round_matches_torch(rng, clip):
     """A whole outer round with the same δ and the same patched images, SGD so that errors are not normalised away."""
-    model, data = randomised(SmallVGG(10, nnx.Rngs(0)), rng), vgg_data(rng)
+    model, data = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), vgg_data(rng)
     config = UnlearnConfig(batch_size=BATCH, clip=clip, optim="sgd", lr=0.01, portion=0.2)
     twin, batches = torch_twin(model), make_batches(data, BATCH)
     delta = 0.1 * rng.normal(size=(1, 32, 32, 3)).astype(np.float32)
@@ -150,7 +150,7 @@ def test_the_model_given_is_not_changed(rng):
 
 
 def test_running_statistics_stay(rng):
-    model = randomised(SmallVGG(10, nnx.Rngs(0)), rng)
+    model = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng)
     before = jax.tree.map(np.array, nnx.state(model, nnx.BatchStat))
     result = unlearn(model, vgg_data(rng, 8), UnlearnConfig(n_rounds=1))
     after = nnx.state(result.model, nnx.BatchStat)

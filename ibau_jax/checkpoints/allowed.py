@@ -194,9 +194,14 @@ _TORCH: dict[GlobalName, Callable[..., Any]] = {
     GlobalName("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     GlobalName("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
     GlobalName("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
-    GlobalName("torch", "Size"): lambda *args: TorchValue(GlobalName("torch", "Size"), args),
-    GlobalName("torch", "device"): lambda *args: TorchValue(GlobalName("torch", "device"), args),
 }
+# Plain values that cargo holds and we need not understand: the call stays undone, and is written back as it was.
+_UNDONE = [
+    *(GlobalName("torch", name) for name in ("Size", "device")),
+    *(GlobalName("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
+    *(GlobalName("pathlib._local", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
+    *(GlobalName("datetime", name) for name in ("date", "datetime", "time", "timedelta")),
+]
 _DTYPE_CLASSES = {
     f"{name}DType": code
     for name, code in {
@@ -216,17 +221,27 @@ _NUMPY: dict[GlobalName, Callable[..., Any]] = {
         for name, code in _DTYPE_CLASSES.items()
     },
 }
-CALLS: dict[GlobalName, Callable[..., Any]] = {**_PYTHON, **_TORCH, **_NUMPY}
+_KEPT = {name: lambda *args, name=name: TorchValue(name, args) for name in _UNDONE}
+CALLS: dict[GlobalName, Callable[..., Any]] = {**_PYTHON, **_TORCH, **_NUMPY, **_KEPT}
+
+# What `pickle.dump` of a tensor wraps its storage's bytes in; the reader reads them as it reads a file.
+NESTED_STORAGE = GlobalName("torch.storage", "_load_from_bytes")
 
 # Named as values, never called.
 NAMES: frozenset[GlobalName] = frozenset(
-    [GlobalName("torch", name) for name in (*TORCH_DTYPES, *STORAGE_DTYPES, "Tensor", "strided")]
+    [NESTED_STORAGE]
+    + [GlobalName("torch", name) for name in (*TORCH_DTYPES, *STORAGE_DTYPES, "Tensor", "strided")]
     + [GlobalName("torch.cuda", name) for name in STORAGE_DTYPES]
     + [GlobalName("torch.storage", "UntypedStorage"), GlobalName("torch.nn.parameter", "Parameter")]
     + [GlobalName(module, name) for module in BUILTIN_MODULES for name in FACTORIES]
     + [GlobalName("numpy", "ndarray")]
     + [GlobalName("numpy", name) for name in ("float16", "float32", "float64", "int64", "int32", "uint8", "bool_")]
 )
+
+
+def is_allowed(module: str, name: str) -> bool:
+    """Whether a global is on the allow list."""
+    return GlobalName(module, name) in CALLS or GlobalName(module, name) in NAMES
 
 
 def find_global(module: str, name: str) -> GlobalName:
@@ -236,7 +251,7 @@ def find_global(module: str, name: str) -> GlobalName:
         CheckpointError: it is not; the message names it.
     """
     found = GlobalName(module, name)
-    if found not in CALLS and found not in NAMES:
+    if not is_allowed(module, name):
         raise CheckpointError(
             f"the pickle names the global {str(found)[:120]!r}, which is not on the allow list: "
             "refused without running it. A checkpoint needs only tensors and plain data; "

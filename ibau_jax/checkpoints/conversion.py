@@ -4,14 +4,14 @@ A Flax leaf's path is the PyTorch module path, since models mirror the module tr
 dimensions say how PyTorch calls it and lays it out:
 
     Flax leaf             PyTorch           layout
-    kernel, 4 dimensions  weight            HWIO <-> OIHW
-    kernel, 2 dimensions  weight            IO <-> OI
-    scale                 weight            as is
+    kernel                weight            ...IO <-> OI...: HWIO <-> OIHW, IO <-> OI
+    scale, embedding      weight            as is
     mean, var             running_mean/var  as is
     anything else         its own name      as is
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,10 +23,16 @@ from ibau_jax.errors import CheckpointError
 Path: TypeAlias = tuple[Any, ...]  # of str and int
 Leaves: TypeAlias = dict[Path, np.ndarray]
 
-_NAMES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-_TO_FLAX = {4: (2, 3, 1, 0), 2: (1, 0)}
-_TO_TORCH = {4: (3, 2, 0, 1), 2: (1, 0)}
-COUNTER = "num_batches_tracked"  # BatchNorm's, which inference does not use and Flax does not have
+_NAMES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "embedding": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+# What inference does not use and Flax does not have: the counters of BatchNorm and of weight averaging, and what the
+# profiler thop leaves behind. They stay in the file as they are.
+COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
 
 
 def torch_name(path: Path) -> str:
@@ -37,52 +43,85 @@ def torch_name(path: Path) -> str:
 
 def torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that PyTorch gives a Flax leaf of `shape`."""
-    return tuple(shape[axis] for axis in _axes(path, len(shape), _TO_TORCH))
+    return tuple(shape[axis] for axis in _torch_axes(path, len(shape)))
 
 
 def to_flax(path: Path, tensor: np.ndarray) -> np.ndarray:
     """PyTorch's tensor in Flax's layout, dtype unchanged."""
-    return tensor.transpose(_axes(path, tensor.ndim, _TO_FLAX))
+    axes = range(tensor.ndim)
+    return tensor.transpose((*axes[2:], 1, 0) if _is_kernel(path, tensor.ndim) else axes)
 
 
 def to_torch(path: Path, leaf: np.ndarray) -> np.ndarray:
     """Flax's leaf in PyTorch's layout, dtype unchanged: the inverse of `to_flax`."""
-    return leaf.transpose(_axes(path, leaf.ndim, _TO_TORCH))
+    return leaf.transpose(_torch_axes(path, leaf.ndim))
 
 
-def _axes(path: Path, ndim: int, permutations: Mapping[int, tuple[int, ...]]) -> tuple[int, ...]:
-    identity = tuple(range(ndim))
-    return permutations.get(ndim, identity) if path[-1] == "kernel" else identity
+def _torch_axes(path: Path, ndim: int) -> tuple[int, ...]:
+    axes = tuple(range(ndim))
+    return (ndim - 1, ndim - 2, *axes[:-2]) if _is_kernel(path, ndim) else axes
+
+
+def _is_kernel(path: Path, ndim: int) -> bool:
+    return path[-1] == "kernel" and ndim >= 2
 
 
 def leaf_shapes(model: nnx.Module) -> dict[Path, tuple[int, ...]]:
-    """Path and shape of every leaf of a model, which may be abstract (`nnx.eval_shape`)."""
+    """Path and shape of every leaf of a model, which may be abstract."""
     return {path: tuple(variable.shape) for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
-def mismatches(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[str, TorchTensor]) -> list[str]:
-    """What keeps `tensors` from being exactly the weights of a model with leaves `shapes`: one text a kind.
+@dataclass(frozen=True)
+class Mismatch:
+    """What keeps tensors from being exactly the weights of a model, by PyTorch's names.
 
-    Every leaf must be there in its shape, and every tensor must be used, but for BatchNorm's counters.
+    Attributes:
+        missing: leaves of the model without a tensor.
+        unexpected: tensors without a leaf.
+        misshapen: tensors of another shape, with that shape and the model's.
+        fitting: how many leaves have their tensor.
+    """
+
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    misshapen: tuple[str, ...]
+    fitting: int
+
+    def __bool__(self) -> bool:
+        return bool(self.missing or self.unexpected or self.misshapen)
+
+    def __str__(self) -> str:
+        return self.described(limit=None)
+
+    def described(self, limit: int | None) -> str:
+        """One text, with at most `limit` names of each kind."""
+        kinds = {"missing": self.missing, "unexpected": self.unexpected, "misshapen": self.misshapen}
+        return "; ".join(f"{len(names)} {kind}: {_listed(names, limit)}" for kind, names in kinds.items() if names)
+
+
+def _listed(names: tuple[str, ...], limit: int | None) -> str:
+    return ", ".join(names[:limit]) + (", ..." if limit is not None and len(names) > limit else "")
+
+
+def mismatch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[str, TorchTensor]) -> Mismatch:
+    """What keeps `tensors` from being exactly the weights of a model with leaves `shapes`.
+
+    Every leaf must be there in its shape, and every tensor must be used, but for counters.
     """
     wanted = {torch_name(path): torch_shape(path, shape) for path, shape in shapes.items()}
-    missing = [name for name in wanted if name not in tensors]
-    unused = [name for name in tensors if name not in wanted]
-    unexpected = [name for name in unused if not _is_counter(name, shapes, tensors[name])]
-    misshapen = [
-        f"{name} {tensors[name].shape} instead of {shape}"
-        for name, shape in wanted.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    kinds = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    return [f"{len(names)} {kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    there = [name for name in wanted if name in tensors]
+    misshapen = [name for name in there if tensors[name].shape != wanted[name]]
+    return Mismatch(
+        missing=tuple(name for name in wanted if name not in tensors),
+        unexpected=tuple(name for name in tensors if name not in wanted and not is_counter(name, tensors[name])),
+        misshapen=tuple(f"{name} {tensors[name].shape} instead of {wanted[name]}" for name in misshapen),
+        fitting=len(there) - len(misshapen),
+    )
 
 
-def _is_counter(name: str, shapes: Mapping[Path, Any], tensor: TorchTensor) -> bool:
-    module, _, leaf = name.rpartition(".")
-    if leaf != COUNTER or tensor.shape not in ((), (1,)):
-        return False
-    return any(path[-1] == "mean" and ".".join(map(str, path[:-1])) == module for path in shapes)
+def is_counter(name: str, tensor: TorchTensor) -> bool:
+    """Whether a tensor is one of `COUNTERS`: a single number beside the weights."""
+    return name.rpartition(".")[2] in COUNTERS and tensor.shape in ((), (1,))
 
 
 def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[str, TorchTensor]) -> Leaves:
@@ -91,9 +130,9 @@ def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[s
     Raises:
         CheckpointError: names or shapes do not fit; the message lists all of them.
     """
-    problems = mismatches(shapes, tensors)
+    problems = mismatch(shapes, tensors)
     if problems:
-        raise CheckpointError("the state dict does not fit the model; " + "; ".join(problems))
+        raise CheckpointError(f"the state dict does not fit the model; {problems}")
     return {path: to_flax(path, tensors[torch_name(path)].numpy()) for path in shapes}
 
 

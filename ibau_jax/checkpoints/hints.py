@@ -1,35 +1,110 @@
-"""What a checkpoint says of itself in an entry `ibau_jax` beside the weights, so that the command line need not."""
+"""What a checkpoint says of itself beside the weights, so that the command line need not.
+
+Two kinds of file do: ours, in an entry `ibau_jax`, and BackdoorBench's `attack_result.pt` and `defense_result.pt`.
+A file may be hostile, so what it says is data of known kinds: only embedded data and registered attacks can be named,
+no hint is a path, and the weights decide where they contradict a hint.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ibau_jax.data.sources import EMBEDDED
+from ibau_jax.models.normalized import NORMALIZATIONS, Normalization
 from ibau_jax.triggers import attack_names
 
 KEY = "ibau_jax"
+# BackdoorBench normalises each data set in its own way (utils/aggregate_block/dataset_and_transform_generate.py).
+BACKDOORBENCH_NORMALIZATIONS: dict[str, Normalization | None] = {
+    "cifar10": NORMALIZATIONS["cifar10"],
+    "cifar100": NORMALIZATIONS["cifar100"],
+    "imagenet": NORMALIZATIONS["imagenet"],
+    "tiny": Normalization((0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)),
+    "gtsrb": None,
+    "celeba": None,
+}
+MAX_IMAGE_SIZE = 4096
 
 
 @dataclass(frozen=True)
 class Hints:
     """Defaults for the command line; None where the checkpoint does not say.
 
-    The file may be hostile: only embedded data and registered attacks can be named, so a hint reads no file and
-    reaches no network.
+    Attributes:
+        source: who wrote the file, if it is of a known kind.
+        model: an architecture's name, in the file's spelling.
+        num_classes: of the classifier.
+        image_size: height and width of the images.
+        data_name: what the file calls its data set.
+        normalization: of the images, or None.
+        dataset: embedded data to evaluate on.
+        attack: a registered attack.
+        target_label: the class that the attack aims at.
+        triggered_folder: whether triggered test images were stored in a folder beside the file.
     """
 
+    source: str | None = None
+    model: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    data_name: str | None = None
+    normalization: Normalization | None = None
     dataset: str | None = None
     attack: str | None = None
     target_label: int | None = None
+    triggered_folder: bool = False
 
 
 def read_hints(metadata: Mapping[str, Any]) -> Hints:
     """The hints in a checkpoint's metadata; what is no valid hint is left out."""
     entry = metadata.get(KEY)
-    entry = entry if isinstance(entry, dict) else {}
-    dataset, attack, target = (entry.get(key) for key in ("dataset", "attack", "target_label"))
+    if isinstance(entry, dict):
+        return _own_hints(entry)
+    if isinstance(metadata.get("model_name"), str) and "num_classes" in metadata:
+        return _backdoorbench_hints(metadata)
+    return Hints()
+
+
+def _own_hints(entry: Mapping[Any, Any]) -> Hints:
+    dataset, attack, normalize = entry.get("dataset"), entry.get("attack"), entry.get("normalize")
     return Hints(
+        source="ibau_jax",
+        normalization=NORMALIZATIONS.get(normalize) if isinstance(normalize, str) else None,
         dataset=dataset if isinstance(dataset, str) and dataset.partition(":")[0] in EMBEDDED else None,
         attack=attack if isinstance(attack, str) and attack in attack_names() else None,
-        target_label=target if type(target) is int else None,
+        target_label=_integer(entry.get("target_label")),
     )
+
+
+def _backdoorbench_hints(metadata: Mapping[str, Any]) -> Hints:
+    """Of `save_attack_result` and `save_defense_result`: the latter has no data."""
+    data = metadata.get("clean_data")
+    size = metadata.get("img_size")
+    size = _integer(size[0] if isinstance(size, (list, tuple)) and size else size)
+    return Hints(
+        source="BackdoorBench",
+        model=metadata["model_name"],
+        num_classes=_integer(metadata["num_classes"]),
+        image_size=size if size is not None and 0 < size <= MAX_IMAGE_SIZE else None,
+        data_name=data if isinstance(data, str) else None,
+        normalization=BACKDOORBENCH_NORMALIZATIONS.get(data) if isinstance(data, str) else None,
+        target_label=_single_target(metadata.get("bd_test")),
+        triggered_folder="bd_test" in metadata,
+    )
+
+
+def _single_target(state: Any) -> int | None:
+    """The one class that all triggered test images are labelled with, as `bd_test` lists them."""
+    container = state.get("bd_data_container") if isinstance(state, dict) else None
+    images = container.get("data_dict") if isinstance(container, dict) else None
+    if not isinstance(images, dict):
+        return None
+    infos = [image.get("other_info") for image in images.values() if isinstance(image, dict)]
+    labels = {_integer(info[0]) for info in infos if isinstance(info, (list, tuple)) and info}
+    return labels.pop() if len(labels) == 1 else None
+
+
+def _integer(value: Any) -> int | None:
+    """A number as plain int; NumPy's count, True and False do not."""
+    integral = hasattr(value, "__index__") and not isinstance(value, bool)
+    return int(value) if integral and getattr(value, "ndim", 0) == 0 else None

@@ -1,4 +1,4 @@
-"""Reads PyTorch files without torch and without executing anything: zip and legacy format, and safetensors."""
+"""Reads PyTorch files without torch and without executing anything: zip and legacy format, pickle, safetensors."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ from ibau_jax.checkpoints.unpickle import unpickle
 from ibau_jax.checkpoints.values import STORAGE_DTYPES, GlobalName, Storage, TorchTensor
 from ibau_jax.errors import CheckpointError
 
-Format = Literal["zip", "legacy", "safetensors"]
+Format = Literal["zip", "legacy", "pickle", "safetensors"]
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_SAFETENSORS_HEADER = 100 * 2**20
@@ -22,51 +22,72 @@ MAX_SAFETENSORS_HEADER = 100 * 2**20
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What a file holds: a tree of plain data and `TorchTensor`s, and the format it was in."""
+    """What a file holds: a tree of plain data and `TorchTensor`s, and the format it was in.
+
+    `refused` are the globals outside the allow list, where the file was only inspected: it must not be converted then.
+    """
 
     tree: Any
     format: Format
+    refused: tuple[GlobalName, ...] = ()
 
 
-def read_torch_file(path: Path) -> TorchFile:
-    """Reads a `.pth`/`.pt` (zip or pre-1.6 format) or `.safetensors` file; its content tells which.
+def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
+    """Reads a file of torch.save (zip or pre-1.6 format), of pickle.dump, or of safetensors; its content tells which.
+
+    Args:
+        path: the file.
+        inspect: note globals outside the allow list instead of refusing the file. Nothing is executed either way.
 
     Raises:
         CheckpointError: the file is missing, damaged, of no known format, or holds a global outside the allow list.
     """
+    refused: list[GlobalName] | None = [] if inspect else None
     try:
         with open(path, "rb") as file:
-            return _read(file, path)
+            tree, format = _read(file, path, refused)
+        return TorchFile(tree, format, tuple(dict.fromkeys(refused or ())))
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror or error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read(file: IO[bytes], path: Path) -> TorchFile:
+def _read(file: IO[bytes], path: Path, refused: list[GlobalName] | None) -> tuple[Any, Format]:
     head = file.read(16)
     size = file.seek(0, 2)
     file.seek(0)
     if head[:4] == b"PK\x03\x04":
-        return TorchFile(_read_zip(file, Budget(size)), "zip")
+        return _read_zip(file, Budget(size), refused), "zip"
     if head[:1] == b"\x80":
-        return TorchFile(_read_legacy(file, Budget(size), size), "legacy")
+        return _read_pickles(file, Budget(size), size, refused)
     if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= MAX_SAFETENSORS_HEADER:
-        return TorchFile(_read_safetensors(path), "safetensors")
+        return _read_safetensors(path), "safetensors"
     if size == 0:
         raise CheckpointError("the file is empty")
-    raise CheckpointError(
-        "this is no PyTorch checkpoint (neither the zip or legacy format of torch.save nor safetensors)"
-    )
+    raise CheckpointError(f"this is no PyTorch checkpoint{_known_by_its_head(head)}")
+
+
+def _known_by_its_head(head: bytes) -> str:
+    """What else a file may be, from its first bytes."""
+    archives = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"Rar!": "rar", b"7z\xbc\xaf": "7z"}
+    for start, name in archives.items():
+        if head.startswith(start):
+            return f" but a {name} archive; unpack it first"
+    if head.startswith(b"\x89HDF"):
+        return " but HDF5, as Keras writes it; only PyTorch's models are converted"
+    if head[:1] == b"<" or head.startswith(b"version https://git-lfs"):
+        return " but text, a web page or a Git LFS pointer; download the file itself"
+    return " (neither the zip or legacy format of torch.save, nor a pickle of protocol 2 or later, nor safetensors)"
 
 
 # The zip format: NAME/data.pkl, one entry NAME/data/KEY a storage.
 
 
-def _read_zip(file: IO[bytes], budget: Budget) -> Any:
+def _read_zip(file: IO[bytes], budget: Budget, refused: list[GlobalName] | None) -> Any:
     try:
         with zipfile.ZipFile(file) as archive:
-            return _read_archive(archive, budget)
+            return _read_archive(archive, budget, refused)
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -79,7 +100,7 @@ def _read_zip(file: IO[bytes], budget: Budget) -> Any:
         raise CheckpointError(f"the zip archive is damaged or truncated ({str(error)[:120]})") from error
 
 
-def _read_archive(archive: zipfile.ZipFile, budget: Budget) -> Any:
+def _read_archive(archive: zipfile.ZipFile, budget: Budget, refused: list[GlobalName] | None) -> Any:
     names = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     if any(name.split("/")[-1] == "constants.pkl" for name in names):
@@ -110,7 +131,7 @@ def _read_archive(archive: zipfile.ZipFile, budget: Budget) -> Any:
             raise CheckpointError(f"storage {key[:40]!r} is declared twice with different types; the file is damaged")
         return storages[key]
 
-    return unpickle(io.BytesIO(entry_bytes(pickles[0])), budget, load_storage)
+    return unpickle(io.BytesIO(entry_bytes(pickles[0])), budget, load_storage, refused=refused)
 
 
 def _storage_description(persistent_id: Any) -> tuple[Any, str, int, Any]:
@@ -128,12 +149,30 @@ def _storage_description(persistent_id: Any) -> tuple[Any, str, int, Any]:
 
 
 # The legacy format: pickles of a magic number, a protocol, system facts, the object and the storages' keys, then the
-# storages, each behind its number of elements.
+# storages, each behind its number of elements. A file of pickle.dump has one pickle, and in it, for each tensor, its
+# storage in the legacy format.
 
 
-def _read_legacy(file: IO[bytes], budget: Budget, file_size: int) -> Any:
-    if unpickle(file, budget) != LEGACY_MAGIC:
-        raise CheckpointError("this is a pickle but no PyTorch checkpoint; save the state_dict() with torch.save")
+def _read_pickles(
+    file: IO[bytes], budget: Budget, file_size: int, refused: list[GlobalName] | None
+) -> tuple[Any, Format]:
+    def load_nested(content: Any) -> Storage:
+        size = len(content) if isinstance(content, bytes) else 0
+        nested = io.BytesIO(content if isinstance(content, bytes) else b"")
+        is_legacy = size and unpickle(nested, budget) == LEGACY_MAGIC
+        storage = _read_legacy(nested, budget, size, None) if is_legacy else None
+        if not isinstance(storage, Storage):
+            raise CheckpointError("a tensor's storage is pickled in a way PyTorch does not write; the file is damaged")
+        return storage
+
+    first = unpickle(file, budget, load_nested=load_nested, refused=refused)
+    if type(first) is int and first == LEGACY_MAGIC:
+        return _read_legacy(file, budget, file_size, refused), "legacy"
+    return first, "pickle"
+
+
+def _read_legacy(file: IO[bytes], budget: Budget, file_size: int, refused: list[GlobalName] | None) -> Any:
+    """What follows the magic number."""
     if unpickle(file, budget) != LEGACY_PROTOCOL:
         raise CheckpointError("the legacy format has an unknown protocol number; the file is damaged")
     system = unpickle(file, budget)
@@ -153,7 +192,7 @@ def _read_legacy(file: IO[bytes], budget: Budget, file_size: int) -> Any:
             raise CheckpointError(f"storage {key[:40]!r} is declared larger than the file; refused")
         return storage
 
-    tree = unpickle(file, budget, load_storage)
+    tree = unpickle(file, budget, load_storage, refused=refused)
     _fill_storages(file, unpickle(file, budget), storages, budget, byteorder)
     return tree
 

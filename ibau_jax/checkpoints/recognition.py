@@ -1,68 +1,192 @@
-"""Which registered architecture a state dict belongs to, told by names and shapes."""
+"""Which architecture a state dict belongs to, told by names and shapes."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from flax import nnx
 
-from ibau_jax.checkpoints.conversion import Path, leaf_shapes, mismatches
+from ibau_jax.checkpoints.conversion import Mismatch, Path, leaf_shapes, mismatch
+from ibau_jax.checkpoints.hints import Hints
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
-from ibau_jax.models import Architecture, architectures, get_architecture
+from ibau_jax.models import Architecture, architectures, find_architecture, name_patterns
+from ibau_jax.models.layers import ABSTRACT
 
 MAX_CLASSES = 10**6  # a damaged file may name any number
+MAX_IMAGE_SIZE = 4096
+SHOWN = 3  # names of each kind of mismatch, where several architectures are described
+RUNNERS_UP = 3
+
+Tensors = Mapping[str, TorchTensor]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is known of the model; None is to be recognised.
+
+    Attributes:
+        model: a registered architecture's name, or FILE.py:CLASS.
+        num_classes: of the classifier.
+        image_size: height and width of the images.
+        likely_model: a name that the file itself gives, in whatever spelling; it is tried first.
+        likely_image_size: a size that the file itself gives; taken if it fits.
+    """
+
+    model: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    likely_model: str | None = None
+    likely_image_size: int | None = None
+
+    def with_hints(self, hints: Hints) -> "Request":
+        """The request with what the file says of itself."""
+        return replace(self, likely_model=hints.model, likely_image_size=hints.image_size)
+
+    def check(self) -> None:
+        """Raises CheckpointError unless the numbers make sense."""
+        if self.num_classes is not None and not 0 < self.num_classes <= MAX_CLASSES:
+            raise CheckpointError(f"{self.num_classes} classes make no model; --num-classes is 1 to {MAX_CLASSES}")
+        if self.image_size is not None and not 0 < self.image_size <= MAX_IMAGE_SIZE:
+            raise CheckpointError(f"images of size {self.image_size} do not exist; --image-size is 1 to 4096")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A state dict taken as one architecture.
+
+    Attributes:
+        architecture: which.
+        num_classes: of the classifier.
+        image_size: height and width of the images.
+        prefix: what every tensor's name begins with beside the architecture's own names.
+        mismatch: what does not fit; false if everything does.
+    """
+
+    architecture: Architecture
+    num_classes: int
+    image_size: int
+    prefix: str
+    mismatch: Mismatch = field(repr=False)
+
+    def described(self) -> str:
+        """What does not fit, shortly."""
+        return f"as {self.architecture.name}: {self.mismatch.described(SHOWN)}"
 
 
 @functools.cache  # recognising and then loading asks twice for the same; callers do not change it
-def abstract_shapes(architecture: Architecture, num_classes: int) -> dict[Path, tuple[int, ...]]:
-    """Path and shape of every leaf of an architecture, without taking memory for it."""
-    return leaf_shapes(nnx.eval_shape(lambda: architecture.build(num_classes, nnx.Rngs(0))))
+def abstract_model(architecture: Architecture, num_classes: int, image_size: int) -> nnx.Module:
+    """An architecture without memory for its weights."""
+    return architecture.build(num_classes, image_size, ABSTRACT)
 
 
-def recognise(
-    tensors: Mapping[str, TorchTensor], model: str | None = None, num_classes: int | None = None
-) -> tuple[Architecture, int]:
-    """The architecture and the number of classes of a state dict; `model` and `num_classes` overrule.
+@functools.cache
+def abstract_shapes(architecture: Architecture, num_classes: int, image_size: int) -> dict[Path, tuple[int, ...]]:
+    """Path and shape of every leaf of an architecture."""
+    return leaf_shapes(abstract_model(architecture, num_classes, image_size))
+
+
+def recognise(tensors: Tensors, prefixes: Sequence[str], request: Request) -> Candidate:
+    """What a state dict is.
+
+    Args:
+        tensors: its tensors by their full names.
+        prefixes: what the names may begin with beside the architecture's own, in the order to try.
+        request: what is known.
 
     Raises:
-        CheckpointError: no registered architecture has these names and shapes, or there is none called `model`.
+        CheckpointError: no registered architecture has these names and shapes, or the requested one has not.
     """
-    candidates = [get_architecture(model)] if model else list(architectures())
-    for architecture in candidates:
-        classes = num_classes or _classes(architecture, tensors)
-        if classes is None:
-            continue
-        if model or not mismatches(abstract_shapes(architecture, classes), tensors):
-            return architecture, classes
-    if model:
-        raise CheckpointError(
-            f"the state dict has no {candidates[0].classifier!r} to read the number of classes from; "
-            f"is it a {model}? It holds {_keys(tensors)}"
-        )
-    known = ", ".join(sorted(architecture.name for architecture in candidates))
-    closest = _closest(tensors, num_classes)
+    request.check()
+    for candidate in _candidates(tensors, prefixes, request):
+        if not candidate.mismatch:
+            return candidate
+    closest = runners_up(tensors, prefixes, request)
+    if request.model:
+        if not closest:
+            wanted = find_architecture(request.model).classifier or "matrix"
+            raise CheckpointError(
+                f"the state dict has no {wanted!r} to read the number of classes from; "
+                f"is it a {request.model}? It holds {summary(tensors)}"
+            )
+        raise CheckpointError(f"the state dict does not fit {request.model}; {closest[0].mismatch}")
+    described = ". Closest, " + " | ".join(found.described() for found in closest[:1]) if closest else ""
     raise CheckpointError(
-        f"unknown architecture: the state dict holds {_keys(tensors)}. "
-        f"Name it by --model if it is one of: {known}{closest}"
+        f"unknown architecture: the state dict holds {summary(tensors)}{described}. Write it as a Flax module and name "
+        f"it by --model FILE.py:CLASS (see docs/custom_model.md). Known are {name_patterns()}"
     )
 
 
-def _classes(architecture: Architecture, tensors: Mapping[str, TorchTensor]) -> int | None:
-    weight = tensors.get(architecture.classifier)
-    classes = weight.shape[0] if weight is not None and weight.shape else 0
-    return classes if 0 < classes <= MAX_CLASSES else None
+def runners_up(tensors: Tensors, prefixes: Sequence[str], request: Request) -> list[Candidate]:
+    """The architectures that fit in part, best first: by the tensors that fit, then by the names that do not."""
+    names = {prefix: set(_stripped(tensors, prefix)) for prefix in prefixes}
+
+    def affinity(pair: tuple[Architecture, str]) -> int:
+        architecture, prefix = pair
+        return sum(_fits(tensors, prefix, name, shape) for name, shape in architecture.landmarks.items()) + (
+            architecture.classifier in names[prefix]
+        )
+
+    pairs = [(architecture, prefix) for architecture in _possible(request) for prefix in prefixes]
+    likely = sorted(pairs, key=affinity, reverse=True)[: 2 * RUNNERS_UP]
+    found = [one for pair in likely for one in _as_architecture(tensors, *pair, request)]
+    partial = [one for one in found if one.mismatch and (one.mismatch.fitting or request.model)]
+    partial.sort(key=lambda one: (-one.mismatch.fitting, len(one.mismatch.unexpected) + len(one.mismatch.missing)))
+    best = {one.architecture.name: one for one in reversed(partial)}
+    return [one for one in partial if best[one.architecture.name] is one][:RUNNERS_UP]
 
 
-def _keys(tensors: Mapping[str, TorchTensor]) -> str:
+def summary(tensors: Tensors) -> str:
+    """The number of tensors, and what the first are called."""
     shown = ", ".join(f"{name} {tensor.shape}" for name, tensor in list(tensors.items())[:6])
     return f"{len(tensors)} tensors ({shown}{', ...' if len(tensors) > 6 else ''})"
 
 
-def _closest(tensors: Mapping[str, TorchTensor], num_classes: int | None) -> str:
-    """Says what does not fit where an architecture's classifier is there but something else differs."""
-    for architecture in architectures():
-        classes = num_classes or _classes(architecture, tensors)
-        if classes is not None and architecture.classifier in tensors:
-            problems = mismatches(abstract_shapes(architecture, classes), tensors)
-            return f". As {architecture.name}: " + "; ".join(problems)
-    return ""
+def _possible(request: Request) -> list[Architecture]:
+    """The requested architecture, or all of them, that which the file names first."""
+    if request.model:
+        return [find_architecture(request.model)]
+    return sorted(architectures(), key=lambda one: _plain(one.name) != _plain(request.likely_model or ""))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _candidates(tensors: Tensors, prefixes: Sequence[str], request: Request) -> Iterator[Candidate]:
+    for prefix in prefixes:
+        for architecture in _possible(request):
+            landmarks = architecture.landmarks.items()
+            if all(_fits(tensors, prefix, name, shape) for name, shape in landmarks):
+                yield from _as_architecture(tensors, architecture, prefix, request)
+
+
+def _as_architecture(
+    tensors: Tensors, architecture: Architecture, prefix: str, request: Request
+) -> Iterator[Candidate]:
+    """The state dict as this architecture, for each image size that it may be of."""
+    stripped = _stripped(tensors, prefix)
+    num_classes = request.num_classes or _classes(architecture, stripped)
+    if num_classes is None:
+        return
+    likely = (request.likely_image_size,) if request.likely_image_size else ()
+    for image_size in (request.image_size,) if request.image_size else (*likely, *architecture.image_sizes):
+        shapes = abstract_shapes(architecture, num_classes, image_size)
+        yield Candidate(architecture, num_classes, image_size, prefix, mismatch(shapes, stripped))
+
+
+def _stripped(tensors: Tensors, prefix: str) -> dict[str, TorchTensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _fits(tensors: Tensors, prefix: str, name: str, shape: tuple[int, ...]) -> bool:
+    return prefix + name in tensors and tensors[prefix + name].shape == shape
+
+
+def _classes(architecture: Architecture, tensors: dict[str, TorchTensor]) -> int | None:
+    if architecture.classifier:
+        weight = tensors.get(architecture.classifier)
+    else:
+        weight = next((tensor for tensor in reversed(tensors.values()) if len(tensor.shape) == 2), None)
+    classes = weight.shape[0] if weight is not None and weight.shape else 0
+    return classes if 0 < classes <= MAX_CLASSES else None

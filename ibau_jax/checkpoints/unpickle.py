@@ -12,9 +12,17 @@ from typing import IO, Any
 
 import numpy as np
 
-from ibau_jax.checkpoints.allowed import call, checked_dtype, checked_key, checked_shape, find_global
+from ibau_jax.checkpoints.allowed import (
+    NESTED_STORAGE,
+    call,
+    checked_dtype,
+    checked_key,
+    checked_shape,
+    find_global,
+    is_allowed,
+)
 from ibau_jax.checkpoints.budget import Budget
-from ibau_jax.checkpoints.values import TorchTensor, TorchValue
+from ibau_jax.checkpoints.values import GlobalName, TorchTensor, TorchValue
 from ibau_jax.errors import CheckpointError
 
 _MARK = object()
@@ -28,18 +36,28 @@ _PUTS, _GETS = frozenset(("PUT", "BINPUT", "LONG_BINPUT")), frozenset(("GET", "B
 MAX_NESTING = 100
 
 
-def unpickle(file: IO[bytes], budget: Budget, persistent_load: Callable[[Any], Any] | None = None) -> Any:
+def unpickle(
+    file: IO[bytes],
+    budget: Budget,
+    persistent_load: Callable[[Any], Any] | None = None,
+    *,
+    load_nested: Callable[[bytes], Any] | None = None,
+    refused: list[GlobalName] | None = None,
+) -> Any:
     """The object that one pickle, from the file's position to its STOP, describes.
 
     Args:
         file: a binary file; afterwards its position is behind the pickle.
         budget: charged for the tensors, and for what calls copy.
         persistent_load: turns a persistent id (PyTorch: a storage's description) into an object.
+        load_nested: reads a storage that was pickled by itself, as `pickle.dump` of a tensor has it.
+        refused: where given, a global outside the allow list is noted here and stands for itself, and calls of it stay
+            undone, so that the file can be looked at; by default it is an error.
 
     Raises:
         CheckpointError: the pickle is damaged, or asks for anything but plain data and tensors.
     """
-    machine = _Machine(budget, persistent_load)
+    machine = _Machine(budget, persistent_load, load_nested, refused)
     try:
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "STOP":
@@ -55,11 +73,19 @@ def unpickle(file: IO[bytes], budget: Budget, persistent_load: Callable[[Any], A
 class _Machine:
     """The pickle machine's stack and memo."""
 
-    def __init__(self, budget: Budget, persistent_load: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self,
+        budget: Budget,
+        persistent_load: Callable[[Any], Any] | None,
+        load_nested: Callable[[bytes], Any] | None,
+        refused: list[GlobalName] | None,
+    ) -> None:
         self.budget = budget
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.persistent_load = persistent_load
+        self.load_nested = load_nested
+        self.refused = refused
 
     def step(self, name: str, argument: Any) -> None:
         if name in _LITERALS:
@@ -102,6 +128,8 @@ class _Machine:
 
     def set_items(self, pairs: list[Any]) -> None:
         target = self.top()
+        if self.is_undone(target):
+            return
         if not isinstance(target, dict) or len(pairs) % 2:
             raise CheckpointError("the pickle sets items of something that is no dict; the file is damaged")
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
@@ -109,6 +137,8 @@ class _Machine:
 
     def extend(self, items: list[Any]) -> None:
         target = self.top()
+        if self.is_undone(target):
+            return
         if not isinstance(target, list):
             raise CheckpointError("the pickle appends to something that is no list; the file is damaged")
         target.extend(items)
@@ -135,13 +165,23 @@ class _Machine:
 
     def append_global(self, argument: Any) -> None:
         module, _, name = argument.partition(" ")
-        self.stack.append(find_global(module, name))
+        self.stack.append(self.found(module, name))
+
+    def found(self, module: str, name: str) -> GlobalName:
+        if self.refused is None or is_allowed(module, name):
+            return find_global(module, name)
+        self.refused.append(GlobalName(module, name))
+        return self.refused[-1]
+
+    def is_undone(self, value: Any) -> bool:
+        """Whether `value` stands for an object that a refused global would have made."""
+        return self.refused is not None and isinstance(value, TorchValue) and value.function in self.refused
 
     def stack_global(self, _: Any) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise CheckpointError("the pickle names a global by something that is no text; the file is damaged")
-        self.stack.append(find_global(module, name))
+        self.stack.append(self.found(module, name))
 
     def charge(self, parts: Any) -> None:
         """Charges for what is copied: an object can be named again and again in a few bytes."""
@@ -151,13 +191,22 @@ class _Machine:
     def reduce(self, _: Any) -> None:
         args, function = self.pop(), self.pop()
         self.charge(args)
-        made = call(function, args)
+        made = self.made(function, args)
         if isinstance(made, TorchTensor):
             self.budget.take(made.nbytes)
         self.stack.append(made)
 
+    def made(self, function: Any, args: Any) -> Any:
+        if self.refused is not None and isinstance(function, GlobalName) and function in self.refused:
+            return TorchValue(function, args if isinstance(args, tuple) else (args,))
+        if function == NESTED_STORAGE and self.load_nested and isinstance(args, tuple) and len(args) == 1:
+            return self.load_nested(args[0])
+        return call(function, args)
+
     def build(self, _: Any) -> None:
         state, target = self.pop(), self.top()
+        if self.is_undone(target):
+            return
         self.charge(state)
         set_state(target, state)
 

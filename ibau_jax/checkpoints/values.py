@@ -53,7 +53,7 @@ class GlobalName:
 
 @dataclass(frozen=True)
 class TorchValue:
-    """A call in a pickle that stays undone: `torch.Size`, `torch.device`."""
+    """A call in a pickle that stays undone: `torch.Size`, `pathlib.PosixPath`."""
 
     function: GlobalName
     args: tuple[Any, ...]

@@ -1,30 +1,57 @@
 """Compares a checkpoint's Flax model with PyTorch's own forward pass. Needs torch."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
+from jaxtyping import Float
 
 from ibau_jax.checkpoints.checkpoint import Checkpoint
+from ibau_jax.checkpoints.reader import read_torch_file
+from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
 
+if TYPE_CHECKING:
+    import torch
+
 TOLERANCE = 1e-4
-IMAGES, SEED = 64, 0
+IMAGES, SEED, BATCH = 64, 0, 32
 
 
-def verify(checkpoint: Checkpoint, torch_file: Path) -> float:
-    """The relative difference ‖a − b‖ / ‖b‖ of the logits of 64 random images, a from Flax and b from PyTorch.
+def random_images(checkpoint: Checkpoint, count: int = IMAGES) -> Float[np.ndarray, "n h w c"]:
+    """The same `count` random images at each call, float32 in [0, 1]."""
+    return np.random.default_rng(SEED).random((count, *checkpoint.input_shape), np.float32)
+
+
+def verify(
+    checkpoint: Checkpoint,
+    torch_file: Path,
+    images: Float[np.ndarray, "n h w c"] | None = None,
+    torch_module: "Callable[[int], torch.nn.Module] | None" = None,
+) -> float:
+    """The relative difference ‖a − b‖ / ‖b‖ of the logits of some images, a from Flax and b from PyTorch.
 
     Args:
         checkpoint: the converted checkpoint.
         torch_file: the PyTorch file that it came from or was written to, read by torch.load(weights_only=True), or
             by safetensors.
+        images: float32 in [0, 1]; by default 64 random ones.
+        torch_module: makes the PyTorch module for a number of classes; by default the architecture's own.
 
     Raises:
-        CheckpointError: torch is not installed or can't load the file, or the difference is above TOLERANCE.
+        CheckpointError: torch or the module is not there or can't load the file, or the difference is above TOLERANCE.
     """
-    images = np.random.default_rng(SEED).random((IMAGES, *checkpoint.input_shape), np.float32)
-    expected = _torch_logits(checkpoint, torch_file, images)
-    logits = np.asarray(checkpoint.model()(images))
+    images = random_images(checkpoint) if images is None else images
+    batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+    module = _loaded_module(checkpoint, torch_file, torch_module or checkpoint.architecture.torch_module)
+    expected = np.concatenate([_torch_logits(module, batch) for batch in batches])
+    with jax.default_matmul_precision("highest"):
+        model = checkpoint.model()
+        logits = np.concatenate([np.asarray(model(batch)) for batch in batches])
+    if logits.shape != expected.shape:
+        raise CheckpointError(f"PyTorch's logits have the shape {expected.shape}, Flax's {logits.shape}")
     difference = float(np.linalg.norm(logits - expected) / np.linalg.norm(expected))
     if not difference <= TOLERANCE:
         raise CheckpointError(
@@ -34,30 +61,67 @@ def verify(checkpoint: Checkpoint, torch_file: Path) -> float:
     return difference
 
 
-def _torch_logits(checkpoint: Checkpoint, file: Path, images: np.ndarray) -> np.ndarray:
-    try:
-        import torch
-    except ImportError as error:
-        raise CheckpointError("--verify needs PyTorch, which is not installed: pip install torch") from error
-    module = checkpoint.architecture.torch_module(checkpoint.num_classes)
-    try:
-        module.load_state_dict(_torch_state_dict(checkpoint, file))
-    except Exception as error:  # whatever torch raises for a file or names it can't take
-        raise CheckpointError(f"PyTorch can't load {file}: {str(error)[:200]}") from error
-    module.eval().float()
+def _torch_logits(module: "torch.nn.Module", images: np.ndarray) -> np.ndarray:
+    import torch
+
     with torch.no_grad():
         return module(torch.as_tensor(images.transpose(0, 3, 1, 2).copy())).numpy()
 
 
-def _torch_state_dict(checkpoint: Checkpoint, file: Path) -> dict:
+def _loaded_module(
+    checkpoint: Checkpoint, file: Path, make: "Callable[[int], torch.nn.Module] | None"
+) -> "torch.nn.Module":
+    try:
+        import torch  # noqa: F401 - asked for before anything else, to say so where it is missing
+    except ImportError as error:
+        raise CheckpointError("--verify needs PyTorch, which is not installed: pip install torch") from error
+    name = checkpoint.architecture.name
+    if make is None:
+        raise CheckpointError(
+            f"only the code that {name} came from has its PyTorch module; name it by --torch-module FILE.py:NAME"
+        )
+    try:
+        module = make(checkpoint.num_classes)
+    except (ImportError, RuntimeError) as error:  # torchvision is missing, or was built for another torch
+        raise CheckpointError(f"can't build {name} in PyTorch: {str(error)[:200]}") from error
+    try:
+        module.load_state_dict(_torch_state_dict(checkpoint, file))
+    except Exception as error:  # whatever torch raises for a file or names it can't take
+        raise CheckpointError(f"PyTorch can't load {file}: {str(error)[:200]}") from error
+    return module.eval().float()
+
+
+def _torch_state_dict(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
+    """The state dict under the module's names, without what belongs to training alone."""
+    envelope = checkpoint.envelope
+    tensors = _tensors_by_torch(checkpoint, file)
+    own = {name: value for name, value in tensors.items() if name.startswith(envelope.prefix)}
+    stripped = {name.removeprefix(envelope.prefix): value for name, value in own.items()}
+    return {name: value for name, value in stripped.items() if not name.endswith(("total_ops", "total_params"))}
+
+
+def _tensors_by_torch(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     import torch
 
     envelope = checkpoint.envelope
-    if file.suffix == ".safetensors":
+    source = read_torch_file(file)
+    if source.format == "safetensors":
         from safetensors.torch import load_file
 
-        state_dict = load_file(file)
-    else:
+        return dict(load_file(file))
+    if source.format == "pickle":  # torch.load does not take what pickle.dump wrote
+        tensors = envelope.state_dict_in(source.tree).items()
+        return {
+            name: torch.from_numpy(value.numpy().copy()) for name, value in tensors if isinstance(value, TorchTensor)
+        }
+    with torch.serialization.safe_globals(_numpy_globals()):
         state_dict = envelope.state_dict_in(torch.load(file, map_location="cpu", weights_only=True))
-    tensors = {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
-    return {name.removeprefix(envelope.prefix): value for name, value in tensors.items()}
+    return {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
+
+
+def _numpy_globals() -> list[Any]:
+    """NumPy's arrays and scalars, which checkpoints hold beside the weights, for torch.load's allow list."""
+    reconstruct, scalar = np.array(0).__reduce__()[0], np.float64(0).__reduce__()[0]
+    old_names = [(reconstruct, "numpy.core.multiarray._reconstruct"), (scalar, "numpy.core.multiarray.scalar")]
+    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__]
+    return [reconstruct, scalar, np.ndarray, np.dtype, *old_names, *dtypes]

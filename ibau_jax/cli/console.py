@@ -126,6 +126,14 @@ def quiet_libraries() -> None:
     warnings.filterwarnings("ignore")
 
 
+def print_facts(lines: dict[str, Any]) -> None:
+    """Prints a table of two columns, long texts wrapped."""
+    table = Table("", "", show_header=False, pad_edge=False)
+    for name, value in lines.items():
+        table.add_row(escaped(name), escaped(str(value)))
+    console.print(table)
+
+
 def describe(lines: dict[str, Any]) -> None:
     """Prints what a run is about, a line a fact."""
     width = max(map(len, lines))

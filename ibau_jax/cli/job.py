@@ -2,18 +2,21 @@
 
 import hashlib
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flax import nnx
 
-from ibau_jax.checkpoints import Checkpoint, Hints, load, read_hints
+from ibau_jax.checkpoints import Checkpoint, Hints, load
 from ibau_jax.cli.options import AttackOptions, DataOptions, ModelOptions
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.metrics import Metrics, check_target_label, evaluate
-from ibau_jax.models import Normalized
+from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
 from ibau_jax.triggers import Attack, load_attack
+
+BACKDOORBENCH_TRIGGERED = "bd_test_dataset"
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,9 @@ class Subject:
     hints: Hints
 
     @property
-    def mean(self) -> list[float] | None:
-        """Of the normalisation inside the model."""
-        return list(self.model.mean) if isinstance(self.model, Normalized) else None
-
-    @property
-    def std(self) -> list[float] | None:
-        """Of the normalisation inside the model."""
-        return list(self.model.std) if isinstance(self.model, Normalized) else None
+    def normalization(self) -> Normalization | None:
+        """The normalisation inside the model."""
+        return self.model.normalization if isinstance(self.model, Normalized) else None
 
     def sha256(self) -> str | None:
         """Of the checkpoint file; None for a Flax folder."""
@@ -47,21 +45,34 @@ def load_subject(options: ModelOptions) -> Subject:
         CheckpointError: see `ibau_jax.load`.
         ConfigError: the normalisation does not fit.
     """
-    if options.num_classes is not None and options.num_classes < 1:
-        raise ConfigError(f"--num-classes is {options.num_classes}; it must be at least 1")
-    checkpoint = load(options.ckpt, model=options.model, num_classes=options.num_classes)
-    model = normalized(checkpoint.model(), options, checkpoint.input_shape[2])
-    return Subject(options.ckpt, checkpoint, model, read_hints(checkpoint.metadata()))
+    checkpoint = load(
+        options.ckpt,
+        model=options.model,
+        num_classes=options.num_classes,
+        image_size=options.image_size,
+        key=options.key,
+    )
+    channels = checkpoint.input_shape[2]
+    normalization = chosen_normalization(options, checkpoint.hints, channels)
+    if normalization and len(normalization.mean) != channels:
+        raise ConfigError(f"--mean and --std take {channels} numbers each; the model's images have {channels} channels")
+    model = checkpoint.model()
+    return Subject(
+        options.ckpt, checkpoint, Normalized(model, normalization) if normalization else model, checkpoint.hints
+    )
 
 
-def normalized(model: nnx.Module, options: ModelOptions, channels: int) -> nnx.Module:
-    """The model behind `--mean` and `--std`, where they are given."""
-    if options.mean is None and options.std is None:
-        return model
-    mean, std = options.mean or (0.0,) * channels, options.std or (1.0,) * channels
-    if len(mean) != channels or len(std) != channels or not all(value > 0 for value in std):
-        raise ConfigError(f"--mean and --std take {channels} numbers each, the deviations positive")
-    return Normalized(model, mean, std)
+def chosen_normalization(options: ModelOptions, hints: Hints, channels: int) -> Normalization | None:
+    """What `--mean` and `--std` or `--normalize` say, else what the checkpoint implies.
+
+    Raises:
+        ConfigError: they contradict each other, or make no sense.
+    """
+    if options.mean is not None or options.std is not None:
+        if options.normalize is not None:
+            raise ConfigError("--normalize says the mean and the deviation; leave out --mean and --std, or it")
+        return Normalization(options.mean or (0.0,) * channels, options.std or (1.0,) * channels)
+    return NORMALIZATIONS[options.normalize] if options.normalize else hints.normalization
 
 
 def load_images(options: DataOptions, subject: Subject) -> Dataset:
@@ -107,13 +118,15 @@ class Threat:
         return evaluate(model, dataset, self.attack, self.target_label)
 
 
-def load_threat(options: AttackOptions, subject: Subject) -> Threat:
+def load_threat(options: AttackOptions, subject: Subject, used: Collection[int] = ()) -> Threat:
     """The attack of `--attack`, or the one that the checkpoint names.
+
+    Triggered images in a folder are left out where the clean image at their index, one of `used`, unlearns.
 
     Raises:
         ConfigError: there is no such attack, its files are missing, or the target label is no class.
     """
-    spec = options.attack or subject.hints.attack
+    spec = options.attack or subject.hints.attack or triggered_folder(subject)
     target = options.target_label if options.target_label is not None else subject.hints.target_label
     if target is not None:
         check_target_label(target, subject.checkpoint.num_classes)
@@ -122,11 +135,17 @@ def load_threat(options: AttackOptions, subject: Subject) -> Threat:
             raise ConfigError("a target label or a mask says nothing without --attack")
         return Threat(None, None)
     folders = [options.trigger_dir] if options.trigger_dir else trigger_folders(subject.path)
-    attack = load_attack(spec, subject.checkpoint.input_shape, folders, options.trigger_mask)
+    attack = load_attack(spec, subject.checkpoint.input_shape, folders, options.trigger_mask, used)
     if attack.all_to_all:
         return Threat(attack, None)
     check_target_label(target, subject.checkpoint.num_classes)
     return Threat(attack, target)
+
+
+def triggered_folder(subject: Subject) -> str | None:
+    """The folder of triggered test images that BackdoorBench puts beside its `attack_result.pt`, if it is there."""
+    folder = subject.path.absolute().parent / BACKDOORBENCH_TRIGGERED
+    return f"folder:{folder}" if subject.hints.triggered_folder and folder.is_dir() else None
 
 
 def trigger_folders(checkpoint: Path) -> list[Path]:

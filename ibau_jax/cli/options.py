@@ -14,19 +14,32 @@ def option(metavar: str, default: str, *aliases: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})", aliases=list(aliases))
 
 
+Model = Annotated[str | None, option("NAME|FILE.py:CLASS", "recognised from names and shapes")]
+NumClasses = Annotated[int | None, option("N", "recognised from shapes")]
+ImageSize = Annotated[int | None, option("N", "what the checkpoint says, else the architecture's usual size")]
+Key = Annotated[str | None, option("KEY", "net, model, state_dict, ... or the only one")]
+Normalize = Literal["cifar10", "cifar100", "gtsrb", "imagenet", "none"]
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """The classifier."""
 
     ckpt: Annotated[Path, tyro.conf.arg(metavar="FILE", aliases=["--poi-path"])]
-    """PyTorch checkpoint (.pth, .pt, .safetensors) or Flax folder; read without torch, nothing in it is executed"""
-    model: Annotated[str | None, option("NAME", "recognised from names and shapes")] = None
-    """architecture"""
-    num_classes: Annotated[int | None, option("N", "recognised from shapes")] = None
+    """PyTorch checkpoint, whatever it is called, or Flax folder; read without torch, nothing in it is executed"""
+    model: Model = None
+    """architecture, or your own Flax module (that file is run; see docs/custom_model.md)"""
+    num_classes: NumClasses = None
     """number of classes"""
-    mean: Annotated[tuple[float, ...] | None, option("X X X", "no normalisation")] = None
+    image_size: ImageSize = None
+    """height and width of the model's images"""
+    key: Key = None
+    """where in the file the state dict lies, such as model_ema"""
+    normalize: Annotated[Normalize | None, option("NAME", "what the checkpoint implies, else none")] = None
+    """normalisation of the model's images: cifar10, cifar100, gtsrb, imagenet or none"""
+    mean: Annotated[tuple[float, ...] | None, option("X X X", "that of --normalize")] = None
     """mean that the model's images are normalised with, one number a channel (such as 0.49 0.48 0.45)"""
-    std: Annotated[tuple[float, ...] | None, option("X X X", "no normalisation")] = None
+    std: Annotated[tuple[float, ...] | None, option("X X X", "that of --normalize")] = None
     """standard deviation, likewise"""
 
 
@@ -46,8 +59,9 @@ class DataOptions:
 class AttackOptions:
     """The attack to measure. It plays no part in unlearning."""
 
-    attack: Annotated[str | None, option("NAME|PNG", "what the checkpoint names, else none")] = None
-    """badnets, badnets_all2all, trojan_sq, trojan_wm, l0_inv, l2_inv, or a PNG file that is added to the image"""
+    attack: Annotated[str | None, option("NAME|PNG|folder:PATH", "what the checkpoint names, else none")] = None
+    """badnets, badnets_all2all, trojan_sq, trojan_wm, l0_inv, l2_inv, a PNG file that is added to the image, or a
+    folder of triggered test images, PATH/TRUE_CLASS/INDEX.png, as BackdoorBench's bd_test_dataset"""
     target_label: Annotated[int | None, option("CLASS", "what the checkpoint names", "--target")] = None
     """class that the attack aims at"""
     trigger_dir: Annotated[Path | None, option("DIR", "triggers/ here or beside the checkpoint's folder")] = None

@@ -55,7 +55,7 @@ def run(
     check_folder(folder, output.overwrite)
     loaded = load_subject(subject)
     split = load_split(data, loaded, config.seed)
-    threat = load_threat(attack, loaded)
+    threat = load_threat(attack, loaded, split.used)
     job = Job(loaded, split, threat, config, folder, settings(loaded, split, threat, method, config))
     console.describe(description(job, method.preset))
     return _run(job, output.resume, start)
@@ -74,8 +74,8 @@ def settings(
         "n_evaluation": len(split.evaluation),
         "attack": threat.attack.name if threat.attack else None,
         "target_label": threat.target_label,
-        "mean": subject.mean,
-        "std": subject.std,
+        "mean": list(subject.normalization.mean) if subject.normalization else None,
+        "std": list(subject.normalization.std) if subject.normalization else None,
         "checkpoint_sha256": subject.sha256(),
     }
 
@@ -86,8 +86,11 @@ def description(job: Job, preset: str) -> dict[str, Any]:
     left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
     attack = job.threat.attack.name if job.threat.attack else "none named, so only ACC is measured"
     target = f", target label {job.threat.target_label}" if job.threat.target_label is not None else ""
+    size, norm = checkpoint.image_size, job.subject.normalization
+    model = f"{checkpoint.architecture.name}, {checkpoint.num_classes} classes, {size}x{size} images"
     return {
-        "checkpoint": f"{job.subject.path} ({checkpoint.architecture.name}, {checkpoint.num_classes} classes)",
+        "checkpoint": f"{job.subject.path} ({model})",
+        "normalisation": f"mean {norm.mean}, std {norm.std}" if norm else "none",
         "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
         "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}",
         "attack": f"{attack}{target}",

@@ -1,5 +1,6 @@
 """A folder of images, one sub-folder a class."""
 
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,40 @@ def load_folder(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
     ]
     if not files:
         raise DataError(f"{spec} has no images in sub-folders; it needs one sub-folder a class")
+    return _read(files, input_shape, spec)
+
+
+def load_triggered(folder: str, input_shape: tuple[int, int, int], without: Collection[int] = ()) -> Dataset:
+    """Images that already carry a trigger, `FOLDER/TRUE_CLASS/INDEX.png`, as BackdoorBench stores them.
+
+    Args:
+        folder: its sub-folders are numbers, the images' true classes.
+        input_shape: the model's height, width and channels.
+        without: indices to leave out; INDEX is the position of the clean image in its data set.
+
+    Raises:
+        DataError: there is no such folder or image, or a sub-folder is no number, or an image can't be read.
+    """
+    if not Path(folder).is_dir():
+        raise DataError(f"there is no folder {folder} of triggered images")
+    classes = sorted(entry for entry in Path(folder).iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    unnumbered = [entry.name for entry in classes if not entry.name.isdecimal()]
+    if unnumbered:
+        raise DataError(f"{folder}/{unnumbered[0]} is no class; triggered images lie in {folder}/TRUE_CLASS/INDEX.png")
+    files = [
+        (file, int(entry.name))
+        for entry in sorted(classes, key=lambda entry: int(entry.name))
+        for file in sorted(entry.iterdir())
+        if file.suffix.lower() in SUFFIXES and not (file.stem.isdecimal() and int(file.stem) in without)
+    ]
+    if not files:
+        raise DataError(f"{folder} has no triggered images to evaluate on; it needs {folder}/TRUE_CLASS/INDEX.png")
+    return _read(files, input_shape, folder)
+
+
+def _read(files: Sequence[tuple[Path, int]], input_shape: tuple[int, int, int], name: str) -> Dataset:
     images = np.stack([read_image(file, input_shape) for file, _ in files])
-    return Dataset(images, np.asarray([label for _, label in files], np.int64), spec)
+    return Dataset(images, np.asarray([label for _, label in files], np.int64), name)
 
 
 def read_image(file: Path, shape: tuple[int, int, int]) -> np.ndarray:

@@ -18,11 +18,13 @@ class Split:
         clean_set: images to unlearn with.
         evaluation: images to evaluate on, none of them in `clean_set`.
         duplicates: images left out of `evaluation` because `clean_set` holds the very same pixels.
+        used: positions of the clean set's images in the data set that was split.
     """
 
     clean_set: Dataset
     evaluation: Dataset
     duplicates: int = 0
+    used: frozenset[int] = frozenset()
 
 
 def split_dataset(dataset: Dataset, n_clean: int | None, seed: int) -> Split:
@@ -43,7 +45,8 @@ def split_dataset(dataset: Dataset, n_clean: int | None, seed: int) -> Split:
             f"to {'unlearn with' if count <= 0 else 'evaluate on'}; choose another --n-clean"
         )
     order = np.random.default_rng(seed).permutation(len(dataset))
-    return Split(dataset.take(order[:count]), dataset.take(order[count:]))
+    used = frozenset(order[:count].tolist())
+    return Split(dataset.take(order[:count]), dataset.take(order[count:]), used=used)
 
 
 def separate_clean_set(clean_set: Dataset, dataset: Dataset, n_clean: int | None, seed: int) -> Split:

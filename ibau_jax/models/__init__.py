@@ -1,7 +1,29 @@
 """Flax NNX models whose attribute names mirror PyTorch's module tree, and their registry."""
 
-from ibau_jax.models import small_vgg  # noqa: F401 - registers itself
-from ibau_jax.models.layers import Normalized
-from ibau_jax.models.registry import Architecture, architectures, get_architecture, register
+from ibau_jax.models import (  # noqa: F401 - each registers what it defines
+    convnext,
+    densenet,
+    efficientnet,
+    mobilenet,
+    preact_resnet,
+    resnet,
+    small_vgg,
+    vgg,
+    vit,
+    wide_resnet,
+)
+from ibau_jax.models.custom import find_architecture
+from ibau_jax.models.normalized import NORMALIZATIONS, Normalization, Normalized
+from ibau_jax.models.registry import Architecture, architectures, get_architecture, name_patterns, register
 
-__all__ = ["Architecture", "Normalized", "architectures", "get_architecture", "register"]
+__all__ = [
+    "NORMALIZATIONS",
+    "Architecture",
+    "Normalization",
+    "Normalized",
+    "architectures",
+    "find_architecture",
+    "get_architecture",
+    "name_patterns",
+    "register",
+]

@@ -1,16 +1,47 @@
-"""Blocks shared by the model families.
+"""Layers shared by the model families, each with the meaning and the derivatives that PyTorch gives it.
 
 A model's attribute names mirror the PyTorch module tree, so that `features.0.weight` is `features[0].kernel`
 (see `ibau_jax.checkpoints.conversion`). Layers without parameters keep their place in a `Sequential`, because
-their index counts in PyTorch's names. Images are NHWC.
+their index counts in PyTorch's names. Images are NHWC. Models only ever run in inference mode.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+
+Function = Callable[[Array], Array]
+
+
+class Abstract:
+    """Stands for `nnx.Rngs` where only the parameters' shapes are wanted, not their values.
+
+    Models built with it hold `jax.ShapeDtypeStruct`s; `nnx.eval_shape` gives the same, but for deep models it takes
+    seconds, and recognising an architecture builds several.
+    """
+
+    def params(self) -> None:
+        """The key of nothing."""
+        return None
+
+
+ABSTRACT = cast(nnx.Rngs, Abstract())
+
+
+def _initializer(initializer: nnx.Initializer) -> nnx.Initializer:
+    def initialize(key: Any, shape: Any, dtype: Any = jnp.float32, out_sharding: Any = None) -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype) if key is None else initializer(key, shape, dtype)
+
+    return initialize
+
+
+_KERNEL = _initializer(nnx.initializers.he_normal())
+_ZEROS, _ONES = _initializer(nnx.initializers.zeros_init()), _initializer(nnx.initializers.ones_init())
 
 
 class Sequential(nnx.List):
@@ -22,38 +53,120 @@ class Sequential(nnx.List):
         return x
 
 
-class ELU(nnx.Module):
-    """`torch.nn.ELU`."""
+class NamedSequential(nnx.Module):
+    """Layers applied in order and found under their names: `torch.nn.Sequential(OrderedDict(...))`."""
+
+    def __init__(self, layers: Mapping[str, nnx.Module]) -> None:
+        self.names = tuple(layers)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
 
     def __call__(self, x: Array) -> Array:
-        return jax.nn.elu(x)
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return x
+
+
+class Activation(nnx.Module):
+    """A function at its place in a `Sequential`."""
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+
+    def __call__(self, x: Array) -> Array:
+        return self.function(x)
+
+
+relu: Function = jax.nn.relu
+elu: Function = jax.nn.elu
+silu: Function = jax.nn.silu
+gelu: Function = functools.partial(jax.nn.gelu, approximate=False)
+
+
+def relu6(x: Array) -> Array:
+    """`torch.nn.ReLU6`; unlike `jax.nn.relu6`, its derivative at 0 and 6 is 0, as PyTorch has it."""
+    return jnp.where(x <= 0, 0.0, jnp.where(x < 6, x, 6.0))
+
+
+def hardsigmoid(x: Array) -> Array:
+    """`torch.nn.Hardsigmoid`, derivative 0 at ±3."""
+    return jnp.where(x <= -3, 0.0, jnp.where(x < 3, (x + 3) / 6, 1.0))
+
+
+def hardswish(x: Array) -> Array:
+    """`torch.nn.Hardswish`, derivative 0 at -3 and 1 at 3."""
+    return jnp.where(x <= -3, 0.0, jnp.where(x < 3, x * (x + 3) / 6, x))
+
+
+class Identity(nnx.Module):
+    """What dropout and stochastic depth are in inference."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
 
 
 class MaxPool(nnx.Module):
-    """`torch.nn.MaxPool2d(size, stride=size)`: disjoint windows, a remainder at the border is dropped.
+    """`torch.nn.MaxPool2d(size, stride, padding)`; a remainder at the border is dropped.
 
     Where a window has its maximum twice, the derivative goes to the first in row order, as PyTorch's does; images
     clipped to black or white have such windows. Written out over the places of a window: with
     `lax.reduce_window` an outer step takes a tenth longer on CPU.
     """
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, stride: int | None = None, padding: int = 0) -> None:
+        self.size, self.stride, self.padding = size, stride or size, padding
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ph pw c"]:
-        rows, columns = (extent // self.size * self.size for extent in x.shape[1:3])
-        places = [(row, column) for row in range(self.size) for column in range(self.size)]
-        first, *others = (x[:, row : rows : self.size, column : columns : self.size] for row, column in places)
+        if self.padding:
+            border = (self.padding, self.padding)
+            x = jnp.pad(x, ((0, 0), border, border, (0, 0)), constant_values=-jnp.inf)
+        first, *others = _window_places(x, self.size, self.stride)
         for other in others:
             first = jnp.where(other > first, other, first)
         return first
 
 
-class Dropout(nnx.Module):
-    """`torch.nn.Dropout` in inference, where it is the identity: models here only ever run in inference mode."""
+class AvgPool(nnx.Module):
+    """`torch.nn.AvgPool2d(size)`: disjoint windows, a remainder at the border is dropped."""
 
-    def __call__(self, x: Array) -> Array:
-        return x
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ph pw c"]:
+        total, *others = _window_places(x, self.size, self.size)
+        for other in others:
+            total = total + other
+        return total / self.size**2
+
+
+def _window_places(x: Float[Array, "n h w c"], size: int, stride: int) -> list[Float[Array, "n ph pw c"]]:
+    """For each place of a window in row order, what all windows have there."""
+    rows, columns = ((extent - size) // stride * stride + 1 for extent in x.shape[1:3])
+    if min(rows, columns) < 1:
+        raise ValueError(f"an image shrunk to {x.shape[1]}x{x.shape[2]} can't be pooled by {size}: it is too small")
+    return [
+        x[:, row : row + rows : stride, column : column + columns : stride]
+        for row in range(size)
+        for column in range(size)
+    ]
+
+
+class AdaptiveAvgPool(nnx.Module):
+    """`torch.nn.AdaptiveAvgPool2d(size)`: the mean over each of size x size bins, which may overlap or repeat."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n size size c"]:
+        rows, columns = (self._bins(extent) for extent in x.shape[1:3])
+        return jnp.einsum("ah,bw,nhwc->nabc", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
+
+    def _bins(self, extent: int) -> Float[np.ndarray, "size extent"]:
+        weights = np.zeros((self.size, extent), np.float32)
+        for index in range(self.size):
+            start, end = index * extent // self.size, -(-(index + 1) * extent // self.size)
+            weights[index, start:end] = 1 / (end - start)
+        return weights
 
 
 class Flatten(nnx.Module):
@@ -63,24 +176,65 @@ class Flatten(nnx.Module):
         return x.transpose(0, 3, 1, 2).reshape(x.shape[0], -1)
 
 
-def conv3x3(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Conv:
-    """`torch.nn.Conv2d(in_features, out_features, 3, padding=1)`."""
-    return nnx.Conv(in_features, out_features, (3, 3), padding=1, rngs=rngs)
+class Resize(nnx.Module):
+    """`torchvision.transforms.Resize((size, size))` of a tensor: bilinear, antialiased where it shrinks."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n size size c"]:
+        shape = (x.shape[0], self.size, self.size, x.shape[3])
+        return jax.image.resize(x, shape, "bilinear", antialias=True, precision=jax.lax.Precision.HIGHEST)
 
 
-def batch_norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """`torch.nn.BatchNorm2d(features)` with its running statistics."""
-    return nnx.BatchNorm(features, use_running_average=True, epsilon=1e-5, rngs=rngs)
+def global_average(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
+    """`AdaptiveAvgPool2d(1)` and flattening."""
+    return x.mean((1, 2))
 
 
-class Normalized(nnx.Module):
-    """`model((x - mean) / std)`: puts a normalisation inside the model, so that δ and triggers live in pixel space."""
+def conv(
+    in_features: int,
+    out_features: int,
+    kernel: int,
+    rngs: nnx.Rngs,
+    *,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    bias: bool = False,
+) -> nnx.Conv:
+    """`torch.nn.Conv2d`; by default without bias and padded so that stride 1 keeps the size."""
+    return nnx.Conv(
+        in_features,
+        out_features,
+        (kernel, kernel),
+        strides=stride,
+        padding=kernel // 2 if padding is None else padding,
+        feature_group_count=groups,
+        use_bias=bias,
+        kernel_init=_KERNEL,
+        bias_init=_ZEROS,
+        rngs=rngs,
+    )
 
-    def __init__(self, model: nnx.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.model = model
-        self.mean = tuple(mean)
-        self.std = tuple(std)
 
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        mean, std = (jnp.asarray(values, x.dtype).reshape(1, 1, 1, -1) for values in (self.mean, self.std))
-        return self.model((x - mean) / std)
+def linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
+    """`torch.nn.Linear`."""
+    return nnx.Linear(in_features, out_features, kernel_init=_KERNEL, bias_init=_ZEROS, rngs=rngs)
+
+
+def batch_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> nnx.BatchNorm:
+    """`torch.nn.BatchNorm2d(features, eps)` with its running statistics."""
+    return nnx.BatchNorm(
+        features, use_running_average=True, epsilon=epsilon, scale_init=_ONES, bias_init=_ZEROS, rngs=rngs
+    )
+
+
+def layer_norm(features: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """`torch.nn.LayerNorm(features, eps=1e-6)`, over the last axis."""
+    return nnx.LayerNorm(features, epsilon=1e-6, use_fast_variance=False, scale_init=_ONES, bias_init=_ZEROS, rngs=rngs)
+
+
+def parameter(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
+    """A bare `torch.nn.Parameter`, zero until a checkpoint fills it."""
+    return nnx.Param(_ZEROS(rngs.params(), shape, jnp.float32))

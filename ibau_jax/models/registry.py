@@ -1,7 +1,9 @@
 """The architectures that can be converted. One file per family registers what it defines."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flax import nnx
@@ -11,6 +13,8 @@ from ibau_jax.errors import CheckpointError
 if TYPE_CHECKING:
     import torch
 
+Build = Callable[[int, int, nnx.Rngs], nnx.Module]
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -18,17 +22,25 @@ class Architecture:
 
     Attributes:
         name: what `--model` calls it.
-        build: `build(num_classes, rngs)`, the Flax NNX module, its attribute names mirroring PyTorch's.
-        classifier: PyTorch's name of the last layer's weight, whose first dimension is the number of classes.
-        input_shape: height, width and channels of an image.
-        torch_module: `torch_module(num_classes)`, the same network in PyTorch, imported only when called.
+        build: `build(num_classes, image_size, rngs)`, the Flax NNX module, its attribute names mirroring PyTorch's.
+        classifier: PyTorch's name of the last layer's weight, whose first dimension is the number of classes; None
+            for the last matrix of the state dict.
+        image_sizes: heights and widths of an image that the weights may be made for. Where the weights do not tell,
+            as with adaptive pooling, the first is taken and any other can be asked for.
+        landmarks: some tensors by PyTorch's names, with their shapes, that tell it from its relatives: recognition
+            looks at them before it builds the model and compares every tensor.
+        torch_module: `torch_module(num_classes)`, the same network in PyTorch, imported only when called; None where
+            only the code that the checkpoint came from has it.
+        channels: of an image.
     """
 
     name: str
-    build: Callable[[int, nnx.Rngs], nnx.Module]
-    classifier: str
-    input_shape: tuple[int, int, int]
-    torch_module: "Callable[[int], torch.nn.Module]"
+    build: Build
+    classifier: str | None
+    image_sizes: tuple[int, ...] = (32,)
+    landmarks: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False, compare=False)
+    torch_module: "Callable[[int], torch.nn.Module] | None" = None
+    channels: int = 3
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -50,9 +62,29 @@ def get_architecture(name: str) -> Architecture:
     """The architecture called `name`.
 
     Raises:
-        CheckpointError: there is none; the message lists those there are.
+        CheckpointError: there is none; the message names similar ones.
     """
     if name not in _ARCHITECTURES:
-        known = ", ".join(sorted(_ARCHITECTURES))
-        raise CheckpointError(f"there is no model {name!r}; --model takes one of: {known}")
+        close = ", ".join(difflib.get_close_matches(name, _ARCHITECTURES, n=4, cutoff=0.5))
+        raise CheckpointError(
+            f"there is no model {name!r}{f'; did you mean {close}?' if close else ''} "
+            f"--model takes FILE.py:CLASS, or a name like {name_patterns()}"
+        )
     return _ARCHITECTURES[name]
+
+
+def name_patterns() -> str:
+    """All architectures' names, N standing for the numbers in them."""
+    return ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name) for name in _ARCHITECTURES))
+
+
+def from_torchvision(name: str) -> "Callable[[int], torch.nn.Module]":
+    """torchvision's own model of that name, without weights. Needs torchvision when called."""
+
+    def torch_module(num_classes: int) -> "torch.nn.Module":
+        import torchvision.models
+
+        module: torch.nn.Module = getattr(torchvision.models, name)(num_classes=num_classes)
+        return module
+
+    return torch_module

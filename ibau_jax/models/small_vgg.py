@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.layers import ELU, Dropout, Flatten, MaxPool, Sequential, batch_norm, conv3x3
+from ibau_jax.models.layers import Activation, Flatten, Identity, MaxPool, Sequential, batch_norm, conv, elu, linear
 from ibau_jax.models.registry import Architecture, register
 
 if TYPE_CHECKING:
@@ -18,19 +18,19 @@ DROPOUT = (0.3, 0.4, 0.4)  # after each block, in training
 class SmallVGG(nnx.Module):
     """Logits of 32x32 RGB images in [0, 1]."""
 
-    def __init__(self, num_classes: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
         layers: list[nnx.Module] = []
         features = 3
         for block in BLOCKS:
             for _ in range(2):
-                layers += [conv3x3(features, block, rngs), batch_norm(block, rngs), ELU()]
+                layers += [conv(features, block, 3, rngs, bias=True), batch_norm(block, rngs), Activation(elu)]
                 features = block
-            layers += [MaxPool(2), Dropout()]
+            layers += [MaxPool(2), Identity()]
         self.features = Sequential(layers)
         self.flatten = Flatten()
-        self.classifier = nnx.Linear(BLOCKS[-1] * 4 * 4, num_classes, rngs=rngs)
+        self.classifier = linear(BLOCKS[-1] * (image_size // 8) ** 2, num_classes, rngs)
 
-    def __call__(self, x: Float[Array, "n 32 32 3"]) -> Float[Array, "n classes"]:
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         return self.classifier(self.flatten(self.features(x)))
 
 
@@ -57,7 +57,7 @@ register(
         name="small_vgg",
         build=SmallVGG,
         classifier="classifier.weight",
-        input_shape=(32, 32, 3),
+        landmarks={"features.19.weight": (128, 128, 3, 3)},
         torch_module=torch_module,
     )
 )

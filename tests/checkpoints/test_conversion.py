@@ -201,7 +201,7 @@ def test_all_problems_are_listed_at_once(tmp_path):
     assert "1 missing: features.3.bias" in message
     assert "1 unexpected: extra.weight" in message
     assert "1 misshapen: features.8.weight (64, 32, 5, 5) instead of (64, 32, 3, 3)" in message
-    with pytest.raises(CheckpointError, match=r"unknown architecture.*As small_vgg: 1 missing"):
+    with pytest.raises(CheckpointError, match=r"unknown architecture.*as small_vgg: 1 missing"):
         load(tmp_path / "x.pth")
 
 

@@ -196,7 +196,11 @@ def test_big_endian_archives(tmp_path):
         (b"", "empty"),
         (b"hello, I am a text file", "no PyTorch checkpoint"),
         (b"PK\x03\x04" + b"\x00" * 40, "damaged or truncated"),
-        (b"\x80\x02}q\x00.", "no PyTorch checkpoint"),
+        (b"(dp0\n.", "protocol 2 or later"),
+        (b"\x1f\x8b\x08" + b"\x00" * 40, "a gzip archive; unpack it"),
+        (b"\x89HDF\r\n\x1a\n" + b"\x00" * 40, "HDF5"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS"),
         (b"\x10\x00\x00\x00\x00\x00\x00\x00{not json at all", "safetensors"),
     ],
 )

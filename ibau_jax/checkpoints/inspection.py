@@ -1,0 +1,164 @@
+"""What a file is, found without converting it and without refusing it: for a suspicious file, the first look."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ibau_jax.checkpoints.conversion import is_counter
+from ibau_jax.checkpoints.envelope import Envelope, open_envelope, prefixes, state_dicts
+from ibau_jax.checkpoints.hints import Hints, read_hints
+from ibau_jax.checkpoints.reader import read_torch_file
+from ibau_jax.checkpoints.recognition import SHOWN, Candidate, Request, recognise, runners_up
+from ibau_jax.checkpoints.values import TorchTensor, TorchValue
+from ibau_jax.errors import CheckpointError
+from ibau_jax.models import NORMALIZATIONS
+
+STATISTICS = ("running_mean", "running_var")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `inspect_file` found; None or empty where there is nothing to say.
+
+    Attributes:
+        file: its path.
+        size: in bytes.
+        format: zip, legacy, pickle or safetensors.
+        wrapper: where the state dict lies, keys joined by dots; "" where the file is the state dict.
+        other_state_dicts: where there are others, for `--key`.
+        entries: what else lies at the top of the file, by key, and of what kind it is.
+        prefix: what every name begins with beside the model's own names.
+        tensors: how many the state dict has.
+        first_names: the first of them.
+        parameters: how many trained values they hold: neither running statistics nor counters.
+        dtypes: how many tensors have which.
+        model: the architecture recognised.
+        num_classes, image_size: of it.
+        runners_up: other architectures by name, best first, and what does not fit.
+        source: who wrote the file, where it is of a known kind.
+        data_name: what the file calls its data.
+        normalization: mean and std that the file implies.
+        refused_globals: names in the pickle outside the allow list.
+        problem: why the file can't be converted; None if it can.
+    """
+
+    file: str
+    size: int
+    format: str
+    wrapper: str | None = None
+    other_state_dicts: tuple[str, ...] = ()
+    entries: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+    tensors: int = 0
+    first_names: tuple[str, ...] = ()
+    parameters: int = 0
+    dtypes: Mapping[str, int] = field(default_factory=dict)
+    model: str | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    runners_up: Mapping[str, str] = field(default_factory=dict)
+    source: str | None = None
+    data_name: str | None = None
+    normalization: Mapping[str, tuple[float, ...]] | None = None
+    refused_globals: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def inspect_file(path: Path, request: Request, key: str | None = None) -> Report:
+    """Looks at a PyTorch file without converting or executing anything.
+
+    Args:
+        path: the file.
+        request: what is known of the model.
+        key: where the state dict lies, if there are several.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or of no known format.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; --inspect looks at PyTorch files")
+    file = read_torch_file(path, inspect=True)
+    facts: dict[str, Any] = {"file": str(path), "size": path.stat().st_size, "format": file.format}
+    refused = tuple(map(str, file.refused))
+    problem = f"the pickle names {', '.join(refused)}, outside the allow list" if refused else None
+    try:
+        envelope = open_envelope(file.tree, file.format, key)
+    except CheckpointError as error:
+        return Report(**facts, entries=_kinds(file.tree), refused_globals=refused, problem=problem or str(error))
+    hints = read_hints(envelope.metadata())
+    found, others, not_recognised = _recognised(envelope, request.with_hints(hints))
+    return Report(
+        **facts,
+        **_state_dict_facts(envelope, file.tree),
+        **_model_facts(found, hints),
+        prefix=found.prefix if found else prefixes(envelope.tensors())[0],
+        runners_up={one.architecture.name: one.mismatch.described(SHOWN) for one in others},
+        refused_globals=refused,
+        problem=problem or not_recognised,
+    )
+
+
+def _recognised(envelope: Envelope, request: Request) -> tuple[Candidate | None, list[Candidate], str | None]:
+    """The architecture or why there is none, and the runners-up."""
+    tensors = envelope.tensors()
+    tried = prefixes(tensors)
+    others = runners_up(tensors, tried, request)
+    try:
+        return recognise(tensors, tried, request), others, None
+    except CheckpointError as error:
+        return None, others, str(error)
+
+
+def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:
+    tensors = envelope.tensors()
+    others = [".".join(path) for path in state_dicts(tree) if path and path != envelope.path]
+    trained = [tensor for name, tensor in tensors.items() if _is_trained(name, tensor)]
+    return {
+        "wrapper": ".".join(envelope.path),
+        "other_state_dicts": tuple(others),
+        "entries": _kinds(envelope.metadata()),
+        "tensors": len(tensors),
+        "first_names": tuple(list(tensors)[:SHOWN]),
+        "parameters": sum(tensor.nbytes // tensor.dtype.itemsize for tensor in trained),
+        "dtypes": dict(Counter(str(tensor.dtype) for tensor in tensors.values())),
+    }
+
+
+def _model_facts(found: Candidate | None, hints: Hints) -> dict[str, Any]:
+    normalization = hints.normalization
+    return {
+        "model": found.architecture.name if found else None,
+        "num_classes": found.num_classes if found else None,
+        "image_size": found.image_size if found else hints.image_size,
+        "source": hints.source,
+        "data_name": hints.data_name,
+        "normalization": {"mean": normalization.mean, "std": normalization.std} if normalization else None,
+    }
+
+
+def _is_trained(name: str, tensor: TorchTensor) -> bool:
+    return not is_counter(name, tensor) and name.rpartition(".")[2] not in STATISTICS
+
+
+def normalization_name(mean: Iterable[float], std: Iterable[float]) -> str | None:
+    """What `--normalize` calls these numbers, if it has a name for them."""
+    pair = (tuple(mean), tuple(std))
+    return next((name for name, known in NORMALIZATIONS.items() if known and (known.mean, known.std) == pair), None)
+
+
+def _kinds(tree: Any) -> dict[str, str]:
+    """What lies under each key, in a word."""
+    return {str(key): _kind(value) for key, value in tree.items()} if isinstance(tree, dict) else {"": _kind(tree)}
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, TorchTensor):
+        return f"tensor {value.shape}"
+    if isinstance(value, TorchValue):
+        return f"{value.function} object"
+    if isinstance(value, (dict, list, tuple, set)):
+        return f"{type(value).__name__} of {len(value)}"
+    shown = repr(value) if isinstance(value, (bool, int, float, str, type(None))) else ""
+    return shown if 0 < len(shown) <= 40 else type(value).__name__

@@ -1,0 +1,89 @@
+"""Blocks that several families are built from, named as PyTorch and torchvision name their parts."""
+
+from collections.abc import Callable
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ibau_jax.models.layers import Activation, Function, Sequential, batch_norm, conv
+
+Features = Float[Array, "n h w c"]
+Block = Callable[[int, int, int], nnx.Module]  # (in_features, features, stride)
+RESNET_WIDTHS = (64, 128, 256, 512)
+
+
+def stage(block: Block, in_features: int, features: int, count: int, stride: int, expansion: int = 1) -> Sequential:
+    """`count` blocks of which the first has the stride and widens, as ResNets' `layer1` to `layer4`."""
+    first = block(in_features, features, stride)
+    return Sequential([first, *(block(features * expansion, features, 1) for _ in range(count - 1))])
+
+
+def four_stages(
+    block: Block, in_features: int, blocks: tuple[int, ...], expansion: int
+) -> tuple[Sequential, Sequential, Sequential, Sequential]:
+    """A ResNet's `layer1` to `layer4`: each twice as wide as the one before, and but for the first half as large."""
+    made = []
+    for number, (features, count) in enumerate(zip(RESNET_WIDTHS, blocks, strict=True)):
+        made.append(stage(block, in_features, features, count, 2 if number else 1, expansion))
+        in_features = features * expansion
+    layer1, layer2, layer3, layer4 = made
+    return layer1, layer2, layer3, layer4
+
+
+def stage_landmarks(blocks: tuple[int, ...], expansion: int) -> dict[str, tuple[int, ...]]:
+    """The first convolution of each stage's last block, which tells depth, width and kind of a ResNet."""
+    kernel = 3 if expansion == 1 else 1
+    return {
+        f"layer{number}.{count - 1}.conv1.weight": (features, features * expansion, kernel, kernel)
+        for number, (features, count) in enumerate(zip(RESNET_WIDTHS, blocks, strict=True), start=1)
+    }
+
+
+def conv_norm_act(
+    in_features: int,
+    features: int,
+    kernel: int,
+    rngs: nnx.Rngs,
+    activation: Function | None,
+    *,
+    stride: int = 1,
+    groups: int = 1,
+    epsilon: float = 1e-5,
+) -> Sequential:
+    """`torchvision.ops.Conv2dNormActivation`: convolution `0`, BatchNorm `1`, activation `2` unless it is None."""
+    layers = [
+        conv(in_features, features, kernel, rngs, stride=stride, groups=groups),
+        batch_norm(features, rngs, epsilon),
+    ]
+    return Sequential(layers + ([Activation(activation)] if activation else []))
+
+
+class SqueezeExcitation(nnx.Module):
+    """`torchvision.ops.SqueezeExcitation`: scales each channel by what the image's mean says of it."""
+
+    def __init__(self, features: int, squeezed: int, activation: Function, gate: Function, rngs: nnx.Rngs) -> None:
+        self.fc1 = conv(features, squeezed, 1, rngs, bias=True)
+        self.fc2 = conv(squeezed, features, 1, rngs, bias=True)
+        self.activation, self.gate = activation, gate
+
+    def __call__(self, x: Features) -> Features:
+        mean = x.mean((1, 2), keepdims=True)
+        return self.gate(self.fc2(self.activation(self.fc1(mean)))) * x
+
+
+class Residual(nnx.Module):
+    """x + branch(x) where `add`, else branch(x), the branch found under the name that the family gives it."""
+
+    def __init__(self, name: str, branch: nnx.Module, add: bool) -> None:
+        setattr(self, name, branch)
+        self.name, self.add = name, add
+
+    def __call__(self, x: Features) -> Features:
+        out = getattr(self, self.name)(x)
+        return x + out if self.add else out
+
+
+def make_divisible(value: float, divisor: int = 8) -> int:
+    """The nearest multiple of `divisor` that is at most a tenth smaller: how mobile networks round their widths."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded

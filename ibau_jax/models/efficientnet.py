@@ -1,0 +1,71 @@
+"""EfficientNet (Tan & Le, 2019) B0 and B3, as torchvision names it."""
+
+import math
+from functools import partial
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ibau_jax.models.blocks import Residual, SqueezeExcitation, conv_norm_act, make_divisible
+from ibau_jax.models.layers import Identity, Sequential, global_average, linear, silu
+from ibau_jax.models.registry import Architecture, from_torchvision, register
+
+# Expansion, kernel, stride, features and blocks of each stage of B0: table 1 of the paper.
+STAGES = (
+    (1, 3, 1, 16, 1),
+    (6, 3, 2, 24, 2),
+    (6, 5, 2, 40, 2),
+    (6, 3, 2, 80, 3),
+    (6, 5, 1, 112, 3),
+    (6, 5, 2, 192, 4),
+    (6, 3, 1, 320, 1),
+)
+# How many times as wide and as deep as B0, and the images' size in torchvision's weights.
+SCALES = {"b0": (1.0, 1.0, 224), "b3": (1.2, 1.4, 300)}
+SQUEEZE = 4  # features that a block comes with, to features that its squeeze-and-excitation has
+
+
+def _mb_conv(in_features: int, features: int, expansion: int, kernel: int, stride: int, rngs: nnx.Rngs) -> Residual:
+    """torchvision's `MBConv`, its layers in `block`."""
+    hidden = make_divisible(in_features * expansion)
+    layers: list[nnx.Module] = [conv_norm_act(in_features, hidden, 1, rngs, silu)] if hidden != in_features else []
+    layers += [
+        conv_norm_act(hidden, hidden, kernel, rngs, silu, stride=stride, groups=hidden),
+        SqueezeExcitation(hidden, max(1, in_features // SQUEEZE), silu, jax.nn.sigmoid, rngs),
+        conv_norm_act(hidden, features, 1, rngs, None),
+    ]
+    return Residual("block", Sequential(layers), stride == 1 and in_features == features)
+
+
+class EfficientNet(nnx.Module):
+    """Logits of RGB images of any size."""
+
+    def __init__(self, width: float, depth: float, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        in_features = make_divisible(32 * width)
+        layers: list[nnx.Module] = [conv_norm_act(3, in_features, 3, rngs, silu, stride=2)]
+        for expansion, kernel, stride, base, blocks in STAGES:
+            features, made = make_divisible(base * width), []
+            for index in range(math.ceil(blocks * depth)):
+                made.append(_mb_conv(in_features, features, expansion, kernel, 1 if index else stride, rngs))
+                in_features = features
+            layers.append(Sequential(made))
+        self.features = Sequential([*layers, conv_norm_act(in_features, 4 * in_features, 1, rngs, silu)])
+        self.classifier = Sequential([Identity(), linear(4 * in_features, num_classes, rngs)])
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        return self.classifier(global_average(self.features(x)))
+
+
+for _variant, (_width, _depth, _size) in SCALES.items():
+    _last = make_divisible(320 * _width)
+    register(
+        Architecture(
+            name=f"efficientnet_{_variant}",
+            build=partial(EfficientNet, _width, _depth),
+            classifier="classifier.1.weight",
+            image_sizes=(_size,),
+            landmarks={"features.8.0.weight": (4 * _last, _last, 1, 1)},
+            torch_module=from_torchvision(f"efficientnet_{_variant}"),
+        )
+    )

@@ -1,0 +1,233 @@
+"""MobileNetV2 (Sandler et al., 2018) and V3-large (Howard et al., 2019).
+
+V2 is written in three ways: torchvision's, and for CIFAR kuangliu's (`conv1`, `layers.0.conv1`, ... `linear`) and
+weiaicunzai's (`pre.0`, `stage1.residual.0`, ... `conv2`), which backdoor-toolbox has.
+"""
+
+from functools import partial
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ibau_jax.models.blocks import Features, Residual, SqueezeExcitation, conv_norm_act, make_divisible
+from ibau_jax.models.layers import (
+    Activation,
+    Function,
+    Identity,
+    Sequential,
+    batch_norm,
+    conv,
+    global_average,
+    hardsigmoid,
+    hardswish,
+    linear,
+    relu,
+    relu6,
+)
+from ibau_jax.models.registry import Architecture, from_torchvision, register
+
+# Expansion, features, blocks and stride of each stage: table 2 of the paper, and with CIFAR's strides.
+V2_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+V2_CIFAR_STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), *V2_STAGES[2:])
+V2_WEIAICUNZAI_STAGES = (*V2_STAGES[:5], (6, 160, 3, 1), (6, 320, 1, 1))
+# Kernel, expanded features, features, squeeze-and-excitation, activation and stride: table 1 of the V3 paper.
+V3_LARGE_BLOCKS: tuple[tuple[int, int, int, bool, Function, int], ...] = (
+    (3, 16, 16, False, relu, 1),
+    (3, 64, 24, False, relu, 2),
+    (3, 72, 24, False, relu, 1),
+    (5, 72, 40, True, relu, 2),
+    (5, 120, 40, True, relu, 1),
+    (5, 120, 40, True, relu, 1),
+    (3, 240, 80, False, hardswish, 2),
+    (3, 200, 80, False, hardswish, 1),
+    (3, 184, 80, False, hardswish, 1),
+    (3, 184, 80, False, hardswish, 1),
+    (3, 480, 112, True, hardswish, 1),
+    (3, 672, 112, True, hardswish, 1),
+    (5, 672, 160, True, hardswish, 2),
+    (5, 960, 160, True, hardswish, 1),
+    (5, 960, 160, True, hardswish, 1),
+)
+
+
+def _strides(blocks: int, stride: int) -> list[int]:
+    return [stride] + [1] * (blocks - 1)
+
+
+def _inverted_residual(in_features: int, features: int, expansion: int, stride: int, rngs: nnx.Rngs) -> Residual:
+    """torchvision's `InvertedResidual` of V2, its layers in `conv`."""
+    hidden = in_features * expansion
+    expand = [conv_norm_act(in_features, hidden, 1, rngs, relu6)] if expansion != 1 else []
+    depthwise = conv_norm_act(hidden, hidden, 3, rngs, relu6, stride=stride, groups=hidden)
+    project = [conv(hidden, features, 1, rngs), batch_norm(features, rngs)]
+    return Residual("conv", Sequential([*expand, depthwise, *project]), stride == 1 and in_features == features)
+
+
+class MobileNetV2(nnx.Module):
+    """torchvision's MobileNetV2: logits of RGB images of any size."""
+
+    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        layers: list[nnx.Module] = [conv_norm_act(3, 32, 3, rngs, relu6, stride=2)]
+        in_features = 32
+        for expansion, features, blocks, first_stride in V2_STAGES:
+            for stride in _strides(blocks, first_stride):
+                layers.append(_inverted_residual(in_features, features, expansion, stride, rngs))
+                in_features = features
+        self.features = Sequential([*layers, conv_norm_act(in_features, 1280, 1, rngs, relu6)])
+        self.classifier = Sequential([Identity(), linear(1280, num_classes, rngs)])
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        return self.classifier(global_average(self.features(x)))
+
+
+class CifarBlock(nnx.Module):
+    """kuangliu's inverted residual: ReLU, a projection where widths differ, no shortcut at stride 2."""
+
+    def __init__(self, in_features: int, features: int, expansion: int, stride: int, rngs: nnx.Rngs) -> None:
+        hidden = in_features * expansion
+        self.conv1, self.bn1 = conv(in_features, hidden, 1, rngs), batch_norm(hidden, rngs)
+        self.conv2, self.bn2 = conv(hidden, hidden, 3, rngs, stride=stride, groups=hidden), batch_norm(hidden, rngs)
+        self.conv3, self.bn3 = conv(hidden, features, 1, rngs), batch_norm(features, rngs)
+        projects = stride == 1 and in_features != features
+        projection = [conv(in_features, features, 1, rngs), batch_norm(features, rngs)]
+        self.shortcut = Sequential(projection if projects else [])
+        self.stride = stride
+
+    def __call__(self, x: Features) -> Features:
+        out = relu(self.bn2(self.conv2(relu(self.bn1(self.conv1(x))))))
+        out = self.bn3(self.conv3(out))
+        return out + self.shortcut(x) if self.stride == 1 else out
+
+
+class CifarMobileNetV2(nnx.Module):
+    """kuangliu's MobileNetV2: logits of RGB images of any size."""
+
+    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        self.conv1, self.bn1 = conv(3, 32, 3, rngs), batch_norm(32, rngs)
+        layers: list[nnx.Module] = []
+        in_features = 32
+        for expansion, features, blocks, first_stride in V2_CIFAR_STAGES:
+            for stride in _strides(blocks, first_stride):
+                layers.append(CifarBlock(in_features, features, expansion, stride, rngs))
+                in_features = features
+        self.layers = Sequential(layers)
+        self.conv2, self.bn2 = conv(in_features, 1280, 1, rngs), batch_norm(1280, rngs)
+        self.linear = linear(1280, num_classes, rngs)
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        x = self.layers(relu(self.bn1(self.conv1(x))))
+        return self.linear(global_average(relu(self.bn2(self.conv2(x)))))
+
+
+def _biased(in_features: int, features: int, kernel: int, rngs: nnx.Rngs, **options: int) -> list[nnx.Module]:
+    return [conv(in_features, features, kernel, rngs, bias=True, **options), batch_norm(features, rngs)]
+
+
+def _linear_bottleneck(in_features: int, features: int, expansion: int, stride: int, rngs: nnx.Rngs) -> Residual:
+    """weiaicunzai's inverted residual, its layers in `residual`: all convolutions biased, always expanded."""
+    hidden = in_features * expansion
+    layers = [
+        *_biased(in_features, hidden, 1, rngs),
+        Activation(relu6),
+        *_biased(hidden, hidden, 3, rngs, stride=stride, groups=hidden),
+        Activation(relu6),
+        *_biased(hidden, features, 1, rngs),
+    ]
+    return Residual("residual", Sequential(layers), stride == 1 and in_features == features)
+
+
+class WeiaicunzaiMobileNetV2(nnx.Module):
+    """weiaicunzai's MobileNetV2: logits of RGB images of any size. Its stem is a padded 1x1 convolution."""
+
+    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        self.pre = Sequential([*_biased(3, 32, 1, rngs, padding=1), Activation(relu6)])
+        in_features = 32
+        for number, (expansion, features, blocks, first_stride) in enumerate(V2_WEIAICUNZAI_STAGES, start=1):
+            made: list[nnx.Module] = []
+            for stride in _strides(blocks, first_stride):
+                made.append(_linear_bottleneck(in_features, features, expansion, stride, rngs))
+                in_features = features
+            setattr(self, f"stage{number}", made[0] if blocks == 1 else Sequential(made))
+        self.conv1 = Sequential([*_biased(in_features, 1280, 1, rngs), Activation(relu6)])
+        self.conv2 = conv(1280, num_classes, 1, rngs, bias=True)
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        x = self.pre(x)
+        for number in range(1, len(V2_WEIAICUNZAI_STAGES) + 1):
+            x = getattr(self, f"stage{number}")(x)
+        return self.conv2(self.conv1(x).mean((1, 2), keepdims=True)).mean((1, 2))
+
+
+def _v3_block(
+    in_features: int,
+    kernel: int,
+    hidden: int,
+    features: int,
+    squeezes: bool,
+    activation: Function,
+    stride: int,
+    rngs: nnx.Rngs,
+) -> Residual:
+    """torchvision's `InvertedResidual` of V3, its layers in `block`."""
+    norm = partial(conv_norm_act, rngs=rngs, epsilon=1e-3)
+    layers: list[nnx.Module] = [norm(in_features, hidden, 1, activation=activation)] if hidden != in_features else []
+    layers.append(norm(hidden, hidden, kernel, activation=activation, stride=stride, groups=hidden))
+    if squeezes:
+        layers.append(SqueezeExcitation(hidden, make_divisible(hidden // 4), relu, hardsigmoid, rngs))
+    layers.append(norm(hidden, features, 1, activation=None))
+    return Residual("block", Sequential(layers), stride == 1 and in_features == features)
+
+
+class MobileNetV3Large(nnx.Module):
+    """torchvision's MobileNetV3-large: logits of RGB images of any size."""
+
+    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        layers: list[nnx.Module] = [conv_norm_act(3, 16, 3, rngs, hardswish, stride=2, epsilon=1e-3)]
+        in_features = 16
+        for kernel, hidden, features, squeezes, activation, stride in V3_LARGE_BLOCKS:
+            layers.append(_v3_block(in_features, kernel, hidden, features, squeezes, activation, stride, rngs))
+            in_features = features
+        self.features = Sequential([*layers, conv_norm_act(160, 960, 1, rngs, hardswish, epsilon=1e-3)])
+        last = [linear(960, 1280, rngs), Activation(hardswish), Identity(), linear(1280, num_classes, rngs)]
+        self.classifier = Sequential(last)
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        return self.classifier(global_average(self.features(x)))
+
+
+register(
+    Architecture(
+        name="mobilenet_v2",
+        build=MobileNetV2,
+        classifier="classifier.1.weight",
+        image_sizes=(224,),
+        landmarks={"features.18.0.weight": (1280, 320, 1, 1)},
+        torch_module=from_torchvision("mobilenet_v2"),
+    )
+)
+register(
+    Architecture(
+        name="mobilenet_v2_cifar",
+        build=CifarMobileNetV2,
+        classifier="linear.weight",
+        landmarks={"layers.16.conv3.weight": (320, 960, 1, 1)},
+    )
+)
+register(
+    Architecture(
+        name="mobilenet_v2_weiaicunzai",
+        build=WeiaicunzaiMobileNetV2,
+        classifier="conv2.weight",
+        landmarks={"pre.0.weight": (32, 3, 1, 1), "stage7.residual.0.weight": (960, 160, 1, 1)},
+    )
+)
+register(
+    Architecture(
+        name="mobilenet_v3_large",
+        build=MobileNetV3Large,
+        classifier="classifier.3.weight",
+        image_sizes=(224,),
+        landmarks={"features.16.0.weight": (960, 160, 1, 1)},
+        torch_module=from_torchvision("mobilenet_v3_large"),
+    )
+)

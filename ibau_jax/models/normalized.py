@@ -1,0 +1,46 @@
+"""The normalisation of images, put inside the model so that δ and triggers live in pixel space."""
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ibau_jax.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """(x − mean) / std, one number a channel, x in [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
+            raise ConfigError("a normalisation needs as many means as deviations, the deviations positive")
+
+
+# Means and deviations of the data sets' training images, as PyTorch training code has them. `none` is [0, 1] as it is.
+NORMALIZATIONS: dict[str, Normalization | None] = {
+    "cifar10": Normalization((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)),
+    "cifar100": Normalization((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "gtsrb": Normalization((0.3337, 0.3064, 0.3171), (0.2672, 0.2564, 0.2629)),
+    "imagenet": Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "none": None,
+}
+
+
+class Normalized(nnx.Module):
+    """`model((x - mean) / std)`."""
+
+    def __init__(self, model: nnx.Module, normalization: Normalization) -> None:
+        self.model = model
+        self.normalization = normalization
+
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        mean, std = (
+            jnp.asarray(values, x.dtype).reshape(1, 1, 1, -1)
+            for values in (self.normalization.mean, self.normalization.std)
+        )
+        return self.model((x - mean) / std)

@@ -1,0 +1,106 @@
+"""PreActResNet (He et al., 2016b) for small images, as BackdoorBench and the CIFAR code after kuangliu name it.
+
+Normalisation and ReLU come before each convolution, the shortcut is a bare convolution, and nothing normalises the last
+features; some code does normalise them, in a last BatchNorm called `bn`.
+"""
+
+from functools import partial
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ibau_jax.models.blocks import RESNET_WIDTHS, Features, four_stages, stage_landmarks
+from ibau_jax.models.layers import Sequential, batch_norm, conv, global_average, linear, relu
+from ibau_jax.models.registry import Architecture, register
+
+
+class PreActBlock(nnx.Module):
+    """Two 3x3 convolutions."""
+
+    expansion = 1
+
+    def __init__(self, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
+        self.bn1, self.conv1 = batch_norm(in_features, rngs), conv(in_features, features, 3, rngs, stride=stride)
+        self.bn2, self.conv2 = batch_norm(features, rngs), conv(features, features, 3, rngs)
+        self.shortcut = _shortcut(in_features, features, stride, rngs)
+
+    def __call__(self, x: Features) -> Features:
+        active = relu(self.bn1(x))
+        out = self.conv2(relu(self.bn2(self.conv1(active))))
+        return out + (self.shortcut(active) if self.shortcut else x)
+
+
+class PreActBottleneck(nnx.Module):
+    """1x1, 3x3 with the stride, 1x1 to four times the features."""
+
+    expansion = 4
+
+    def __init__(self, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
+        self.bn1, self.conv1 = batch_norm(in_features, rngs), conv(in_features, features, 1, rngs)
+        self.bn2, self.conv2 = batch_norm(features, rngs), conv(features, features, 3, rngs, stride=stride)
+        self.bn3, self.conv3 = batch_norm(features, rngs), conv(features, 4 * features, 1, rngs)
+        self.shortcut = _shortcut(in_features, 4 * features, stride, rngs)
+
+    def __call__(self, x: Features) -> Features:
+        active = relu(self.bn1(x))
+        out = self.conv2(relu(self.bn2(self.conv1(active))))
+        out = self.conv3(relu(self.bn3(out)))
+        return out + (self.shortcut(active) if self.shortcut else x)
+
+
+def _shortcut(in_features: int, out_features: int, stride: int, rngs: nnx.Rngs) -> Sequential:
+    """The projection of the activated features; empty where the block adds its own input."""
+    project = stride != 1 or in_features != out_features
+    return Sequential([conv(in_features, out_features, 1, rngs, stride=stride)] if project else [])
+
+
+class PreActResNet(nnx.Module):
+    """Logits of RGB images of any size."""
+
+    def __init__(
+        self,
+        block: type[PreActBlock] | type[PreActBottleneck],
+        blocks: tuple[int, ...],
+        final_norm: bool,
+        num_classes: int,
+        image_size: int,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.conv1 = conv(3, 64, 3, rngs)
+        self.layer1, self.layer2, self.layer3, self.layer4 = four_stages(
+            partial(block, rngs), 64, blocks, block.expansion
+        )
+        features = RESNET_WIDTHS[-1] * block.expansion
+        self.bn = batch_norm(features, rngs) if final_norm else None
+        self.linear = linear(features, num_classes, rngs)
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
+        x = relu(self.bn(x)) if self.bn else x
+        return self.linear(global_average(x))
+
+
+DEPTHS: dict[int, tuple[type[PreActBlock] | type[PreActBottleneck], tuple[int, ...]]] = {
+    18: (PreActBlock, (2, 2, 2, 2)),
+    34: (PreActBlock, (3, 4, 6, 3)),
+    50: (PreActBottleneck, (3, 4, 6, 3)),
+}
+
+
+def _register(depth: int, final_norm: bool) -> None:
+    block, blocks = DEPTHS[depth]
+    landmarks = stage_landmarks(blocks, block.expansion)
+    last = {"bn.weight": (RESNET_WIDTHS[-1] * block.expansion,)} if final_norm else {}
+    register(
+        Architecture(
+            name=f"preact_resnet{depth}" + ("_bn" if final_norm else ""),
+            build=partial(PreActResNet, block, blocks, final_norm),
+            classifier="linear.weight",
+            landmarks={"layer1.0.bn1.weight": (64,), **landmarks, **last},
+        )
+    )
+
+
+for _depth in DEPTHS:
+    for _final_norm in (False, True):
+        _register(_depth, _final_norm)

@@ -1,0 +1,116 @@
+"""VGG (Simonyan & Zisserman, 2015) 11 to 19, with and without BatchNorm.
+
+The convolutions are torchvision's; what follows them is torchvision's three layers behind a 7x7 adaptive pooling, or
+one linear layer as CIFAR code after kuangliu has it, or three layers of 512 as backdoor-toolbox has them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ibau_jax.models.layers import (
+    Activation,
+    AdaptiveAvgPool,
+    Flatten,
+    Identity,
+    MaxPool,
+    Sequential,
+    batch_norm,
+    conv,
+    linear,
+    relu,
+)
+from ibau_jax.models.registry import Architecture, from_torchvision, register
+
+# Features of the convolutions of the five blocks, each of which ends with a max pooling.
+BLOCKS: dict[int, tuple[tuple[int, ...], ...]] = {
+    11: ((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2),
+    13: ((64,) * 2, (128,) * 2, (256,) * 2, (512,) * 2, (512,) * 2),
+    16: ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
+    19: ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4),
+}
+
+
+def convolutions(depth: int, normalized: bool, rngs: nnx.Rngs) -> Sequential:
+    """The part called `features`: it shrinks an image 32 times."""
+    layers: list[nnx.Module] = []
+    in_features = 3
+    for block in BLOCKS[depth]:
+        for features in block:
+            layers.append(conv(in_features, features, 3, rngs, bias=True))
+            layers += [batch_norm(features, rngs)] if normalized else []
+            layers.append(Activation(relu))
+            in_features = features
+        layers.append(MaxPool(2))
+    return Sequential(layers)
+
+
+def _three_layers(in_features: int, width: int, num_classes: int, order: str, rngs: nnx.Rngs) -> Sequential:
+    """Linear layers (L) with ReLUs (R) and dropouts (D) in the given order."""
+    sizes = iter([(in_features, width), (width, width), (width, num_classes)])
+    makers: dict[str, Callable[[], nnx.Module]] = {
+        "L": lambda: linear(*next(sizes), rngs),
+        "R": lambda: Activation(relu),
+        "D": Identity,
+    }
+    return Sequential([makers[kind]() for kind in order])
+
+
+class VGG(nnx.Module):
+    """Logits of RGB images, the classifier made by `classifier(num_classes, image_size, rngs)`."""
+
+    def __init__(
+        self,
+        depth: int,
+        normalized: bool,
+        grid: int | None,
+        classifier: Callable[[int, int, nnx.Rngs], nnx.Module],
+        num_classes: int,
+        image_size: int,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.features = convolutions(depth, normalized, rngs)
+        self.avgpool = AdaptiveAvgPool(grid) if grid else Identity()
+        self.flatten = Flatten()
+        self.classifier = classifier(num_classes, image_size, rngs)
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        return self.classifier(self.flatten(self.avgpool(self.features(x))))
+
+
+def _torchvision_classifier(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
+    return _three_layers(512 * 7 * 7, 4096, num_classes, "LRDLRDL", rngs)
+
+
+def _single_linear(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Linear:
+    return linear(512 * (image_size // 32) ** 2, num_classes, rngs)
+
+
+def _three_of_512(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
+    return _three_layers(512 * (image_size // 32) ** 2, 512, num_classes, "DLRDLRL", rngs)
+
+
+def _register(depth: int, normalized: bool) -> None:
+    base = f"vgg{depth}" + ("_bn" if normalized else "")
+    layers = convolutions_count(depth, normalized)
+    landmarks = {f"features.{layers - (4 if normalized else 3)}.weight": (512, 512, 3, 3)}
+    for name, grid, head, classifier, sizes in (
+        (base, 7, _torchvision_classifier, "classifier.6.weight", (224,)),
+        (f"{base}_cifar", None, _single_linear, "classifier.weight", (32, 64)),
+        (f"{base}_cifar_3", None, _three_of_512, "classifier.6.weight", (32, 64)),
+    ):
+        oracle = from_torchvision(name) if grid else None
+        build = partial(VGG, depth, normalized, grid, head)
+        register(Architecture(name, build, classifier, sizes, landmarks, oracle))
+
+
+def convolutions_count(depth: int, normalized: bool) -> int:
+    """The number of layers in `features`."""
+    return sum(len(block) * (3 if normalized else 2) + 1 for block in BLOCKS[depth])
+
+
+for _depth in BLOCKS:
+    for _normalized in (False, True):
+        _register(_depth, _normalized)

@@ -1,0 +1,136 @@
+"""Layers against PyTorch, in value and in derivative, ties included."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibau_jax.errors import CheckpointError
+from ibau_jax.models import Normalization, Normalized, architectures, get_architecture, register
+from ibau_jax.models.layers import (
+    AdaptiveAvgPool,
+    AvgPool,
+    Flatten,
+    MaxPool,
+    Resize,
+    elu,
+    hardsigmoid,
+    hardswish,
+    relu6,
+)
+from ibau_jax.perturb import perturbed
+from tests.oracles import torchvision_models
+from tests.oracles.twins import as_torch
+
+
+def assert_same_as_torch(ours, theirs, images, atol=1e-6):
+    """Values, and derivatives along random directions, of two layers."""
+    inputs = as_torch(images).requires_grad_(True)
+    expected = theirs(inputs)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    (expected * weights).sum().backward()
+    found, gradient = jax.vjp(ours, jnp.asarray(images))
+    np.testing.assert_allclose(found, expected.detach().numpy().transpose(0, 2, 3, 1), atol=atol)
+    (along,) = gradient(jnp.asarray(weights.numpy().transpose(0, 2, 3, 1)))
+    np.testing.assert_allclose(along, inputs.grad.numpy().transpose(0, 2, 3, 1), atol=atol)
+
+
+@given(
+    size=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    pads=st.booleans(),
+    height=st.integers(3, 8),
+    width=st.integers(3, 8),
+    levels=st.sampled_from([2, 1000]),
+)
+@settings(max_examples=15, deadline=None)
+def test_max_pooling_and_its_derivative_at_ties(size, stride, pads, height, width, levels):
+    """With two levels nearly every window has its maximum more than once."""
+    images = np.random.default_rng(height * 10 + width).integers(0, levels, (2, height, width, 3)).astype(np.float32)
+    padding = size // 2 if pads else 0
+    assert_same_as_torch(
+        MaxPool(size, stride, padding), torch.nn.MaxPool2d(size, stride, padding), images, atol=1e-6 * levels
+    )
+
+
+@given(size=st.integers(1, 8), height=st.integers(1, 9), width=st.integers(1, 9))
+@settings(max_examples=10, deadline=None)
+def test_adaptive_pooling(size, height, width):
+    """Bins overlap where sizes do not divide, and repeat where the image is smaller than the bins are many."""
+    images = np.random.default_rng(0).normal(size=(2, height, width, 3)).astype(np.float32)
+    assert_same_as_torch(AdaptiveAvgPool(size), torch.nn.AdaptiveAvgPool2d(size), images, atol=1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 7)])
+def test_average_pooling(rng, height, width):
+    images = rng.normal(size=(2, height, width, 3)).astype(np.float32)
+    assert_same_as_torch(AvgPool(2), torch.nn.AvgPool2d(2), images)
+
+
+def test_pooling_too_small_an_image_says_so(rng):
+    with pytest.raises(ValueError, match="too small"):
+        MaxPool(2)(jnp.zeros((1, 1, 4, 3)))
+
+
+@pytest.mark.parametrize("size", [8, 12, 31, 64])
+def test_resizing(rng, size):
+    images = rng.random((2, 32, 32, 3), np.float32)
+    assert_same_as_torch(
+        Resize(size), torchvision_models.torchvision.transforms.Resize((size, size)), images, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "kinks"),
+    [
+        (relu6, torch.nn.ReLU6(), (0.0, 6.0)),
+        (hardswish, torch.nn.Hardswish(), (-3.0, 3.0)),
+        (hardsigmoid, torch.nn.Hardsigmoid(), (-3.0, 3.0)),
+        (elu, torch.nn.ELU(), ()),
+        (jax.nn.relu, torch.nn.ReLU(), (0.0,)),
+    ],
+)
+def test_activations_and_their_derivatives_at_the_kinks(rng, ours, theirs, kinks):
+    values = np.asarray([*kinks, *rng.normal(scale=4, size=30 - len(kinks))], np.float32)
+    assert_same_as_torch(ours, theirs, values.reshape(1, 5, 2, 3))
+
+
+def test_clipping_has_torchs_derivative_on_the_border():
+    """Black and white pixels are where clip and clamp differ."""
+    images = np.asarray([0.0, 0.25, 1.0, 0.9], np.float32).reshape(1, 2, 2, 1)
+    delta = np.asarray([0.0, 0.0, 0.0, 0.3], np.float32).reshape(1, 2, 2, 1)
+    theirs = torch.as_tensor(delta).requires_grad_(True)
+    (torch.as_tensor(images) + theirs).clamp(0, 1).sum().backward()
+    gradient = jax.grad(lambda d: perturbed(jnp.asarray(images), d, clip=True).sum())(jnp.asarray(delta))
+    np.testing.assert_array_equal(gradient, theirs.grad.numpy())
+    assert np.asarray(gradient).ravel().tolist() == [1, 1, 1, 0]
+
+
+def test_flatten_matches_torch(rng):
+    x = rng.normal(size=(2, 4, 5, 3)).astype(np.float32)
+    np.testing.assert_array_equal(Flatten()(jnp.asarray(x)), torch.nn.Flatten()(as_torch(x)).numpy())
+
+
+def test_normalisation_inside_the_model(rng):
+    class Identity(nnx.Module):
+        def __call__(self, x):
+            return x
+
+    x, mean, std = rng.random((2, 3, 3, 3), np.float32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    expected = (x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
+    np.testing.assert_allclose(Normalized(Identity(), Normalization(mean, std))(jnp.asarray(x)), expected, rtol=1e-5)
+
+
+def test_the_registry():
+    names = [architecture.name for architecture in architectures()]
+    assert "small_vgg" in names
+    with pytest.raises(CheckpointError, match="did you mean small_vgg"):
+        get_architecture("smal_vgg")
+    with pytest.raises(CheckpointError, match="resnetN, .*FILE.py:CLASS|FILE.py:CLASS.*resnetN"):
+        get_architecture("nosuch")
+    with pytest.raises(ValueError, match="twice"):
+        register(get_architecture("small_vgg"))

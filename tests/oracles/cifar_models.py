@@ -1,0 +1,324 @@
+"""PyTorch definitions of the CIFAR families with the names that published code gives them. They share nothing with ours."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def chain(x, *layers):
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def conv(i, o, k=3, s=1):
+    return nn.Conv2d(i, o, k, stride=s, padding=k // 2, bias=False)
+
+
+class Basic(nn.Module):
+    expansion = 1
+
+    def __init__(self, i, o, s, shortcut):
+        super().__init__()
+        self.conv1, self.bn1 = conv(i, o, 3, s), nn.BatchNorm2d(o)
+        self.conv2, self.bn2 = conv(o, o), nn.BatchNorm2d(o)
+        self.name = shortcut
+        projection = [conv(i, o, 1, s), nn.BatchNorm2d(o)] if s != 1 or i != o else []
+        setattr(self, shortcut, nn.Sequential(*projection))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + getattr(self, self.name)(x))
+
+
+class Bottle(nn.Module):
+    expansion = 4
+
+    def __init__(self, i, o, s, shortcut):
+        super().__init__()
+        self.conv1, self.bn1 = conv(i, o, 1), nn.BatchNorm2d(o)
+        self.conv2, self.bn2 = conv(o, o, 3, s), nn.BatchNorm2d(o)
+        self.conv3, self.bn3 = conv(o, 4 * o, 1), nn.BatchNorm2d(4 * o)
+        self.name = shortcut
+        projection = [conv(i, 4 * o, 1, s), nn.BatchNorm2d(4 * o)] if s != 1 or i != 4 * o else []
+        setattr(self, shortcut, nn.Sequential(*projection))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + getattr(self, self.name)(x))
+
+
+def layers(block, i, counts):
+    made = []
+    for stage, count in enumerate(counts):
+        o = 64 * 2**stage
+        blocks = []
+        for index in range(count):
+            blocks.append(block(i, o, 2 if stage and not index else 1))
+            i = o * block.expansion if hasattr(block, "expansion") else o
+        made.append(nn.Sequential(*blocks))
+    return made, i
+
+
+COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+class ResNet(nn.Module):
+    """kuangliu's; with `shortcut="downsample", last="fc"` torchvision's names on a CIFAR stem."""
+
+    def __init__(self, depth, classes, pool=None, shortcut="shortcut", last="linear"):
+        super().__init__()
+        kind = Basic if depth < 50 else Bottle
+
+        class Named(kind):
+            def __init__(self, i, o, s):
+                super().__init__(i, o, s, shortcut)
+
+        self.conv1, self.bn1 = conv(3, 64), nn.BatchNorm2d(64)
+        (self.layer1, self.layer2, self.layer3, self.layer4), width = layers(Named, 64, COUNTS[depth])
+        self.pool, self.last = pool, last
+        setattr(self, last, nn.Linear(width * (4 if pool else 1), classes))
+
+    def forward(self, x):
+        x = chain(F.relu(self.bn1(self.conv1(x))), self.layer1, self.layer2, self.layer3, self.layer4)
+        x = F.avg_pool2d(x, self.pool) if self.pool else F.adaptive_avg_pool2d(x, 1)
+        return getattr(self, self.last)(x.flatten(1))
+
+
+class PreBasic(nn.Module):
+    expansion = 1
+
+    def __init__(self, i, o, s):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(i), conv(i, o, 3, s)
+        self.bn2, self.conv2 = nn.BatchNorm2d(o), conv(o, o)
+        if s != 1 or i != o:
+            self.shortcut = nn.Sequential(conv(i, o, 1, s))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(x))
+        short = self.shortcut(out) if hasattr(self, "shortcut") else x
+        return self.conv2(F.relu(self.bn2(self.conv1(out)))) + short
+
+
+class PreBottle(nn.Module):
+    expansion = 4
+
+    def __init__(self, i, o, s):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(i), conv(i, o, 1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(o), conv(o, o, 3, s)
+        self.bn3, self.conv3 = nn.BatchNorm2d(o), conv(o, 4 * o, 1)
+        if s != 1 or i != 4 * o:
+            self.shortcut = nn.Sequential(conv(i, 4 * o, 1, s))
+
+    def forward(self, x):
+        out = F.relu(self.bn1(x))
+        short = self.shortcut(out) if hasattr(self, "shortcut") else x
+        out = self.conv2(F.relu(self.bn2(self.conv1(out))))
+        return self.conv3(F.relu(self.bn3(out))) + short
+
+
+class PreActResNet(nn.Module):
+    """BackdoorBench's; with `final_norm` the variant with a last `bn`."""
+
+    def __init__(self, depth, classes, final_norm=False):
+        super().__init__()
+        self.conv1 = conv(3, 64)
+        block = PreBasic if depth < 50 else PreBottle
+        (self.layer1, self.layer2, self.layer3, self.layer4), width = layers(block, 64, COUNTS[depth])
+        if final_norm:
+            self.bn = nn.BatchNorm2d(width)
+        self.linear = nn.Linear(width, classes)
+
+    def forward(self, x):
+        x = chain(self.conv1(x), self.layer1, self.layer2, self.layer3, self.layer4)
+        x = F.relu(self.bn(x)) if hasattr(self, "bn") else x
+        return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+PLANS = {
+    11: "64 M 128 M 256 256 M 512 512 M 512 512 M",
+    13: "64 64 M 128 128 M 256 256 M 512 512 M 512 512 M",
+    16: "64 64 M 128 128 M 256 256 256 M 512 512 512 M 512 512 512 M",
+    19: "64 64 M 128 128 M 256 256 256 256 M 512 512 512 512 M 512 512 512 512 M",
+}
+
+
+class VGG(nn.Module):
+    """kuangliu's, with one linear layer; with `hidden` three, as backdoor-toolbox has them."""
+
+    def __init__(self, depth, norm, classes, hidden=None, size=32):
+        super().__init__()
+        parts, i = [], 3
+        for item in PLANS[depth].split():
+            if item == "M":
+                parts.append(nn.MaxPool2d(2, 2))
+                continue
+            o = int(item)
+            parts += [nn.Conv2d(i, o, 3, padding=1), *([nn.BatchNorm2d(o)] if norm else []), nn.ReLU()]
+            i = o
+        self.features = nn.Sequential(*parts)
+        flat = 512 * (size // 32) ** 2
+        self.classifier = nn.Linear(flat, classes)
+        if hidden:
+            first = [nn.Dropout(), nn.Linear(flat, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, hidden)]
+            self.classifier = nn.Sequential(*first, nn.ReLU(), nn.Linear(hidden, classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+
+
+class Wide(nn.Module):
+    def __init__(self, i, o, s):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(i), conv(i, o, 3, s)
+        self.bn2, self.conv2 = nn.BatchNorm2d(o), conv(o, o)
+        self.equal = i == o
+        self.convShortcut = None if self.equal else conv(i, o, 1, s)
+
+    def forward(self, x):
+        if not self.equal:
+            x = F.relu(self.bn1(x))
+            out = self.conv1(x)
+        else:
+            out = self.conv1(F.relu(self.bn1(x)))
+        out = self.conv2(F.relu(self.bn2(out)))
+        return (x if self.equal else self.convShortcut(x)) + out
+
+
+class WideStage(nn.Module):
+    def __init__(self, n, i, o, s):
+        super().__init__()
+        self.layer = nn.Sequential(*[Wide(o if index else i, o, 1 if index else s) for index in range(n)])
+
+    def forward(self, x):
+        return self.layer(x)
+
+
+class WideResNet(nn.Module):
+    def __init__(self, depth, k, classes):
+        super().__init__()
+        n = (depth - 4) // 6
+        self.conv1 = conv(3, 16)
+        self.block1 = WideStage(n, 16, 16 * k, 1)
+        self.block2 = WideStage(n, 16 * k, 32 * k, 2)
+        self.block3 = WideStage(n, 32 * k, 64 * k, 2)
+        self.bn1 = nn.BatchNorm2d(64 * k)
+        self.fc = nn.Linear(64 * k, classes)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(chain(self.conv1(x), self.block1, self.block2, self.block3)))
+        return self.fc(F.avg_pool2d(x, 8).flatten(1))
+
+
+class Inverted(nn.Module):
+    def __init__(self, i, o, t, s):
+        super().__init__()
+        h = i * t
+        self.s = s
+        self.conv1, self.bn1 = nn.Conv2d(i, h, 1, bias=False), nn.BatchNorm2d(h)
+        self.conv2, self.bn2 = nn.Conv2d(h, h, 3, s, 1, groups=h, bias=False), nn.BatchNorm2d(h)
+        self.conv3, self.bn3 = nn.Conv2d(h, o, 1, bias=False), nn.BatchNorm2d(o)
+        self.shortcut = nn.Sequential()
+        if s == 1 and i != o:
+            self.shortcut = nn.Sequential(nn.Conv2d(i, o, 1, bias=False), nn.BatchNorm2d(o))
+
+    def forward(self, x):
+        out = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+        out = self.bn3(self.conv3(out))
+        return out + self.shortcut(x) if self.s == 1 else out
+
+
+class MobileNetV2(nn.Module):
+    """kuangliu's."""
+
+    plan = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
+
+    def __init__(self, classes):
+        super().__init__()
+        self.conv1, self.bn1 = conv(3, 32), nn.BatchNorm2d(32)
+        parts, i = [], 32
+        for t, o, n, s in self.plan:
+            for index in range(n):
+                parts.append(Inverted(i, o, t, 1 if index else s))
+                i = o
+        self.layers = nn.Sequential(*parts)
+        self.conv2, self.bn2 = nn.Conv2d(320, 1280, 1, bias=False), nn.BatchNorm2d(1280)
+        self.linear = nn.Linear(1280, classes)
+
+    def forward(self, x):
+        x = self.layers(F.relu(self.bn1(self.conv1(x))))
+        return self.linear(F.avg_pool2d(F.relu(self.bn2(self.conv2(x))), 4).flatten(1))
+
+
+class LinearBottleneck(nn.Module):
+    def __init__(self, i, o, s, t):
+        super().__init__()
+        h = i * t
+        self.residual = nn.Sequential(
+            *[nn.Conv2d(i, h, 1), nn.BatchNorm2d(h), nn.ReLU6()],
+            *[nn.Conv2d(h, h, 3, s, 1, groups=h), nn.BatchNorm2d(h), nn.ReLU6()],
+            *[nn.Conv2d(h, o, 1), nn.BatchNorm2d(o)],
+        )
+        self.add = s == 1 and i == o
+
+    def forward(self, x):
+        return self.residual(x) + x if self.add else self.residual(x)
+
+
+class BiasedMobileNetV2(nn.Module):
+    """weiaicunzai's, in backdoor-toolbox."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.pre = nn.Sequential(nn.Conv2d(3, 32, 1, padding=1), nn.BatchNorm2d(32), nn.ReLU6())
+        self.stage1 = LinearBottleneck(32, 16, 1, 1)
+        for number, (n, i, o, s) in enumerate(
+            [(2, 16, 24, 2), (3, 24, 32, 2), (4, 32, 64, 2), (3, 64, 96, 1), (3, 96, 160, 1)], 2
+        ):
+            blocks = [LinearBottleneck(i, o, s, 6)] + [LinearBottleneck(o, o, 1, 6) for _ in range(n - 1)]
+            setattr(self, f"stage{number}", nn.Sequential(*blocks))
+        self.stage7 = LinearBottleneck(160, 320, 1, 6)
+        self.conv1 = nn.Sequential(nn.Conv2d(320, 1280, 1), nn.BatchNorm2d(1280), nn.ReLU6())
+        self.conv2 = nn.Conv2d(1280, classes, 1)
+
+    def forward(self, x):
+        x = chain(x, self.pre, *[getattr(self, f"stage{number}") for number in range(1, 8)], self.conv1)
+        return self.conv2(F.adaptive_avg_pool2d(x, 1)).flatten(1)
+
+
+def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
+    """The PyTorch module of a registered CIFAR architecture, from its name alone."""
+    if name == "mobilenet_v2_cifar":
+        return MobileNetV2(classes)
+    if name == "mobilenet_v2_weiaicunzai":
+        return BiasedMobileNetV2(classes)
+    if name.startswith("wide_resnet"):
+        depth, k = name.removeprefix("wide_resnet").split("_")
+        return WideResNet(int(depth), int(k), classes)
+    if name.startswith("preact_resnet"):
+        depth, _, norm = name.removeprefix("preact_resnet").partition("_")
+        return PreActResNet(int(depth), classes, bool(norm))
+    if name.startswith("resnet"):
+        depth, _, kind = name.removeprefix("resnet").partition("_")
+        style = {"shortcut": "downsample", "last": "fc"} if kind == "small_stem" else {}
+        return ResNet(int(depth), classes, 4 if kind == "cifar_64" else None, **style)
+    depth, *kind = name.removeprefix("vgg").split("_")
+    return VGG(int(depth), "bn" in kind, classes, 512 if kind[-1] == "3" else None, size)
+
+
+def randomise(module: nn.Module, seed: int) -> nn.Module:
+    """Random BatchNorm statistics, scales and biases: fresh ones are 0 and 1, which hides mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            tensor.random_(1, 10**9, generator=generator)
+        elif name.endswith("running_var"):
+            tensor.uniform_(0.5, 1.5, generator=generator)
+        elif name.endswith(("running_mean", ".bias", "in_proj_bias", "layer_scale")) or not tensor.any():
+            tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+        elif tensor.ndim == 1:
+            tensor.uniform_(0.8, 1.2, generator=generator)
+    return module.eval()
