@@ -16,6 +16,7 @@ def unlearn(folder, *arguments):
     return json.loads((folder / "run" / "result.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_embedded_example(tmp_path):
     """With no other arguments everything is found out from the checkpoint."""
     result = unlearn(tmp_path, "--ckpt", ROOT / "examples" / "badnets_digits.pth")

@@ -15,7 +15,6 @@ from ibau_jax.checkpoints.envelope import Envelope, open_envelope, prefixes
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.reader import read_torch_file
 from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise
-from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError
 from ibau_jax.files import put_in_place, staging_folder
@@ -156,8 +155,9 @@ def _filled(checkpoint: Checkpoint) -> Any:
 
 def _write_safetensors(checkpoint: Checkpoint, path: Path) -> None:
     envelope = checkpoint.envelope
-    state_dict = envelope.state_dict_in(_filled(checkpoint))
-    tensors = {name: value.numpy() for name, value in state_dict.items() if isinstance(value, TorchTensor)}
+    kept = {name: value.numpy() for name, value in envelope.tensors().items()}
+    weights = {envelope.prefix + name: array for name, array in leaves_to_torch(checkpoint.leaves).items()}
+    tensors = {**kept, **weights}  # in the file's order
     metadata = checkpoint.metadata().get("metadata") if envelope.format == "safetensors" else None
     write_safetensors(tensors, metadata or {"format": "pt"}, path)
 

@@ -125,7 +125,7 @@ def is_counter(name: str, tensor: TorchTensor) -> bool:
 
 
 def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[str, TorchTensor]) -> Leaves:
-    """The model's leaves in Flax's layout and the file's dtypes.
+    """The model's leaves in Flax's layout and the file's dtypes, contiguous, so that the file's storages can go.
 
     Raises:
         CheckpointError: names or shapes do not fit; the message lists all of them.
@@ -133,7 +133,7 @@ def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[s
     problems = mismatch(shapes, tensors)
     if problems:
         raise CheckpointError(f"the state dict does not fit the model; {problems}")
-    return {path: to_flax(path, tensors[torch_name(path)].numpy()) for path in shapes}
+    return {path: np.asarray(to_flax(path, tensors[torch_name(path)].numpy()), order="C") for path in shapes}
 
 
 def leaves_to_torch(leaves: Mapping[Path, np.ndarray]) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ from ibau_jax.errors import CheckpointError
 MANIFEST = "checkpoint.json"
 LEAVES = "leaves"
 ENVELOPE = "envelope.pth"
-VERSION = 1
+VERSION = 2
 
 
 def is_flax_checkpoint(path: Path) -> bool:
@@ -30,8 +30,9 @@ def write_leaves(leaves: Leaves, directory: Path) -> None:
     """Writes the leaves with Orbax. `directory` must not exist."""
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory.absolute(), _nested(leaves))
+    # Trained weights hardly compress, and Orbax would hold a second copy of all of them for it.
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+        checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(_nested(leaves)))
 
 
 def read_leaves(directory: Path, paths: Mapping[Any, tuple[int, ...]]) -> Leaves:

@@ -76,7 +76,7 @@ def _known_by_its_head(head: bytes) -> str:
             return f" but a {name} archive; unpack it first"
     if head.startswith(b"\x89HDF"):
         return " but HDF5, as Keras writes it; only PyTorch's models are converted"
-    if head[:1] == b"<" or head.startswith(b"version https://git-lfs"):
+    if head[:1] == b"<" or head.startswith(b"version https:"):
         return " but text, a web page or a Git LFS pointer; download the file itself"
     return " (neither the zip or legacy format of torch.save, nor a pickle of protocol 2 or later, nor safetensors)"
 

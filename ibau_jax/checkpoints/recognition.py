@@ -15,7 +15,7 @@ from ibau_jax.models.layers import ABSTRACT
 
 MAX_CLASSES = 10**6  # a damaged file may name any number
 MAX_IMAGE_SIZE = 4096
-SHOWN = 3  # names of each kind of mismatch, where several architectures are described
+SHOWN = 2  # names of each kind of mismatch, where several architectures are described
 RUNNERS_UP = 3
 
 Tensors = Mapping[str, TorchTensor]
@@ -30,6 +30,8 @@ class Request:
         num_classes: of the classifier.
         image_size: height and width of the images.
         likely_model: a name that the file itself gives, in whatever spelling; it is tried first.
+        likely_num_classes: a number that the file itself gives; taken where the architecture does not say which
+            tensor tells.
         likely_image_size: a size that the file itself gives; taken if it fits.
     """
 
@@ -37,11 +39,17 @@ class Request:
     num_classes: int | None = None
     image_size: int | None = None
     likely_model: str | None = None
+    likely_num_classes: int | None = None
     likely_image_size: int | None = None
 
     def with_hints(self, hints: Hints) -> "Request":
         """The request with what the file says of itself."""
-        return replace(self, likely_model=hints.model, likely_image_size=hints.image_size)
+        return replace(
+            self,
+            likely_model=hints.model,
+            likely_num_classes=hints.num_classes,
+            likely_image_size=hints.image_size,
+        )
 
     def check(self) -> None:
         """Raises CheckpointError unless the numbers make sense."""
@@ -166,7 +174,7 @@ def _as_architecture(
 ) -> Iterator[Candidate]:
     """The state dict as this architecture, for each image size that it may be of."""
     stripped = _stripped(tensors, prefix)
-    num_classes = request.num_classes or _classes(architecture, stripped)
+    num_classes = request.num_classes or _classes(architecture, stripped, request.likely_num_classes)
     if num_classes is None:
         return
     likely = (request.likely_image_size,) if request.likely_image_size else ()
@@ -183,10 +191,11 @@ def _fits(tensors: Tensors, prefix: str, name: str, shape: tuple[int, ...]) -> b
     return prefix + name in tensors and tensors[prefix + name].shape == shape
 
 
-def _classes(architecture: Architecture, tensors: dict[str, TorchTensor]) -> int | None:
+def _classes(architecture: Architecture, tensors: dict[str, TorchTensor], likely: int | None) -> int | None:
     if architecture.classifier:
         weight = tensors.get(architecture.classifier)
     else:
         weight = next((tensor for tensor in reversed(tensors.values()) if len(tensor.shape) == 2), None)
-    classes = weight.shape[0] if weight is not None and weight.shape else 0
+    told = weight.shape[0] if weight is not None and weight.shape else 0
+    classes = told if architecture.classifier else likely or told
     return classes if 0 < classes <= MAX_CLASSES else None

@@ -91,10 +91,16 @@ class TorchTensor:
 
     @classmethod
     def from_numpy(cls, array: np.ndarray, *, requires_grad: bool = False, is_parameter: bool = False) -> "TorchTensor":
-        """A contiguous tensor with a storage of its own, holding a copy of `array`."""
-        array = np.asarray(array, order="C")
-        storage = Storage(array.dtype, array.size, array.tobytes())
-        return cls(storage, array.dtype, 0, array.shape, contiguous_strides(array.shape), requires_grad, is_parameter)
+        """A tensor with a storage of its own that shares `array`'s memory where its axes are in any order without gaps.
+
+        Transposed weights are so copied one at a time, when they are written.
+        """
+        order = sorted(range(array.ndim), key=lambda axis: -array.strides[axis])
+        base = np.asarray(array.transpose(order), order="C")
+        strides = dict(zip(order, contiguous_strides(base.shape), strict=True))
+        storage = Storage(array.dtype, array.size, base.reshape(-1).view(np.uint8).data)
+        in_order = tuple(strides[axis] for axis in range(array.ndim))
+        return cls(storage, array.dtype, 0, array.shape, in_order, requires_grad, is_parameter)
 
     def holding(self, array: np.ndarray) -> "TorchTensor":
         """A tensor of the same dtype and kind (parameter, requires_grad) that holds `array`."""
@@ -130,4 +136,6 @@ class TorchTensor:
             flat = np.frombuffer(buffer, np.uint8)[: self.storage.nbytes]
             buffer = flat.view(self.dtype).byteswap()
         strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
-        return np.ndarray(self.shape, self.dtype, buffer, self.offset * self.dtype.itemsize, strides)
+        array = np.ndarray(self.shape, self.dtype, buffer, self.offset * self.dtype.itemsize, strides)
+        array.flags.writeable = False
+        return array

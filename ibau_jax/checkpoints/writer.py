@@ -51,11 +51,19 @@ def write_torch_file(tree: Any, path: Path) -> None:
 
 
 def write_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None, path: Path) -> None:
-    """Writes named tensors as a safetensors file, with its header's metadata (for example `{"format": "pt"}`)."""
-    from safetensors.numpy import save
+    """Writes named tensors as a safetensors file, with its header's metadata (for example `{"format": "pt"}`).
 
-    contiguous = {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in tensors.items()}
-    path.write_bytes(save(contiguous, metadata=dict(metadata) if metadata else None))
+    Raises:
+        OSError: it can't be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    try:
+        save_file(contiguous, path, metadata=dict(metadata) if metadata else None)
+    except SafetensorError as error:  # a full disk, say
+        raise OSError(f"can't write {path}: {error}") from error
 
 
 def _entry(name: str) -> zipfile.ZipInfo:

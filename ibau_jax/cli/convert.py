@@ -152,7 +152,7 @@ def described(report: Report) -> dict[str, Any]:
         "dtypes": ", ".join(f"{name} ({count})" for name, count in report.dtypes.items()),
         "normalisation": _normalization_line(report),
         "not allowed": ", ".join(report.refused_globals) or "no global outside the allow list",
-        **{f"not {name}": why for name, why in report.runners_up.items()},
+        **{f"why not {name}": why for name, why in report.runners_up.items()},
         "convertible": f"no: {report.problem}" if report.problem else "yes",
     }
     return {name: value for name, value in lines.items() if value not in (None, "")}

@@ -21,7 +21,7 @@ from ibau_jax.metrics import Metrics
 from ibau_jax.minimax import Round, State
 
 RESULT, FLAX, PERTURBATION = "result.json", "flax", "perturbation.png"
-MODELS = {"zip": "model.pth", "legacy": "model.pth", "safetensors": "model.safetensors"}
+MODELS = {"zip": "model.pth", "legacy": "model.pth", "pickle": "model.pth", "safetensors": "model.safetensors"}
 PACKAGES = ("ibau-jax", "jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
 
 

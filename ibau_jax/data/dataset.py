@@ -41,7 +41,7 @@ class Dataset:
         if self.images.shape[1:] != tuple(input_shape):
             raise DataError(
                 f"{self.name} has images of {_size(self.images.shape[1:])} (height x width x channels), "
-                f"but the model takes {_size(tuple(input_shape))}"
+                f"but the model takes {_size(tuple(input_shape))}; choose other images, or another --image-size"
             )
         if self.labels.max() >= num_classes:
             raise DataError(

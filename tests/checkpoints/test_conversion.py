@@ -280,7 +280,7 @@ def test_damaged_flax_folders_are_refused(tmp_path):
     for damage in (
         lambda: (folder / "checkpoint.json").write_text("{"),
         lambda: (folder / "checkpoint.json").write_text(json.dumps({"version": 99})),
-        lambda: (folder / "checkpoint.json").write_text(json.dumps({"version": 1, "model": "small_vgg"})),
+        lambda: (folder / "checkpoint.json").write_text(json.dumps({"version": 2, "model": "small_vgg"})),
         lambda: (folder / "envelope.pth").write_bytes(b"PK"),
         lambda: (folder / "envelope.pth").unlink(),
         lambda: (folder / "leaves" / "_METADATA").unlink(),
@@ -307,7 +307,7 @@ def test_a_failing_write_leaves_what_was_there(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
-    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
     monkeypatch.setattr("pathlib.Path.write_text", full)
     for name in ("y.pth", "z.safetensors", "flax"):
         with pytest.raises(OSError, match="No space"):

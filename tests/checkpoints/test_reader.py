@@ -234,9 +234,23 @@ def test_torchscript_is_named(tmp_path):
         read_torch_file(tmp_path / "x.pt")
 
 
-def test_a_tensor_copy_is_not_a_view():
-    array = np.arange(6.0).reshape(2, 3)
+@given(
+    shape=st.lists(st.integers(0, 4), max_size=4),
+    axes=st.permutations(range(4)),
+    steps=st.lists(st.sampled_from([1, 2, -1]), min_size=4, max_size=4),
+    name=st.sampled_from(["float32", "bool", "int64", "bfloat16"]),
+)
+@settings(max_examples=100, deadline=None)
+def test_a_tensor_holds_an_array_with_its_axes_in_any_order(shape, axes, steps, name):
+    """Also with gaps and backwards, where it has to be copied."""
+    dtype = np.dtype(getattr(ml_dtypes, name)) if name == "bfloat16" else np.dtype(name)
+    whole = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
+    array = np.asarray(whole[tuple(slice(None, None, step) for step in steps[: len(shape)])])
+    array = array.transpose([axis for axis in axes if axis < len(shape)])
     tensor = TorchTensor.from_numpy(array)
-    array[:] = 0
-    np.testing.assert_array_equal(tensor.numpy(), np.arange(6.0).reshape(2, 3))
-    assert tensor.strides == (3, 1)
+    tensor.check()
+    np.testing.assert_array_equal(tensor.numpy(), array)
+    assert tensor.numpy().dtype == dtype
+    assert not (array.size and tensor.numpy().flags.writeable)
+    if shape and array.size and set(steps[: len(shape)]) <= {1}:
+        assert np.shares_memory(tensor.numpy(), whole)

@@ -265,6 +265,7 @@ def test_divergence_in_the_first_round_writes_nothing(tmp_path, small_digits):
     assert not list(tmp_path.rglob("*.pth"))
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits):
     arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST[2:], "--n-rounds", 12]
     process = subprocess.Popen(
