@@ -30,8 +30,7 @@ class Report:
         other_state_dicts: where there are others, for `--key`.
         entries: what else lies at the top of the file, by key, and of what kind it is.
         prefix: what every name begins with beside the model's own names.
-        tensors: how many the state dict has.
-        first_names: the first of them.
+        keys: the state dict's tensors by their full names, with their shapes.
         parameters: how many trained values they hold: neither running statistics nor counters.
         dtypes: how many tensors have which.
         model: the architecture recognised.
@@ -51,8 +50,7 @@ class Report:
     other_state_dicts: tuple[str, ...] = ()
     entries: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
-    tensors: int = 0
-    first_names: tuple[str, ...] = ()
+    keys: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     parameters: int = 0
     dtypes: Mapping[str, int] = field(default_factory=dict)
     model: str | None = None
@@ -119,8 +117,7 @@ def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:
         "wrapper": ".".join(envelope.path),
         "other_state_dicts": tuple(others),
         "entries": _kinds(envelope.metadata()),
-        "tensors": len(tensors),
-        "first_names": tuple(list(tensors)[:SHOWN]),
+        "keys": {name: tensor.shape for name, tensor in tensors.items()},
         "parameters": sum(tensor.nbytes // tensor.dtype.itemsize for tensor in trained),
         "dtypes": dict(Counter(str(tensor.dtype) for tensor in tensors.values())),
     }

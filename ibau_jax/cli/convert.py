@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 NOT_CONVERTIBLE = 1
+SHOWN_KEYS = 3  # the JSON has all of them
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,8 @@ def _state_dict_line(report: Report) -> str | None:
         return "none"
     place = f"under {report.wrapper!r}" if report.wrapper else "the file itself"
     prefix = f", names begin with {report.prefix!r}" if report.prefix else ""
-    return f"{place}, {report.tensors} tensors ({', '.join(report.first_names)}, ...){prefix}"
+    shown = ", ".join(f"{name} {shape}" for name, shape in list(report.keys.items())[:SHOWN_KEYS])
+    return f"{place}, {len(report.keys)} tensors ({shown}{', ...' if len(report.keys) > SHOWN_KEYS else ''}){prefix}"
 
 
 def _beside(report: Report) -> str:
