@@ -1,6 +1,6 @@
 """What an attacker stamps on an image, in pixel space.
 
-To add an attack, write a function `(folders, input_shape) -> Trigger` and decorate it with `@trigger("name")`.
+To add an attack, write a function `(folders, input_shape) -> Stamp` and decorate it with `@attack("name")`.
 """
 
 from collections.abc import Callable, Collection, Sequence

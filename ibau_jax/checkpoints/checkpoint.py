@@ -14,7 +14,7 @@ from ibau_jax.checkpoints.conversion import Leaves, leaves_from_torch, leaves_to
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope, prefixes
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.reader import read_torch_file
-from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise
+from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise, stripped
 from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError
 from ibau_jax.files import put_in_place, staging_folder
@@ -46,6 +46,11 @@ class Checkpoint:
     def input_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the model's images."""
         return (self.image_size, self.image_size, self.architecture.channels)
+
+    def summary(self) -> str:
+        """Architecture, classes and image size in a few words."""
+        size = f"{self.image_size}x{self.image_size}"
+        return f"{self.architecture.name}, {self.num_classes} classes, {size} images"
 
     @property
     def hints(self) -> Hints:
@@ -113,8 +118,7 @@ def load(
     file = read_torch_file(path)
     try:
         envelope = open_envelope(file.tree, file.format, key)
-        request = Request(model, num_classes, image_size)
-        return _opened(envelope, request.with_hints(read_hints(envelope.metadata())))
+        return _opened(envelope, Request(model, num_classes, image_size, read_hints(envelope.metadata())))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
@@ -123,8 +127,7 @@ def _opened(envelope: Envelope, request: Request) -> Checkpoint:
     tensors = envelope.tensors()
     found = recognise(tensors, prefixes(tensors), request)
     place = (found.architecture, found.num_classes, found.image_size)
-    stripped = {name.removeprefix(found.prefix): tensor for name, tensor in tensors.items()}
-    leaves = leaves_from_torch(abstract_shapes(*place), stripped)
+    leaves = leaves_from_torch(abstract_shapes(*place), stripped(tensors, found.prefix))
     rest = replace(envelope, prefix=found.prefix).emptied(set(map(torch_name, leaves)))
     return Checkpoint(*place, leaves, rest)
 

@@ -30,9 +30,10 @@ _NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# What inference does not use and Flax does not have: the counters of BatchNorm and of weight averaging, and what the
-# profiler thop leaves behind. They stay in the file as they are.
-COUNTERS = ("num_batches_tracked", "n_averaged", "total_ops", "total_params")
+PROFILER_COUNTERS = ("total_ops", "total_params")  # what thop leaves behind
+# What inference does not use and Flax does not have: the counters of BatchNorm, of weight averaging and of a profiler.
+# They stay in the file as they are.
+COUNTERS = ("num_batches_tracked", "n_averaged", *PROFILER_COUNTERS)
 
 
 def torch_name(path: Path) -> str:

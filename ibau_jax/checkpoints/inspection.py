@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
     except CheckpointError as error:
         return Report(**facts, entries=_kinds(file.tree), refused_globals=refused, problem=problem or str(error))
     hints = read_hints(envelope.metadata())
-    found, others, not_recognised = _recognised(envelope, request.with_hints(hints))
+    found, others, not_recognised = _recognised(envelope, replace(request, hints=hints))
     return Report(
         **facts,
         **_state_dict_facts(envelope, file.tree),

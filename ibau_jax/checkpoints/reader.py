@@ -42,18 +42,18 @@ def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
     Raises:
         CheckpointError: the file is missing, damaged, of no known format, or holds a global outside the allow list.
     """
-    refused: list[GlobalName] | None = [] if inspect else None
+    refused: dict[GlobalName, None] | None = {} if inspect else None
     try:
         with open(path, "rb") as file:
             tree, format = _read(file, path, refused)
-        return TorchFile(tree, format, tuple(dict.fromkeys(refused or ())))
+        return TorchFile(tree, format, tuple(refused or ()))
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror or error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _read(file: IO[bytes], path: Path, refused: list[GlobalName] | None) -> tuple[Any, Format]:
+def _read(file: IO[bytes], path: Path, refused: dict[GlobalName, None] | None) -> tuple[Any, Format]:
     head = file.read(16)
     size = file.seek(0, 2)
     file.seek(0)
@@ -84,7 +84,7 @@ def _known_by_its_head(head: bytes) -> str:
 # The zip format: NAME/data.pkl, one entry NAME/data/KEY a storage.
 
 
-def _read_zip(file: IO[bytes], budget: Budget, refused: list[GlobalName] | None) -> Any:
+def _read_zip(file: IO[bytes], budget: Budget, refused: dict[GlobalName, None] | None) -> Any:
     try:
         with zipfile.ZipFile(file) as archive:
             return _read_archive(archive, budget, refused)
@@ -100,7 +100,7 @@ def _read_zip(file: IO[bytes], budget: Budget, refused: list[GlobalName] | None)
         raise CheckpointError(f"the zip archive is damaged or truncated ({str(error)[:120]})") from error
 
 
-def _read_archive(archive: zipfile.ZipFile, budget: Budget, refused: list[GlobalName] | None) -> Any:
+def _read_archive(archive: zipfile.ZipFile, budget: Budget, refused: dict[GlobalName, None] | None) -> Any:
     names = {entry.filename: entry for entry in archive.infolist()}
     pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
     if any(name.split("/")[-1] == "constants.pkl" for name in names):
@@ -154,7 +154,7 @@ def _storage_description(persistent_id: Any) -> tuple[Any, str, int, Any]:
 
 
 def _read_pickles(
-    file: IO[bytes], budget: Budget, file_size: int, refused: list[GlobalName] | None
+    file: IO[bytes], budget: Budget, file_size: int, refused: dict[GlobalName, None] | None
 ) -> tuple[Any, Format]:
     def load_nested(content: Any) -> Storage:
         size = len(content) if isinstance(content, bytes) else 0
@@ -171,7 +171,7 @@ def _read_pickles(
     return first, "pickle"
 
 
-def _read_legacy(file: IO[bytes], budget: Budget, file_size: int, refused: list[GlobalName] | None) -> Any:
+def _read_legacy(file: IO[bytes], budget: Budget, file_size: int, refused: dict[GlobalName, None] | None) -> Any:
     """What follows the magic number."""
     if unpickle(file, budget) != LEGACY_PROTOCOL:
         raise CheckpointError("the legacy format has an unknown protocol number; the file is damaged")

@@ -2,19 +2,18 @@
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from flax import nnx
 
 from ibau_jax.checkpoints.conversion import Mismatch, Path, leaf_shapes, mismatch
-from ibau_jax.checkpoints.hints import Hints
+from ibau_jax.checkpoints.hints import MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
 from ibau_jax.models import Architecture, architectures, find_architecture, name_patterns
 from ibau_jax.models.layers import ABSTRACT
 
 MAX_CLASSES = 10**6  # a damaged file may name any number
-MAX_IMAGE_SIZE = 4096
 SHOWN = 2  # names of each kind of mismatch, where several architectures are described
 RUNNERS_UP = 3
 
@@ -29,34 +28,23 @@ class Request:
         model: a registered architecture's name, or FILE.py:CLASS.
         num_classes: of the classifier.
         image_size: height and width of the images.
-        likely_model: a name that the file itself gives, in whatever spelling; it is tried first.
-        likely_num_classes: a number that the file itself gives; taken where the architecture does not say which
-            tensor tells.
-        likely_image_size: a size that the file itself gives; taken if it fits.
+        hints: what the file says of itself. Its model is tried first, in whatever spelling; its number of classes is
+            taken where the architecture does not say which tensor tells, its image size if it fits.
     """
 
     model: str | None = None
     num_classes: int | None = None
     image_size: int | None = None
-    likely_model: str | None = None
-    likely_num_classes: int | None = None
-    likely_image_size: int | None = None
-
-    def with_hints(self, hints: Hints) -> "Request":
-        """The request with what the file says of itself."""
-        return replace(
-            self,
-            likely_model=hints.model,
-            likely_num_classes=hints.num_classes,
-            likely_image_size=hints.image_size,
-        )
+    hints: Hints = field(default_factory=Hints)
 
     def check(self) -> None:
         """Raises CheckpointError unless the numbers make sense."""
         if self.num_classes is not None and not 0 < self.num_classes <= MAX_CLASSES:
             raise CheckpointError(f"{self.num_classes} classes make no model; --num-classes is 1 to {MAX_CLASSES}")
         if self.image_size is not None and not 0 < self.image_size <= MAX_IMAGE_SIZE:
-            raise CheckpointError(f"images of size {self.image_size} do not exist; --image-size is 1 to 4096")
+            raise CheckpointError(
+                f"images of size {self.image_size} do not exist; --image-size is 1 to {MAX_IMAGE_SIZE}"
+            )
 
 
 @dataclass(frozen=True)
@@ -118,7 +106,7 @@ def recognise(tensors: Tensors, prefixes: Sequence[str], request: Request) -> Ca
                 f"is it a {request.model}? It holds {summary(tensors)}"
             )
         raise CheckpointError(f"the state dict does not fit {request.model}; {closest[0].mismatch}")
-    described = ". Closest, " + " | ".join(found.described() for found in closest[:1]) if closest else ""
+    described = f". Closest, {closest[0].described()}" if closest else ""
     raise CheckpointError(
         f"unknown architecture: the state dict holds {summary(tensors)}{described}. Write it as a Flax module and name "
         f"it by --model FILE.py:CLASS (see docs/custom_model.md). Known are {name_patterns()}"
@@ -127,21 +115,22 @@ def recognise(tensors: Tensors, prefixes: Sequence[str], request: Request) -> Ca
 
 def runners_up(tensors: Tensors, prefixes: Sequence[str], request: Request) -> list[Candidate]:
     """The architectures that fit in part, best first: by the tensors that fit, then by the names that do not."""
-    names = {prefix: set(_stripped(tensors, prefix)) for prefix in prefixes}
 
     def affinity(pair: tuple[Architecture, str]) -> int:
         architecture, prefix = pair
-        return sum(_fits(tensors, prefix, name, shape) for name, shape in architecture.landmarks.items()) + (
-            architecture.classifier in names[prefix]
-        )
+        landmarks = architecture.landmarks.items()
+        classified = f"{prefix}{architecture.classifier}" in tensors
+        return classified + sum(_fits(tensors, prefix, name, shape) for name, shape in landmarks)
 
     pairs = [(architecture, prefix) for architecture in _possible(request) for prefix in prefixes]
     likely = sorted(pairs, key=affinity, reverse=True)[: 2 * RUNNERS_UP]
     found = [one for pair in likely for one in _as_architecture(tensors, *pair, request)]
     partial = [one for one in found if one.mismatch and (one.mismatch.fitting or request.model)]
     partial.sort(key=lambda one: (-one.mismatch.fitting, len(one.mismatch.unexpected) + len(one.mismatch.missing)))
-    best = {one.architecture.name: one for one in reversed(partial)}
-    return [one for one in partial if best[one.architecture.name] is one][:RUNNERS_UP]
+    best: dict[str, Candidate] = {}
+    for one in partial:
+        best.setdefault(one.architecture.name, one)
+    return list(best.values())[:RUNNERS_UP]
 
 
 def summary(tensors: Tensors) -> str:
@@ -154,7 +143,7 @@ def _possible(request: Request) -> list[Architecture]:
     """The requested architecture, or all of them, that which the file names first."""
     if request.model:
         return [find_architecture(request.model)]
-    return sorted(architectures(), key=lambda one: _plain(one.name) != _plain(request.likely_model or ""))
+    return sorted(architectures(), key=lambda one: _plain(one.name) != _plain(request.hints.model or ""))
 
 
 def _plain(name: str) -> str:
@@ -173,17 +162,18 @@ def _as_architecture(
     tensors: Tensors, architecture: Architecture, prefix: str, request: Request
 ) -> Iterator[Candidate]:
     """The state dict as this architecture, for each image size that it may be of."""
-    stripped = _stripped(tensors, prefix)
-    num_classes = request.num_classes or _classes(architecture, stripped, request.likely_num_classes)
+    own = stripped(tensors, prefix)
+    num_classes = request.num_classes or _classes(architecture, own, request.hints.num_classes)
     if num_classes is None:
         return
-    likely = (request.likely_image_size,) if request.likely_image_size else ()
+    likely = (request.hints.image_size,) if request.hints.image_size else ()
     for image_size in (request.image_size,) if request.image_size else (*likely, *architecture.image_sizes):
         shapes = abstract_shapes(architecture, num_classes, image_size)
-        yield Candidate(architecture, num_classes, image_size, prefix, mismatch(shapes, stripped))
+        yield Candidate(architecture, num_classes, image_size, prefix, mismatch(shapes, own))
 
 
-def _stripped(tensors: Tensors, prefix: str) -> dict[str, TorchTensor]:
+def stripped(tensors: Tensors, prefix: str) -> dict[str, TorchTensor]:
+    """The tensors by their names without `prefix`."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

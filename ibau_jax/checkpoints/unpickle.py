@@ -42,7 +42,7 @@ def unpickle(
     persistent_load: Callable[[Any], Any] | None = None,
     *,
     load_nested: Callable[[bytes], Any] | None = None,
-    refused: list[GlobalName] | None = None,
+    refused: dict[GlobalName, None] | None = None,
 ) -> Any:
     """The object that one pickle, from the file's position to its STOP, describes.
 
@@ -51,8 +51,8 @@ def unpickle(
         budget: charged for the tensors, and for what calls copy.
         persistent_load: turns a persistent id (PyTorch: a storage's description) into an object.
         load_nested: reads a storage that was pickled by itself, as `pickle.dump` of a tensor has it.
-        refused: where given, a global outside the allow list is noted here and stands for itself, and calls of it stay
-            undone, so that the file can be looked at; by default it is an error.
+        refused: where given, a global outside the allow list becomes a key here and stands for itself, and calls of it
+            stay undone, so that the file can be looked at; by default it is an error.
 
     Raises:
         CheckpointError: the pickle is damaged, or asks for anything but plain data and tensors.
@@ -78,7 +78,7 @@ class _Machine:
         budget: Budget,
         persistent_load: Callable[[Any], Any] | None,
         load_nested: Callable[[bytes], Any] | None,
-        refused: list[GlobalName] | None,
+        refused: dict[GlobalName, None] | None,
     ) -> None:
         self.budget = budget
         self.stack: list[Any] = []
@@ -170,8 +170,9 @@ class _Machine:
     def found(self, module: str, name: str) -> GlobalName:
         if self.refused is None or is_allowed(module, name):
             return find_global(module, name)
-        self.refused.append(GlobalName(module, name))
-        return self.refused[-1]
+        refused = GlobalName(module, name)
+        self.refused[refused] = None
+        return refused
 
     def is_undone(self, value: Any) -> bool:
         """Whether `value` stands for an object that a refused global would have made."""

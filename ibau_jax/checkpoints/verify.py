@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ibau_jax.checkpoints.checkpoint import Checkpoint
+from ibau_jax.checkpoints.conversion import PROFILER_COUNTERS
 from ibau_jax.checkpoints.reader import read_torch_file
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
@@ -93,11 +94,10 @@ def _loaded_module(
 
 def _torch_state_dict(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
     """The state dict under the module's names, without what belongs to training alone."""
-    envelope = checkpoint.envelope
+    prefix = checkpoint.envelope.prefix
     tensors = _tensors_by_torch(checkpoint, file)
-    own = {name: value for name, value in tensors.items() if name.startswith(envelope.prefix)}
-    stripped = {name.removeprefix(envelope.prefix): value for name, value in own.items()}
-    return {name: value for name, value in stripped.items() if not name.endswith(("total_ops", "total_params"))}
+    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return {name: value for name, value in own.items() if not name.endswith(PROFILER_COUNTERS)}
 
 
 def _tensors_by_torch(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:

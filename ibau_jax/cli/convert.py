@@ -82,9 +82,7 @@ def convert(
             yield from compared(checkpoint, prepared if source.is_dir() else source, comparison)
         put_in_place(prepared, target)
     values = sum(leaf.size for leaf in checkpoint.leaves.values())
-    size = f"{checkpoint.image_size}x{checkpoint.image_size}"
-    facts = f"{checkpoint.architecture.name}, {checkpoint.num_classes} classes, {size} images"
-    yield f"{source}: {facts}, {values:,} values in {len(checkpoint.leaves)} leaves"
+    yield f"{source}: {checkpoint.summary()}, {values:,} values in {len(checkpoint.leaves)} leaves"
     yield f"written: {target}"
 
 

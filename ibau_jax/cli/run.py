@@ -86,10 +86,9 @@ def description(job: Job, preset: str) -> dict[str, Any]:
     left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
     attack = job.threat.attack.name if job.threat.attack else "none named, so only ACC is measured"
     target = f", target label {job.threat.target_label}" if job.threat.target_label is not None else ""
-    size, norm = checkpoint.image_size, job.subject.normalization
-    model = f"{checkpoint.architecture.name}, {checkpoint.num_classes} classes, {size}x{size} images"
+    norm = job.subject.normalization
     return {
-        "checkpoint": f"{job.subject.path} ({model})",
+        "checkpoint": f"{job.subject.path} ({checkpoint.summary()})",
         "normalisation": f"mean {norm.mean}, std {norm.std}" if norm else "none",
         "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
         "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}",

@@ -21,15 +21,10 @@ def load_folder(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
     Raises:
         DataError: there are no sub-folders or no images, or one can't be read.
     """
-    folders = [folder for folder in Path(spec).iterdir() if folder.is_dir() and not folder.name.startswith(".")]
+    folders = _sub_folders(Path(spec))
     numbered = all(folder.name.isdecimal() for folder in folders)
     folders.sort(key=lambda folder: (int(folder.name), folder.name) if numbered else (0, folder.name))
-    files = [
-        (file, label)
-        for label, folder in enumerate(folders)
-        for file in sorted(folder.iterdir())
-        if file.suffix.lower() in SUFFIXES
-    ]
+    files = [(file, label) for label, folder in enumerate(folders) for file in _image_files(folder)]
     if not files:
         raise DataError(f"{spec} has no images in sub-folders; it needs one sub-folder a class")
     return _read(files, input_shape, spec)
@@ -48,19 +43,27 @@ def load_triggered(folder: str, input_shape: tuple[int, int, int], without: Coll
     """
     if not Path(folder).is_dir():
         raise DataError(f"there is no folder {folder} of triggered images")
-    classes = sorted(entry for entry in Path(folder).iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    classes = sorted(_sub_folders(Path(folder)))
     unnumbered = [entry.name for entry in classes if not entry.name.isdecimal()]
     if unnumbered:
         raise DataError(f"{folder}/{unnumbered[0]} is no class; triggered images lie in {folder}/TRUE_CLASS/INDEX.png")
     files = [
         (file, int(entry.name))
         for entry in sorted(classes, key=lambda entry: int(entry.name))
-        for file in sorted(entry.iterdir())
-        if file.suffix.lower() in SUFFIXES and not (file.stem.isdecimal() and int(file.stem) in without)
+        for file in _image_files(entry)
+        if not (file.stem.isdecimal() and int(file.stem) in without)
     ]
     if not files:
         raise DataError(f"{folder} has no triggered images to evaluate on; it needs {folder}/TRUE_CLASS/INDEX.png")
     return _read(files, input_shape, folder)
+
+
+def _sub_folders(folder: Path) -> list[Path]:
+    return [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+
+
+def _image_files(folder: Path) -> list[Path]:
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
 
 
 def _read(files: Sequence[tuple[Path, int]], input_shape: tuple[int, int, int], name: str) -> Dataset:

@@ -50,8 +50,19 @@ V3_LARGE_BLOCKS: tuple[tuple[int, int, int, bool, Function, int], ...] = (
 )
 
 
-def _strides(blocks: int, stride: int) -> list[int]:
-    return [stride] + [1] * (blocks - 1)
+STEM_FEATURES, LAST_FEATURES = 32, 1280  # of V2
+
+Shape = tuple[int, int, int, int]
+
+
+def _shapes(stages: tuple[Shape, ...]) -> list[list[Shape]]:
+    """For each stage of V2, its blocks' features before and behind, expansion and stride."""
+    shapes, in_features = [], STEM_FEATURES
+    for expansion, features, blocks, stride in stages:
+        first, following = (in_features, features, expansion, stride), (features, features, expansion, 1)
+        shapes.append([first, *[following] * (blocks - 1)])
+        in_features = features
+    return shapes
 
 
 def _inverted_residual(in_features: int, features: int, expansion: int, stride: int, rngs: nnx.Rngs) -> Residual:
@@ -67,14 +78,11 @@ class MobileNetV2(nnx.Module):
     """torchvision's MobileNetV2: logits of RGB images of any size."""
 
     def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        layers: list[nnx.Module] = [conv_norm_act(3, 32, 3, rngs, relu6, stride=2)]
-        in_features = 32
-        for expansion, features, blocks, first_stride in V2_STAGES:
-            for stride in _strides(blocks, first_stride):
-                layers.append(_inverted_residual(in_features, features, expansion, stride, rngs))
-                in_features = features
-        self.features = Sequential([*layers, conv_norm_act(in_features, 1280, 1, rngs, relu6)])
-        self.classifier = Sequential([Identity(), linear(1280, num_classes, rngs)])
+        stem = conv_norm_act(3, STEM_FEATURES, 3, rngs, relu6, stride=2)
+        blocks = [_inverted_residual(*shape, rngs) for stage in _shapes(V2_STAGES) for shape in stage]
+        last = conv_norm_act(V2_STAGES[-1][1], LAST_FEATURES, 1, rngs, relu6)
+        self.features = Sequential([stem, *blocks, last])
+        self.classifier = Sequential([Identity(), linear(LAST_FEATURES, num_classes, rngs)])
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         return self.classifier(global_average(self.features(x)))
@@ -103,16 +111,11 @@ class CifarMobileNetV2(nnx.Module):
     """kuangliu's MobileNetV2: logits of RGB images of any size."""
 
     def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        self.conv1, self.bn1 = conv(3, 32, 3, rngs), batch_norm(32, rngs)
-        layers: list[nnx.Module] = []
-        in_features = 32
-        for expansion, features, blocks, first_stride in V2_CIFAR_STAGES:
-            for stride in _strides(blocks, first_stride):
-                layers.append(CifarBlock(in_features, features, expansion, stride, rngs))
-                in_features = features
-        self.layers = Sequential(layers)
-        self.conv2, self.bn2 = conv(in_features, 1280, 1, rngs), batch_norm(1280, rngs)
-        self.linear = linear(1280, num_classes, rngs)
+        self.conv1, self.bn1 = conv(3, STEM_FEATURES, 3, rngs), batch_norm(STEM_FEATURES, rngs)
+        self.layers = Sequential([CifarBlock(*shape, rngs) for stage in _shapes(V2_CIFAR_STAGES) for shape in stage])
+        self.conv2 = conv(V2_CIFAR_STAGES[-1][1], LAST_FEATURES, 1, rngs)
+        self.bn2 = batch_norm(LAST_FEATURES, rngs)
+        self.linear = linear(LAST_FEATURES, num_classes, rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.layers(relu(self.bn1(self.conv1(x))))
@@ -140,16 +143,12 @@ class WeiaicunzaiMobileNetV2(nnx.Module):
     """weiaicunzai's MobileNetV2: logits of RGB images of any size. Its stem is a padded 1x1 convolution."""
 
     def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        self.pre = Sequential([*_biased(3, 32, 1, rngs, padding=1), Activation(relu6)])
-        in_features = 32
-        for number, (expansion, features, blocks, first_stride) in enumerate(V2_WEIAICUNZAI_STAGES, start=1):
-            made: list[nnx.Module] = []
-            for stride in _strides(blocks, first_stride):
-                made.append(_linear_bottleneck(in_features, features, expansion, stride, rngs))
-                in_features = features
-            setattr(self, f"stage{number}", made[0] if blocks == 1 else Sequential(made))
-        self.conv1 = Sequential([*_biased(in_features, 1280, 1, rngs), Activation(relu6)])
-        self.conv2 = conv(1280, num_classes, 1, rngs, bias=True)
+        self.pre = Sequential([*_biased(3, STEM_FEATURES, 1, rngs, padding=1), Activation(relu6)])
+        for number, stage in enumerate(_shapes(V2_WEIAICUNZAI_STAGES), start=1):
+            blocks = [_linear_bottleneck(*shape, rngs) for shape in stage]
+            setattr(self, f"stage{number}", Sequential(blocks) if len(blocks) > 1 else blocks[0])
+        self.conv1 = Sequential([*_biased(V2_WEIAICUNZAI_STAGES[-1][1], LAST_FEATURES, 1, rngs), Activation(relu6)])
+        self.conv2 = conv(LAST_FEATURES, num_classes, 1, rngs, bias=True)
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.pre(x)
