@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.models.blocks import Features
+from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
     Activation,
     AvgPool,
@@ -37,7 +38,7 @@ class DenseLayer(nnx.Module):
         self.norm2, self.conv2 = batch_norm(hidden, rngs), conv(hidden, growth, 3, rngs)
 
     def __call__(self, x: Features) -> Features:
-        new = self.conv2(relu(self.norm2(self.conv1(relu(self.norm1(x))))))
+        new = self.conv2(relu(conv_norm(self.conv1, self.norm2, relu(self.norm1(x)))))
         return jnp.concatenate([x, new], axis=-1)
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.models.convolution import Conv, conv_norm
+
 Function = Callable[[Array], Array]
 
 
@@ -48,9 +50,7 @@ class Sequential(nnx.List):
     """Layers applied in order; its parameters are found under the layer's index, as in `torch.nn.Sequential`."""
 
     def __call__(self, x: Array) -> Array:
-        for layer in self:
-            x = layer(x)
-        return x
+        return apply_in_order(list(self), x)
 
 
 class NamedSequential(nnx.Module):
@@ -62,9 +62,17 @@ class NamedSequential(nnx.Module):
             setattr(self, name, layer)
 
     def __call__(self, x: Array) -> Array:
-        for name in self.names:
-            x = getattr(self, name)(x)
-        return x
+        return apply_in_order([getattr(self, name) for name in self.names], x)
+
+
+def apply_in_order(layers: list[nnx.Module], x: Array) -> Array:
+    """Applies layer after layer; a convolution and the BatchNorm behind it are one step."""
+    while layers:
+        if len(layers) > 1 and isinstance(layers[0], Conv) and isinstance(layers[1], nnx.BatchNorm):
+            x, layers = conv_norm(layers[0], layers[1], x), layers[2:]
+        else:
+            x, layers = layers[0](x), layers[1:]  # type: ignore[operator]
+    return x
 
 
 class Activation(nnx.Module):
@@ -78,9 +86,21 @@ class Activation(nnx.Module):
 
 
 relu: Function = jax.nn.relu
-elu: Function = jax.nn.elu
 silu: Function = jax.nn.silu
 gelu: Function = functools.partial(jax.nn.gelu, approximate=False)
+
+
+@jax.custom_jvp
+def elu(x: Array) -> Array:
+    """`torch.nn.ELU`, its derivatives taken from its value: the exponential is computed once, not again for every product
+    of second derivatives."""
+    return jnp.where(x > 0, x, jnp.expm1(jnp.where(x > 0, 0.0, x)))
+
+
+@elu.defjvp
+def _elu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    value = elu(*primals)
+    return value, jnp.where(value > 0, 1.0, value + 1) * tangents[0]
 
 
 def relu6(x: Array) -> Array:
@@ -120,10 +140,30 @@ class MaxPool(nnx.Module):
         if self.padding:
             border = (self.padding, self.padding)
             x = jnp.pad(x, ((0, 0), border, border, (0, 0)), constant_values=-jnp.inf)
-        first, *others = _window_places(x, self.size, self.stride)
-        for other in others:
-            first = jnp.where(other > first, other, first)
-        return first
+        return _max_pool(self.size, self.stride, x)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _max_pool(size: int, stride: int, x: Float[Array, "n h w c"]) -> Float[Array, "n ph pw c"]:
+    return _chosen_places(size, stride, x)[0]
+
+
+@_max_pool.defjvp
+def _max_pool_jvp(size: int, stride: int, primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """The derivative selects by a place's number, a byte a window: all that second derivatives need to keep."""
+    value, chosen = _chosen_places(size, stride, *primals)
+    places = _window_places(tangents[0], size, stride)
+    return value, sum(jnp.where(chosen == number, place, 0.0) for number, place in enumerate(places))
+
+
+def _chosen_places(size: int, stride: int, x: Float[Array, "n h w c"]) -> tuple[Array, Array]:
+    """Each window's maximum and the number of its first place, in row order."""
+    value, *others = _window_places(x, size, stride)
+    chosen = jnp.zeros(value.shape, jnp.int8)
+    for number, other in enumerate(others, start=1):
+        chosen = jnp.where(other > value, jnp.int8(number), chosen)
+        value = jnp.where(other > value, other, value)
+    return value, chosen
 
 
 class AvgPool(nnx.Module):
@@ -141,13 +181,17 @@ class AvgPool(nnx.Module):
 
 def _window_places(x: Float[Array, "n h w c"], size: int, stride: int) -> list[Float[Array, "n ph pw c"]]:
     """For each place of a window in row order, what all windows have there."""
-    rows, columns = ((extent - size) // stride * stride + 1 for extent in x.shape[1:3])
+    rows, columns = ((extent - size) // stride + 1 for extent in x.shape[1:3])
     if min(rows, columns) < 1:
         raise ValueError(f"an image shrunk to {x.shape[1]}x{x.shape[2]} can't be pooled by {size}: it is too small")
+    places = [divmod(place, size) for place in range(size**2)]
+    if stride == size:  # disjoint windows are axes of their own, whose slices transpose into cheap padding
+        count, channels = x.shape[0], x.shape[3]
+        windows = x[:, : rows * size, : columns * size].reshape(count, rows, size, columns, size, channels)
+        return [windows[:, :, row, :, column] for row, column in places]
     return [
-        x[:, row : row + rows : stride, column : column + columns : stride]
-        for row in range(size)
-        for column in range(size)
+        x[:, row : row + (rows - 1) * stride + 1 : stride, column : column + (columns - 1) * stride + 1 : stride]
+        for row, column in places
     ]
 
 
@@ -202,9 +246,9 @@ def conv(
     padding: int | None = None,
     groups: int = 1,
     bias: bool = False,
-) -> nnx.Conv:
+) -> Conv:
     """`torch.nn.Conv2d`; by default without bias and padded so that stride 1 keeps the size."""
-    return nnx.Conv(
+    return Conv(
         in_features,
         out_features,
         (kernel, kernel),

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.models.blocks import Features, Residual, SqueezeExcitation, conv_norm_act, make_divisible
+from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
     Activation,
     Function,
@@ -102,8 +103,9 @@ class CifarBlock(nnx.Module):
         self.stride = stride
 
     def __call__(self, x: Features) -> Features:
-        out = relu(self.bn2(self.conv2(relu(self.bn1(self.conv1(x))))))
-        out = self.bn3(self.conv3(out))
+        out = relu(conv_norm(self.conv1, self.bn1, x))
+        out = relu(conv_norm(self.conv2, self.bn2, out))
+        out = conv_norm(self.conv3, self.bn3, out)
         return out + self.shortcut(x) if self.stride == 1 else out
 
 
@@ -118,8 +120,8 @@ class CifarMobileNetV2(nnx.Module):
         self.linear = linear(LAST_FEATURES, num_classes, rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
-        x = self.layers(relu(self.bn1(self.conv1(x))))
-        return self.linear(global_average(relu(self.bn2(self.conv2(x)))))
+        x = self.layers(relu(conv_norm(self.conv1, self.bn1, x)))
+        return self.linear(global_average(relu(conv_norm(self.conv2, self.bn2, x))))
 
 
 def _biased(in_features: int, features: int, kernel: int, rngs: nnx.Rngs, **options: int) -> list[nnx.Module]:

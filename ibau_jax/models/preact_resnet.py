@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.models.blocks import RESNET_WIDTHS, Features, four_stages, stage_landmarks
+from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import Sequential, batch_norm, conv, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, register
 
@@ -26,7 +27,7 @@ class PreActBlock(nnx.Module):
 
     def __call__(self, x: Features) -> Features:
         active = relu(self.bn1(x))
-        out = self.conv2(relu(self.bn2(self.conv1(active))))
+        out = self.conv2(relu(conv_norm(self.conv1, self.bn2, active)))
         return out + (self.shortcut(active) if self.shortcut else x)
 
 
@@ -43,8 +44,8 @@ class PreActBottleneck(nnx.Module):
 
     def __call__(self, x: Features) -> Features:
         active = relu(self.bn1(x))
-        out = self.conv2(relu(self.bn2(self.conv1(active))))
-        out = self.conv3(relu(self.bn3(out)))
+        out = relu(conv_norm(self.conv1, self.bn2, active))
+        out = self.conv3(relu(conv_norm(self.conv2, self.bn3, out)))
         return out + (self.shortcut(active) if self.shortcut else x)
 
 

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.models.blocks import RESNET_WIDTHS, Features, four_stages, stage_landmarks
+from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
     AdaptiveAvgPool,
     AvgPool,
@@ -71,7 +72,7 @@ class BasicBlock(ResidualBlock):
         self.conv2, self.bn2 = conv(features, features, 3, rngs), batch_norm(features, rngs)
 
     def branch(self, x: Features) -> Features:
-        return self.bn2(self.conv2(relu(self.bn1(self.conv1(x)))))
+        return conv_norm(self.conv2, self.bn2, relu(conv_norm(self.conv1, self.bn1, x)))
 
 
 class Bottleneck(ResidualBlock):
@@ -86,7 +87,9 @@ class Bottleneck(ResidualBlock):
         self.conv3, self.bn3 = conv(features, 4 * features, 1, rngs), batch_norm(4 * features, rngs)
 
     def branch(self, x: Features) -> Features:
-        return self.bn3(self.conv3(relu(self.bn2(self.conv2(relu(self.bn1(self.conv1(x))))))))
+        out = relu(conv_norm(self.conv1, self.bn1, x))
+        out = relu(conv_norm(self.conv2, self.bn2, out))
+        return conv_norm(self.conv3, self.bn3, out)
 
 
 class ResNet(nnx.Module):
@@ -114,7 +117,7 @@ class ResNet(nnx.Module):
         self.classifier_name = style.classifier
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
-        x = self.maxpool(relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(relu(conv_norm(self.conv1, self.bn1, x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         classifier: Callable[[Array], Array] = getattr(self, self.classifier_name)
         return classifier(self.flatten(self.avgpool(x)))

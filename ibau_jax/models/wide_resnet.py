@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.models.blocks import Features, stage
+from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import batch_norm, conv, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, register
 
@@ -24,7 +25,7 @@ class WideBlock(nnx.Module):
 
     def __call__(self, x: Features) -> Features:
         active = relu(self.bn1(x))
-        out = self.conv2(relu(self.bn2(self.conv1(active))))
+        out = self.conv2(relu(conv_norm(self.conv1, self.bn2, active)))
         return out + (self.convShortcut(active) if self.convShortcut else x)
 
 
