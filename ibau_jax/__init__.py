@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from ibau_jax.config import PRESETS, UnlearnConfig
     from ibau_jax.data import Dataset, load_dataset, make_dataset, separate_clean_set, split_dataset
     from ibau_jax.errors import IbauError
+    from ibau_jax.execution import Execution
     from ibau_jax.metrics import Metrics, evaluate
-    from ibau_jax.minimax import Result, Round, State, unlearn
+    from ibau_jax.minimax import Member, unlearn, unlearn_many
     from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
+    from ibau_jax.result import Result, Round, State
     from ibau_jax.triggers import Attack, load_attack
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
     "Attack",
     "Checkpoint",
     "Dataset",
+    "Execution",
     "IbauError",
+    "Member",
     "Metrics",
     "Normalization",
     "Normalized",
@@ -49,6 +53,7 @@ __all__ = [
     "separate_clean_set",
     "split_dataset",
     "unlearn",
+    "unlearn_many",
 ]
 
 _PLACES = {
@@ -57,13 +62,15 @@ _PLACES = {
     "Attack": "triggers",
     "Checkpoint": "checkpoints",
     "Dataset": "data",
+    "Execution": "execution",
     "IbauError": "errors",
+    "Member": "minimax",
     "Metrics": "metrics",
     "Normalization": "models",
     "Normalized": "models",
-    "Result": "minimax",
-    "Round": "minimax",
-    "State": "minimax",
+    "Result": "result",
+    "Round": "result",
+    "State": "result",
     "UnlearnConfig": "config",
     "evaluate": "metrics",
     "load": "checkpoints",
@@ -74,6 +81,7 @@ _PLACES = {
     "separate_clean_set": "data",
     "split_dataset": "data",
     "unlearn": "minimax",
+    "unlearn_many": "minimax",
 }
 
 

@@ -26,17 +26,41 @@ class Batches(NamedTuple):
     weights: Float[AnyArray, "b n"]
 
 
-def make_batches(dataset: Dataset, batch_size: int) -> Batches:
-    """Batches in the data set's order; a data set smaller than a batch makes one batch of its own size."""
+def make_batches(dataset: Dataset, batch_size: int, *, filled: int | None = None) -> Batches:
+    """Batches in the data set's order; a data set smaller than a batch makes one batch of its own size.
+
+    Args:
+        dataset: the images.
+        batch_size: real images in a batch.
+        filled: length to fill every batch up to, at least `batch_size` and the data set's; by default its own.
+    """
     size = min(batch_size, len(dataset))
     count = -(-len(dataset) // size)
 
     def stack(array: np.ndarray) -> np.ndarray:
-        filling = np.zeros((count * size - len(array), *array.shape[1:]), array.dtype)
-        return np.concatenate([array, filling]).reshape(count, size, *array.shape[1:])
+        missing = np.zeros((count * size - len(array), *array.shape[1:]), array.dtype)
+        batches = np.concatenate([array, missing]).reshape(count, size, *array.shape[1:])
+        filling = np.zeros((count, (filled or size) - size, *array.shape[1:]), array.dtype)
+        return np.concatenate([batches, filling], axis=1)
 
     weights = np.ones(len(dataset), np.float32)
     return Batches(stack(dataset.images), stack(dataset.labels.astype(np.int32)), stack(weights))
+
+
+def count_parts(size: int, microbatch: int | None) -> int:
+    """How many parts of at most `microbatch` images a batch of `size` goes through the model in."""
+    return 1 if microbatch is None else -(-size // microbatch)
+
+
+def filled_size(size: int, microbatch: int | None, multiple: int) -> int:
+    """The length that a batch is filled up to, so that its parts are equal and each a multiple of `multiple`."""
+    parts = count_parts(size, microbatch)
+    return parts * multiple * -(-size // (parts * multiple))
+
+
+def in_parts(array: Shaped[Array, "n *rest"], parts: int) -> Shaped[Array, "parts m *rest"]:
+    """Every `parts`-th image makes a part, so that one spread over devices is made of something of each."""
+    return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
 
 
 def to_unit(images: Shaped[Array, "n h w c"]) -> Float[Array, "n h w c"]:

@@ -13,13 +13,17 @@ from hypothesis import strategies as st
 
 from ibau_jax.batches import make_batches, patched_images
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
-from ibau_jax.compilation import compile_loop
 from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, DataError
-from ibau_jax.minimax import OuterBatch, OuterConstants, outer_step, unlearn
+from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.loops import compile_loop
+from ibau_jax.minimax import unlearn
+from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.models.small_vgg import SmallVGG
-from ibau_jax.perturb import inner_step, project
+from ibau_jax.perturb import Weights, inner_step, project
+from ibau_jax.placement import Placement, make_mesh
+from ibau_jax.stack import make_apply
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 
@@ -50,9 +54,31 @@ def torch_batches(data, size):
     return list(zip(images.split(size), labels.split(size), strict=True))
 
 
-def forward_of(model):
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    return params, lambda params, x: nnx.merge(graph, params, rest)(x)
+ONE_DEVICE = Placement(make_mesh(1, 1))
+
+
+def loop_of(step, carry, batches, constant, execution=DEFAULT_EXECUTION):
+    """The loop over batches for a stack of this one member, and what it gives, without the axis of members."""
+
+    def first(tree):
+        return jax.tree.map(lambda array: jnp.asarray(array)[None], tree)
+
+    def member(tree):
+        return jax.tree.map(lambda array: array[0], tree)
+
+    def alone(*arguments):
+        return first(step(*map(member, arguments)))
+
+    carry, constant = ONE_DEVICE.members(first(carry)), ONE_DEVICE.members(first(constant))
+    batches = jax.tree.map(lambda array: np.asarray(array)[:, None], batches)
+    loop = compile_loop(alone, carry, batches, constant, execution=execution, placement=ONE_DEVICE)
+    carry, losses = loop.run(carry, batches, constant)
+    return member(carry), losses[:, 0]
+
+
+def split(model):
+    _, params, rest = nnx.split(model, nnx.Param, ...)
+    return params, rest
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -60,13 +86,11 @@ def test_inner_maximisation_matches_torch(rng, preset):
     model, data = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), vgg_data(rng)
     # The published steps run a random net's perturbation into saturation, where rounding decides: take smaller ones.
     config = replace(PRESETS[preset], batch_size=BATCH, inner_lr=PRESETS[preset].inner_lr / 100)
-    params, forward = forward_of(model)
-    optimizer = make_optimizer(config.inner_optim, config.inner_lr)
+    params, rest = split(model)
     delta = jnp.zeros((1, 32, 32, 3))
-    batches = make_batches(data, BATCH)
-    carry = (delta, optimizer.init(delta))
-    loop = compile_loop(inner_step(forward, config, optimizer), carry, batches, params, "python")
-    (delta, _), _ = loop.run(carry, batches, params)
+    carry = (delta, make_optimizer(config.inner_optim, config.inner_lr).init(delta))
+    step = inner_step(make_apply(model, DEFAULT_EXECUTION), config)
+    (delta, _), _ = loop_of(step, carry, make_batches(data, BATCH), Weights(params, rest))
     found = np.asarray(project(delta, config.norm_bound))
 
     expected = torch_ibau.perturbation(
@@ -93,13 +117,11 @@ def test_outer_round_matches_torch(rng, clip):
     delta = 0.1 * rng.normal(size=(1, 32, 32, 3)).astype(np.float32)
     masks = np.asarray(patched_images(jax.random.key(3), batches.weights, config.portion))
 
-    params, forward = forward_of(model)
-    optimizer = make_optimizer(config.optim, config.lr)
-    carry = (params, optimizer.init(params))
-    outer = OuterBatch(batches, masks)
-    constants = OuterConstants(jnp.asarray(delta), jax.tree.map(lambda a: jnp.asarray(a[0]), batches))
-    loop = compile_loop(outer_step(forward, config, optimizer), carry, outer, constants, "python")
-    (params, _), losses = loop.run(carry, outer, constants)
+    params, rest = split(model)
+    carry = (params, make_optimizer(config.optim, config.lr).init(params))
+    constants = OuterConstants(delta, jax.tree.map(lambda array: array[0], batches), rest, np.float32(config.lr))
+    step = outer_step(make_apply(model, DEFAULT_EXECUTION), config)
+    (params, _), losses = loop_of(step, carry, OuterBatch(batches, masks), constants)
 
     torch_masks = [torch.as_tensor(mask[weight > 0]) for mask, weight in zip(masks, batches.weights, strict=True)]
     optimizer = torch.optim.SGD(twin.parameters(), lr=config.lr)
@@ -119,7 +141,7 @@ def test_outer_round_matches_torch(rng, clip):
 def test_loop_forms_agree(rng):
     model, data = Tiny(nnx.Rngs(0)), tiny_data(rng)
     config = UnlearnConfig(n_rounds=2, batch_size=BATCH, inner_lr=1.0)
-    one, other = (unlearn(model, data, config, loop=form) for form in ("python", "scan"))
+    one, other = (unlearn(model, data, config, execution=Execution(loop=form)) for form in ("python", "scan"))
     assert [r.number for r in one.rounds] == [1, 2]
     for a, b in zip(jax.tree.leaves(nnx.state(one.model)), jax.tree.leaves(nnx.state(other.model)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

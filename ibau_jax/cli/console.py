@@ -15,7 +15,7 @@ from ibau_jax.errors import IbauError
 
 if TYPE_CHECKING:
     from ibau_jax.metrics import Metrics
-    from ibau_jax.minimax import Phase, Round
+    from ibau_jax.result import Phase, Round
 
 BAD_INPUT = 2
 INTERRUPTED = 130

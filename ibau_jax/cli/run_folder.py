@@ -18,7 +18,7 @@ from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.errors import ConfigError
 from ibau_jax.files import check_writable, put_in_place, staging_folder
 from ibau_jax.metrics import Metrics
-from ibau_jax.minimax import Round, State
+from ibau_jax.result import Round, State
 
 RESULT, FLAX, PERTURBATION = "result.json", "flax", "perturbation.png"
 MODELS = {"zip": "model.pth", "legacy": "model.pth", "pickle": "model.pth", "safetensors": "model.safetensors"}

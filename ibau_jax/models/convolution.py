@@ -56,4 +56,6 @@ def conv_norm(conv: nnx.Module, norm: nnx.Module, x: Float[Array, "n h w i"]) ->
     assert norm.scale is not None and norm.bias is not None
     factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
     bias = conv.bias[...] if conv.bias is not None else 0.0
-    return conv.applied(x, conv.kernel[...] * factor[None, None, None], norm.bias[...] + (bias - norm.mean[...]) * factor)
+    return conv.applied(
+        x, conv.kernel[...] * factor[None, None, None], norm.bias[...] + (bias - norm.mean[...]) * factor
+    )

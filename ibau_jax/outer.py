@@ -1,0 +1,85 @@
+"""The outer minimisation: θ against the perturbation, along the implicit hypergradient."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import optax
+from jaxtyping import Array, Float
+
+from ibau_jax.batches import AnyArray, Batches, to_unit
+from ibau_jax.config import UnlearnConfig, make_optimizer
+from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.hypergradient import SOLVERS, Params, Perturbation, hypergradient
+from ibau_jax.perturb import Apply, Forward, Rest, cross_entropies, inner_loss, mean_over, perturbed
+
+
+class OuterConstants(NamedTuple):
+    """What every outer step of a round sees.
+
+    Attributes:
+        delta: δ.
+        first: the clean batch that Φ is defined on.
+        rest: what the model holds beside θ.
+        lr: the outer optimiser's learning rate.
+    """
+
+    delta: Perturbation
+    first: Batches
+    rest: Rest
+    lr: Float[AnyArray, ""]
+
+
+class OuterBatch(NamedTuple):
+    """One clean batch and the mask m_b of those of its images that are perturbed."""
+
+    batch: Batches
+    patched: Float[AnyArray, "*b n"]
+
+
+def outer_loss(
+    forward: Forward,
+    config: UnlearnConfig,
+    delta: Perturbation,
+    params: Params,
+    outer: OuterBatch,
+    execution: Execution = DEFAULT_EXECUTION,
+) -> Float[Array, ""]:
+    """L_out(δ, θ) = mean CE(f_θ(clip(x_b + m_b ⊙ δ)), y_b) on one batch."""
+
+    def losses(delta: Perturbation, params: Params, part: OuterBatch) -> Float[Array, " m"]:
+        mask = part.patched[:, None, None, None]
+        logits = forward(params, perturbed(to_unit(part.batch.images), mask * delta, config.clip))
+        return cross_entropies(logits, part.batch.labels)
+
+    return mean_over(delta, params, outer, outer.batch.weights, losses, execution)
+
+
+def outer_step(
+    apply: Apply, config: UnlearnConfig, execution: Execution = DEFAULT_EXECUTION
+) -> Callable[[Any, OuterBatch, OuterConstants], Any]:
+    """One optimiser step of θ along the hypergradient on one batch.
+
+    Returns:
+        `step((params, optimizer_state), outer_batch, constants)`, which gives the next `(params, optimizer_state)`
+        and the outer loss before the step.
+    """
+    solve = SOLVERS[config.solver](config.K)
+
+    def step(carry: tuple[Params, Any], outer: OuterBatch, constants: OuterConstants) -> Any:
+        params, state = carry
+        forward = partial(apply, constants.rest)
+        loss, gradient = hypergradient(
+            partial(outer_loss, forward, config, outer=outer, execution=execution),
+            partial(inner_loss, forward, config, batch=constants.first, execution=execution),
+            constants.delta,
+            params,
+            step_size=config.fixed_point_step,
+            solve=solve,
+            recompute=execution.recompute,
+        )
+        optimizer = make_optimizer(config.optim, constants.lr)
+        updates, state = optimizer.update(gradient, state, params, value=loss)
+        return (optax.apply_updates(params, updates), state), loss
+
+    return step

@@ -1,0 +1,237 @@
+"""Models of one architecture as arrays with a leading axis, and the rounds that they go through together."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from ibau_jax.batches import Batches, filled_size, make_batches, patched_images
+from ibau_jax.config import UnlearnConfig, make_optimizer
+from ibau_jax.data.dataset import Dataset
+from ibau_jax.execution import Execution
+from ibau_jax.loops import BatchLoop, compile_loop
+from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
+from ibau_jax.perturb import Apply, Weights, inner_step, project
+from ibau_jax.placement import DATA, MEMBER, Placement, make_mesh
+from ibau_jax.result import Phase, Result, Round, State, Status
+
+OnBatch = Callable[[Phase, int, int], None]
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class CompiledSteps:
+    """The two loops over batches, compiled for one stack's shapes and good for every other of the same shapes."""
+
+    inner: BatchLoop
+    outer: BatchLoop
+
+    @property
+    def seconds(self) -> float:
+        """Time that compiling took."""
+        return self.inner.compile_seconds + self.outer.compile_seconds
+
+
+@dataclass
+class Stack:
+    """Members with equal shapes: `states[i]` unlearns on `clean_sets[i]` with `configs[i]`.
+
+    `configs` differ in seed and learning rate only.
+    """
+
+    states: list[State]
+    clean_sets: list[Dataset]
+    configs: list[UnlearnConfig]
+    execution: Execution
+    stopped: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        mesh = make_mesh(self.execution.devices, len(self.states))
+        self.placement = Placement(mesh, self.execution.shard_params)
+        self.config = self.configs[0]
+        spread, size = mesh.shape[DATA], min(self.config.batch_size, len(self.clean_sets[0]))
+        if self.execution.microbatch:  # parts are spread over the devices too
+            self.execution = replace(self.execution, microbatch=-(-self.execution.microbatch // spread) * spread)
+        filled = filled_size(size, self.execution.microbatch, spread)
+        made = [make_batches(images, self.config.batch_size, filled=filled) for images in self.clean_sets]
+        self.batch_size, self.batches = size, jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *made)
+        self.count = len(self.batches.labels)
+        self.graph = nnx.split(self.states[0].model)[0]
+        self.rest = self.placement.members(_stacked([_split(state.model).rest for state in self.states]))
+
+    def status(self, index: int) -> Status:
+        """How a member ended."""
+        return "diverged" if index in self.stopped else "completed"
+
+    def carry(self) -> tuple[PyTree, PyTree]:
+        """Parameters and optimiser states, placed."""
+        params = _stacked([_split(state.model).params for state in self.states])
+        return self.placement.weights((params, _stacked([state.optimizer_state for state in self.states])))
+
+    def patched(self, number: int) -> np.ndarray:
+        """The masks m_b of a round, float32 (batches, members, images); each member has its own."""
+        masks = np.zeros(self.batches.weights.shape, np.float32)
+        for index, config in enumerate(self.configs):
+            key = jax.random.fold_in(jax.random.key(config.seed), number)
+            weights = self.batches.weights[:, index, : self.batch_size]
+            masks[:, index, : self.batch_size] = patched_images(key, weights, config.portion)
+        return masks
+
+    def put(self, batches: PyTree) -> PyTree:
+        """Batches as the loop wants them: all on the devices to be scanned, or here, to go there one at a time."""
+        return self.placement.batches(batches) if self.execution.loop_form == "scan" else batches
+
+    def zero(self) -> tuple[PyTree, PyTree]:
+        """δ = 0 of every member, and its optimiser's state."""
+        delta = jnp.zeros((1, *self.batches.images.shape[3:]), jnp.float32)
+        carry = (delta, make_optimizer(self.config.inner_optim, self.config.inner_lr).init(delta))
+        return self.placement.members(_stacked([carry] * len(self.states)))
+
+    def constants(self, delta: PyTree) -> OuterConstants:
+        """What the outer steps see."""
+        first = self.placement.batch(jax.tree.map(lambda array: array[0], self.batches))
+        lr = self.placement.members(np.asarray([config.lr for config in self.configs], np.float32))
+        return OuterConstants(self.placement.members(delta), first, self.rest, lr)
+
+
+def _split(model: nnx.Module) -> Weights:
+    _, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    return Weights(params, rest)
+
+
+def _stacked(trees: Sequence[PyTree]) -> PyTree:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _member(tree: PyTree, index: int) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[index], tree)
+
+
+def make_apply(model: nnx.Module, execution: Execution) -> Apply:
+    """The model as a function of what else it holds, its parameters and images."""
+    graph, _, _ = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+
+    def apply(rest: Any, params: Any, images: jax.Array) -> jax.Array:
+        rest, params, images = execution.compute_type((rest, params, images))
+        return nnx.merge(graph, params, rest)(images).astype(jnp.float32)
+
+    return apply
+
+
+def over_members(step: Callable[..., Any], stack: Stack) -> Callable[..., Any]:
+    """`step` for arrays with a leading axis of members; one alone needs no `vmap`, which would cost time.
+
+    Each device gets its own members by `shard_map`: left to itself the partitioner does not split the grouped
+    convolutions that `vmap` makes of members' convolutions, and every device computes all members.
+    """
+    if len(stack.states) == 1:
+        return lambda *arguments: jax.tree.map(lambda leaf: leaf[None], step(*_member(arguments, 0)))
+    mesh, along = stack.placement.mesh, PartitionSpec(MEMBER)
+    if mesh.shape[MEMBER] == 1:
+        return jax.vmap(step)
+    return jax.shard_map(jax.vmap(step), mesh=mesh, in_specs=along, out_specs=along, axis_names={MEMBER})
+
+
+def compile_steps(stack: Stack) -> CompiledSteps:
+    """Compiles the two steps for the shapes and the places of a stack's arrays."""
+    apply = make_apply(stack.states[0].model, stack.execution)
+    compiled = partial(compile_loop, execution=stack.execution, placement=stack.placement)
+    delta, inner_state = stack.zero()
+    carry = stack.carry()
+    weights, batches = Weights(carry[0], stack.rest), stack.put(stack.batches)
+    inner = over_members(inner_step(apply, stack.config, stack.execution), stack)
+    outer = over_members(outer_step(apply, stack.config, stack.execution), stack)
+    outer_batches = OuterBatch(batches, stack.put(stack.batches.weights))
+    return CompiledSteps(
+        compiled(inner, (delta, inner_state), batches, weights),
+        compiled(outer, carry, outer_batches, stack.constants(delta)),
+    )
+
+
+def run_stack(
+    stack: Stack,
+    steps: CompiledSteps | None,
+    on_round: Callable[[int, State], None] | None,
+    on_batch: OnBatch | None,
+) -> tuple[list[Result], CompiledSteps]:
+    """All rounds of all members.
+
+    Args:
+        stack: the members; its `states` follow them.
+        steps: compiled for an earlier stack of the same shapes.
+        on_round: called with a member's index and its state after each of its good rounds.
+        on_batch: called after every batch.
+    """
+    compile_seconds = 0.0
+    if steps is None:
+        steps = compile_steps(stack)
+        compile_seconds = steps.seconds
+    carry, batches, seconds = stack.carry(), stack.put(stack.batches), 0.0
+    for number in range(len(stack.states[0].rounds) + 1, stack.config.n_rounds + 1):
+        carry, rounds = run_round(stack, steps, number, batches, carry, on_batch or (lambda phase, done, count: None))
+        seconds += sum(done.seconds for done in rounds)
+        take_in(stack, carry, rounds, on_round)
+        if len(stack.stopped) == len(stack.states):
+            break
+    share = seconds / len(stack.states)
+    results = [
+        Result(state.model, state.rounds, stack.status(index), compile_seconds, share)
+        for index, state in enumerate(stack.states)
+    ]
+    return results, steps
+
+
+def run_round(
+    stack: Stack, steps: CompiledSteps, number: int, batches: PyTree, carry: PyTree, on_batch: OnBatch
+) -> tuple[PyTree, list[Round]]:
+    """One round of all members: the next parameters and optimiser states, and what happened to each."""
+    start, members = time.perf_counter(), range(len(stack.states))
+    weights = Weights(carry[0], stack.rest)
+    (delta, _), inner = steps.inner.run(
+        stack.zero(), batches, weights, lambda done: on_batch("inner", done, stack.count)
+    )
+    delta = jax.vmap(partial(project, norm_bound=stack.config.norm_bound))(stack.placement.local(delta))
+    outer_batches = OuterBatch(batches, stack.put(stack.patched(number)))
+    carry, outer = steps.outer.run(
+        carry, outer_batches, stack.constants(delta), lambda done: on_batch("outer", done, stack.count)
+    )
+    perturbations = np.asarray(delta)
+    seconds = (time.perf_counter() - start) / len(members)
+    rounds = [
+        Round(
+            number,
+            perturbations[index],
+            float(jnp.linalg.norm(delta[index])),
+            float(np.mean(inner[:, index])),
+            float(np.mean(outer[:, index])),
+            seconds,
+        )
+        for index in members
+    ]
+    return carry, rounds
+
+
+def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable[[int, State], None] | None) -> None:
+    """Takes a round's outcome into the members' states; a member whose round is not finite stops at the last good."""
+    local = stack.placement.local(carry)
+    for index, done in enumerate(rounds):
+        if index in stack.stopped:
+            continue
+        params, optimizer_state = _member(local, index)
+        figures = [done.inner_loss, done.outer_loss, done.perturbation_norm, float(optax.tree.norm(params))]
+        if not np.isfinite(figures).all():
+            stack.stopped.add(index)
+            continue
+        before = stack.states[index]
+        model = nnx.merge(stack.graph, params, _split(before.model).rest)
+        stack.states[index] = State(model, optimizer_state, (*before.rounds, done))
+        if on_round:
+            on_round(index, stack.states[index])
