@@ -3,8 +3,8 @@
     min over θ of  max over ‖δ‖ ≤ C  of  (1/n) Σ L(f_θ(x_i + δ), y_i)                           (equation 1)
 
 A round finds δ by the inner maximisation (`ibau_jax.perturb`), then takes one optimiser step along the implicit
-hypergradient (`ibau_jax.hypergradient`) for every clean batch (`ibau_jax.outer`). The model always runs in inference mode.
-Several models of one architecture unlearn as a stack (`ibau_jax.stack`); one alone is a stack of one.
+hypergradient (`ibau_jax.hypergradient`) for every clean batch (`ibau_jax.outer`). The model always runs in inference
+mode. Several models of one architecture unlearn as a stack (`ibau_jax.stack`); one alone is a stack of one.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def unlearn(
     execution: Execution = DEFAULT_EXECUTION,
     state: State | None = None,
     on_round: Callable[[State], None] | None = None,
-    on_batch: Callable[[Phase, int, int], None] | None = None,
+    on_batch: Callable[[Phase, int, int, int], None] | None = None,
 ) -> Result:
     """Unlearns whatever backdoor `model` has.
 
@@ -60,7 +60,7 @@ def unlearn(
         execution: precision, memory and devices.
         state: where to go on, as `on_round` got it; `model` is then ignored.
         on_round: called after every good round.
-        on_batch: called with the phase, the batches done and their number, for a progress bar.
+        on_batch: called with the phase, the round's number, the batches done and how many there are.
 
     Returns:
         The cleaned model and what happened.
@@ -80,7 +80,7 @@ def unlearn_many(
     execution: Execution = DEFAULT_EXECUTION,
     together: bool | None = None,
     on_round: Callable[[int, State], None] | None = None,
-    on_batch: Callable[[Phase, int, int], None] | None = None,
+    on_batch: Callable[[Phase, int, int, int], None] | None = None,
 ) -> list[Result]:
     """Unlearns several models of one architecture by the same compiled steps.
 

@@ -13,7 +13,7 @@ import optax
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from ibau_jax.batches import Batches, filled_size, make_batches, patched_images
+from ibau_jax.batches import filled_size, make_batches, patched_images
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import Execution
@@ -23,7 +23,7 @@ from ibau_jax.perturb import Apply, Weights, inner_step, project
 from ibau_jax.placement import DATA, MEMBER, Placement, make_mesh
 from ibau_jax.result import Phase, Result, Round, State, Status
 
-OnBatch = Callable[[Phase, int, int], None]
+OnBatch = Callable[[Phase, int, int, int], None]
 PyTree = Any
 
 
@@ -176,7 +176,9 @@ def run_stack(
         compile_seconds = steps.seconds
     carry, batches, seconds = stack.carry(), stack.put(stack.batches), 0.0
     for number in range(len(stack.states[0].rounds) + 1, stack.config.n_rounds + 1):
-        carry, rounds = run_round(stack, steps, number, batches, carry, on_batch or (lambda phase, done, count: None))
+        carry, rounds = run_round(
+            stack, steps, number, batches, carry, on_batch or (lambda phase, number, done, count: None)
+        )
         seconds += sum(done.seconds for done in rounds)
         take_in(stack, carry, rounds, on_round)
         if len(stack.stopped) == len(stack.states):
@@ -196,12 +198,12 @@ def run_round(
     start, members = time.perf_counter(), range(len(stack.states))
     weights = Weights(carry[0], stack.rest)
     (delta, _), inner = steps.inner.run(
-        stack.zero(), batches, weights, lambda done: on_batch("inner", done, stack.count)
+        stack.zero(), batches, weights, lambda done: on_batch("inner", number, done, stack.count)
     )
     delta = jax.vmap(partial(project, norm_bound=stack.config.norm_bound))(stack.placement.local(delta))
     outer_batches = OuterBatch(batches, stack.put(stack.patched(number)))
     carry, outer = steps.outer.run(
-        carry, outer_batches, stack.constants(delta), lambda done: on_batch("outer", done, stack.count)
+        carry, outer_batches, stack.constants(delta), lambda done: on_batch("outer", number, done, stack.count)
     )
     perturbations = np.asarray(delta)
     seconds = (time.perf_counter() - start) / len(members)

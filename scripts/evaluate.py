@@ -31,10 +31,10 @@ def main() -> int:
     options = tyro.cli(Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff])
     console.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
-    from ibau_jax.cli.device import choose_device
+    from ibau_jax.cli.device import start
     from ibau_jax.cli.job import load_images, load_subject, load_threat
 
-    choose_device(options.device.device)
+    start(options.device)
     subject = load_subject(options.subject)
     images = load_images(DataOptions(options.dataset), subject)
     metrics = load_threat(options.attack, subject).evaluate(subject.model, images)

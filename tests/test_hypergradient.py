@@ -15,8 +15,8 @@ from ibau_jax.batches import Batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.hypergradient import SOLVERS, gradient_step, hypergradient, neumann
-from ibau_jax.outer import OuterBatch, outer_loss
 from ibau_jax.models.small_vgg import SmallVGG
+from ibau_jax.outer import OuterBatch, outer_loss
 from ibau_jax.perturb import inner_loss
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin

@@ -19,8 +19,8 @@ from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.loops import compile_loop
 from ibau_jax.minimax import unlearn
-from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.models.small_vgg import SmallVGG
+from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import Weights, inner_step, project
 from ibau_jax.placement import Placement, make_mesh
 from ibau_jax.stack import make_apply

@@ -49,6 +49,16 @@ def fail(message: str) -> None:
     sys.exit(BAD_INPUT)
 
 
+def warn(message: str) -> None:
+    """Prints a line to standard error, and the command goes on."""
+    errors.print(escaped(" ".join(message.split())), soft_wrap=True)
+
+
+def mute() -> None:
+    """This process is not the one that prints."""
+    console.quiet = errors.quiet = True
+
+
 def escaped(text: str) -> str:
     """`text` without rich's markup and without control characters, which a hostile file may hold."""
     from rich.markup import escape
@@ -61,9 +71,9 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
-def before_after(before: "Metrics", after: "Metrics") -> Table:
+def before_after(name: str, before: "Metrics", after: "Metrics") -> Table:
     """The table at the end of a run."""
-    table = Table("", "before", "after", "change", title="Before and after")
+    table = Table("", "before", "after", "change", title=f"{escaped(name)}: before and after")
     for name, label in LABELS.items():
         old, new = getattr(before, name), getattr(after, name)
         if old is not None and new is not None:
@@ -71,6 +81,24 @@ def before_after(before: "Metrics", after: "Metrics") -> Table:
     for column in table.columns[1:]:
         column.justify = "right"
     return table
+
+
+def summary_table(records: list[dict[str, Any]]) -> Table:
+    """The table at the end of several runs."""
+    shown = [name for name in LABELS if any((record.get("before") or {}).get(name) is not None for record in records)]
+    table = Table("run", *(LABELS[name] for name in shown), "", title="All runs")
+    for record in records:
+        figures = [_change(record, name) for name in shown]
+        table.add_row(escaped(record["run"]), *figures, escaped(record.get("error") or record["status"]))
+    for column in table.columns[1:-1]:
+        column.justify = "right"
+    return table
+
+
+def _change(record: dict[str, Any], name: str) -> str:
+    if "error" in record:
+        return "-"
+    return f"{percent(record['before'][name])} → {percent(record['after'][name])}"
 
 
 def metrics_table(metrics: "Metrics") -> Table:
@@ -84,11 +112,11 @@ def metrics_table(metrics: "Metrics") -> Table:
 
 
 class RoundProgress:
-    """A bar over the batches of a round, and a line for every round done."""
+    """A bar over the batches of a round, and a line for every round done. Of several runs each line says which."""
 
-    def __init__(self, n_rounds: int) -> None:
-        self.n_rounds = n_rounds
-        self.number = 0
+    def __init__(self, n_rounds: int, names: list[str]) -> None:
+        self.n_rounds, self.number = n_rounds, 0
+        self.width = max(map(len, names)) if len(names) > 1 else 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=console, transient=True)
         self.task: TaskID
@@ -101,24 +129,35 @@ class RoundProgress:
         with self.progress:
             yield self
 
-    def on_batch(self, phase: "Phase", done: int, count: int) -> None:
+    def on_batch(self, phase: "Phase", number: int, done: int, count: int) -> None:
         """Moves the bar."""
+        self.number = number
         steps = {"inner": ("inner maximisation", 0), "outer": ("outer minimisation", count)}
         name, offset = steps[phase]
-        description = f"round {self.number}/{self.n_rounds} {name}"
+        description = f"round {number}/{self.n_rounds} {name}"
         self.progress.update(self.task, description=description, total=2 * count, completed=offset + done)
 
     def on_evaluation(self) -> None:
         """Says that the round is being evaluated."""
         self.progress.update(self.task, description=f"round {self.number}/{self.n_rounds} evaluation")
 
-    def on_round(self, done: "Round", metrics: "Metrics") -> None:
+    def on_before(self, name: str, metrics: "Metrics") -> None:
+        """Prints the figures of the model as it came."""
+        self._print(name, f"before     {_figures(metrics)}")
+
+    def on_round(self, name: str, done: "Round", metrics: "Metrics") -> None:
         """Prints the round's figures."""
-        figures = [f"ACC {percent(metrics.acc)}", f"ASR {percent(metrics.asr)}", f"RA {percent(metrics.ra)}"]
-        shown = figures if metrics.asr is not None else figures[:1]
-        line = "  ".join([f"round {done.number}/{self.n_rounds}", *shown])
-        self.progress.console.print(f"{line}  ‖δ‖ {done.perturbation_norm:.4g}  {done.seconds:.1f} s")
-        self.number = done.number + 1
+        line = f"round {done.number}/{self.n_rounds}  {_figures(metrics)}"
+        self._print(name, f"{line}  ‖δ‖ {done.perturbation_norm:.4g}  {done.seconds:.1f} s")
+
+    def _print(self, name: str, line: str) -> None:
+        run = f"{escaped(name):<{self.width}}  " if self.width else ""
+        self.progress.console.print(f"{run}{line}")
+
+
+def _figures(metrics: "Metrics") -> str:
+    figures = [f"ACC {percent(metrics.acc)}", f"ASR {percent(metrics.asr)}", f"RA {percent(metrics.ra)}"]
+    return "  ".join(figures if metrics.asr is not None else figures[:1])
 
 
 def quiet_libraries() -> None:

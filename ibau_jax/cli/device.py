@@ -2,12 +2,51 @@
 
 import os
 import re
+from pathlib import Path
 
 import jax
 
+from ibau_jax.cli.options import DeviceOptions, ExecutionOptions
 from ibau_jax.errors import ConfigError
 
 PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}
+
+
+def start(device: DeviceOptions, execution: ExecutionOptions | None = None) -> None:
+    """Joins the other processes if there are any, chooses the device and the place of compiled programs.
+
+    Raises:
+        ConfigError: there is no such device, or the other processes are not to be found.
+    """
+    if device.compile_cache:
+        use_compile_cache()
+    if execution and execution.coordinator:
+        _select(device.device)
+        _join(execution)
+    choose_device(device.device)
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs in the user's cache folder; where that can't be written, JAX goes on without."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "ibau_jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _join(execution: ExecutionOptions) -> None:
+    given = execution.coordinator != "auto"
+    address = execution.coordinator if given else None
+    if given and (execution.num_processes is None or execution.process_id is None):
+        raise ConfigError("--coordinator HOST:PORT needs --num-processes and --process-id; under SLURM say auto")
+    try:
+        jax.distributed.initialize(address, execution.num_processes, execution.process_id)
+    except (ValueError, RuntimeError) as error:
+        raise ConfigError(f"--coordinator {execution.coordinator}: {error}") from error
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that writes and prints."""
+    return jax.process_index() == 0
 
 
 def choose_device(device: str) -> None:
@@ -19,13 +58,7 @@ def choose_device(device: str) -> None:
     Raises:
         ConfigError: there is no such device.
     """
-    match = re.fullmatch(r"(?:cuda:|gpu:)?(\d+(?:,\d+)*)", device)
-    if match:
-        os.environ["CUDA_VISIBLE_DEVICES"] = match[1]
-    elif device not in (*PLATFORMS, "auto"):
-        raise ConfigError(f"--device {device!r} is none of auto, cpu, cuda, tpu, cuda:N or CUDA device numbers")
-    if device != "auto":
-        jax.config.update("jax_platforms", "cuda" if match else PLATFORMS[device])
+    _select(device)
     try:
         jax.devices()
     except RuntimeError as error:
@@ -33,6 +66,16 @@ def choose_device(device: str) -> None:
         raise ConfigError(
             f"JAX has no device for --device {device}; pip install -e '.[cuda]' or use --device cpu"
         ) from error
+
+
+def _select(device: str) -> None:
+    match = re.fullmatch(r"(?:cuda:|gpu:)?(\d+(?:,\d+)*)", device)
+    if match:
+        os.environ["CUDA_VISIBLE_DEVICES"] = match[1]
+    elif device not in (*PLATFORMS, "auto"):
+        raise ConfigError(f"--device {device!r} is none of auto, cpu, cuda, tpu, cuda:N or CUDA device numbers")
+    if device != "auto":
+        jax.config.update("jax_platforms", "cuda" if match else PLATFORMS[device])
 
 
 def device_name() -> str:

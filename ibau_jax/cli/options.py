@@ -1,5 +1,7 @@
 """Groups of command-line options, in tyro's form. Field docstrings are the help texts."""
 
+import glob
+import itertools
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -7,6 +9,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ibau_jax.config import PRESETS, Solver, UnlearnConfig
+from ibau_jax.errors import ConfigError
+
+Precision = Literal["float32", "tf32", "bfloat16"]  # as in ibau_jax.execution, which imports JAX
 
 
 def option(metavar: str, default: str, *aliases: str) -> Any:
@@ -22,11 +27,26 @@ Normalize = Literal["cifar10", "cifar100", "gtsrb", "imagenet", "none"]
 
 
 @dataclass(frozen=True)
-class ModelOptions:
-    """The classifier."""
+class OneCheckpoint:
+    """A file."""
 
     ckpt: Annotated[Path, tyro.conf.arg(metavar="FILE", aliases=["--poi-path"])]
     """PyTorch checkpoint, whatever it is called, or Flax folder; read without torch, nothing in it is executed"""
+
+
+@dataclass(frozen=True)
+class ManyCheckpoints:
+    """Files."""
+
+    ckpt: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", aliases=["--poi-path"])]
+    """PyTorch checkpoints, whatever they are called, Flax folders, or patterns such as 'runs/*/model.pth'; read without
+    torch, nothing in them is executed. Those of one architecture unlearn together"""
+
+
+@dataclass(frozen=True)
+class ModelChoices:
+    """What a checkpoint does not say of its classifier."""
+
     model: Model = None
     """architecture, or your own Flax module (that file is run; see docs/custom_model.md)"""
     num_classes: NumClasses = None
@@ -41,6 +61,37 @@ class ModelOptions:
     """mean that the model's images are normalised with, one number a channel (such as 0.49 0.48 0.45)"""
     std: Annotated[tuple[float, ...] | None, option("X X X", "that of --normalize")] = None
     """standard deviation, likewise"""
+
+
+@dataclass(frozen=True)
+class ModelOptions(ModelChoices, OneCheckpoint):
+    """The classifier."""
+
+
+@dataclass(frozen=True)
+class ModelsOptions(ModelChoices, ManyCheckpoints):
+    """The classifiers."""
+
+    def each(self) -> list[ModelOptions]:
+        """The options of every checkpoint; patterns are expanded, in the order of their names.
+
+        Raises:
+            ConfigError: a pattern fits no file, or no checkpoint is named.
+        """
+        choices = {field.name: getattr(self, field.name) for field in fields(ModelChoices)}
+        paths = [path for pattern in self.ckpt for path in _expanded(pattern)]
+        if not paths:
+            raise ConfigError("--ckpt names no checkpoint")
+        return [ModelOptions(ckpt=path, **choices) for path in dict.fromkeys(paths)]
+
+
+def _expanded(pattern: Path) -> list[Path]:
+    if pattern.exists() or not any(character in str(pattern) for character in "*?["):
+        return [pattern]
+    found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    if not found:
+        raise ConfigError(f"--ckpt: no file is called {pattern}")
+    return found
 
 
 @dataclass(frozen=True)
@@ -84,8 +135,8 @@ class MethodOptions:
     """terms of the Neumann series, or iterations of another --solver"""
     optim: Annotated[str | None, option("NAME", "adam")] = None
     """optimiser of the weights: adam, sgd or any optax optimiser"""
-    lr: Annotated[float | None, option("X", "0.001")] = None
-    """its learning rate"""
+    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001")] = None
+    """its learning rate; each of several is tried"""
     inner_optim: Annotated[str | None, option("NAME", "cifar10 sgd, gtsrb adam")] = None
     """optimiser of the perturbation"""
     inner_lr: Annotated[float | None, option("X", "cifar10 10, gtsrb 1")] = None
@@ -102,17 +153,23 @@ class MethodOptions:
     """linear solver of the hypergradient"""
     fixed_point_step: Annotated[float | None, option("X", "0.1")] = None
     """step size of the inner gradient step in the hypergradient"""
-    seed: int = 2
-    """seed of the clean set's choice and of the images perturbed"""
+    seed: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]")] = (2,)
+    """seed of the clean set's choice and of the images perturbed; each of several is tried"""
 
-    def config(self) -> UnlearnConfig:
-        """The preset with what was given on the command line.
+    def configs(self) -> list[UnlearnConfig]:
+        """The preset with what was given on the command line, for each seed and learning rate.
 
         Raises:
             ConfigError: a value makes no sense.
         """
         given = {field.name: getattr(self, field.name) for field in fields(UnlearnConfig)}
-        return replace(PRESETS[self.preset], **{name: value for name, value in given.items() if value is not None})
+        given = {name: value for name, value in given.items() if value is not None}
+        preset = PRESETS[self.preset]
+        sweeps = itertools.product(dict.fromkeys(self.seed), dict.fromkeys(self.lr or (preset.lr,)))
+        configs = [replace(preset, **{**given, "seed": seed, "lr": lr}) for seed, lr in sweeps]
+        if not configs:
+            raise ConfigError("--seed names no seed")
+        return configs
 
 
 @dataclass(frozen=True)
@@ -120,7 +177,7 @@ class OutputOptions:
     """Where results go."""
 
     out: Annotated[Path | None, option("DIR", "runs/NAME", "--log-path")] = None
-    """folder for result.json, the cleaned model, flax/ and perturbation.png"""
+    """folder for result.json, the cleaned model, flax/ and perturbation.png; of several runs, the folder of theirs"""
     overwrite: bool = False
     """replace the results that are there"""
     resume: bool = False
@@ -133,3 +190,48 @@ class DeviceOptions:
 
     device: str = "auto"
     """auto, cpu, cuda, tpu, or a CUDA device: cuda:1, or numbers such as 0 or 4,5"""
+    compile_cache: bool = True
+    """do not keep compiled programs in $XDG_CACHE_HOME/ibau_jax (~/.cache/ibau_jax) for later runs"""
+
+
+@dataclass(frozen=True)
+class ExecutionOptions:
+    """How it computes: speed, memory, many devices."""
+
+    precision: Precision = "float32"
+    """float32; tf32: products in TensorFloat-32 where the device has it; bfloat16: the model computes in bfloat16"""
+    microbatch: Annotated[int | None, option("N", "the whole batch")] = None
+    """images that go through the model at a time, to spare memory"""
+    remat: bool = False
+    """compute the linearised model anew for every term of the series, to spare memory"""
+    devices: int = 1
+    """devices that share the work: checkpoints (seeds, learning rates) first, then the images of a batch"""
+    shard_params: bool = False
+    """spread weights and optimiser state over the devices, for models too large for one"""
+    coordinator: Annotated[str | None, option("HOST:PORT|auto", "one process")] = None
+    """where several processes, started with the same command on every host, meet: the first one's address, or auto
+    under SLURM and on TPU pods. All see the same files; the first one writes"""
+    num_processes: Annotated[int | None, option("N", "what the cluster says")] = None
+    """number of processes, with --coordinator HOST:PORT"""
+    process_id: Annotated[int | None, option("N", "what the cluster says")] = None
+    """number of this process, from 0"""
+
+
+@dataclass(frozen=True)
+class UnlearnOptions:
+    """Unlearns a backdoor from a PyTorch image classifier with I-BAU (Zeng et al., ICLR 2022).
+
+    python scripts/unlearn.py --ckpt suspicious.pth --dataset clean.npz --attack badnets --target-label 8
+
+    python scripts/unlearn.py --ckpt models/*.pth --dataset clean.npz --seed 0 1 2
+
+    The published command line's spellings work too: --poi_path, --unl_set, --n_rounds, --batch_size, --log_path.
+    """
+
+    subject: ModelsOptions
+    data: DataOptions
+    attack: AttackOptions
+    method: MethodOptions
+    output: OutputOptions
+    device: DeviceOptions
+    execution: ExecutionOptions

@@ -1,180 +1,152 @@
-"""The main job: read, check, evaluate, unlearn, evaluate, write."""
+"""The main job: read, check, unlearn, evaluate, write; for one checkpoint or many."""
 
 import time
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from ibau_jax import minimax
 from ibau_jax.cli import console
-from ibau_jax.cli.device import choose_device, device_name
-from ibau_jax.cli.job import Subject, Threat, load_split, load_subject, load_threat
-from ibau_jax.cli.options import AttackOptions, DataOptions, DeviceOptions, MethodOptions, ModelOptions, OutputOptions
-from ibau_jax.cli.run_folder import Progress, check_folder, default_folder, round_record, versions, write_results
-from ibau_jax.config import UnlearnConfig
-from ibau_jax.data import Split
-from ibau_jax.errors import ConfigError
-from ibau_jax.metrics import Metrics
+from ibau_jax.cli.device import device_name, is_first_process, start
+from ibau_jax.cli.options import UnlearnOptions
+from ibau_jax.cli.plan import Planned, plan_runs
+from ibau_jax.cli.run_folder import check_folder, write_summary
+from ibau_jax.cli.task import Task, prepare
+from ibau_jax.errors import IbauError
+from ibau_jax.execution import Execution
+from ibau_jax.minimax import Member, stackable, unlearn_many
+from ibau_jax.result import State
 
-DIVERGED = 1
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a run needs, checked."""
-
-    subject: Subject
-    split: Split
-    threat: Threat
-    config: UnlearnConfig
-    folder: Path
-    settings: dict[str, Any] = field(repr=False)
-
-    def evaluate(self, model: Any) -> Metrics:
-        """Evaluates on the images that do not unlearn."""
-        return self.threat.evaluate(model, self.split.evaluation)
+SOME_FAILED = 1  # also where the one run diverged
 
 
-def run(
-    subject: ModelOptions,
-    data: DataOptions,
-    attack: AttackOptions,
-    method: MethodOptions,
-    output: OutputOptions,
-    device: DeviceOptions,
-) -> int:
-    """Runs `scripts/unlearn.py` and returns its exit code: 0, or 1 where a loss became NaN or infinite.
+def run(options: UnlearnOptions) -> int:
+    """Runs `scripts/unlearn.py` and returns its exit code: 0, or 1 where a loss became NaN or infinite or a run failed.
 
     Raises:
         IbauError: the input is to blame; nothing was written.
     """
-    start = time.perf_counter()
-    config = method.config()
-    choose_device(device.device)
-    folder = output.out or default_folder(subject.ckpt)
-    check_folder(folder, output.overwrite)
-    loaded = load_subject(subject)
-    split = load_split(data, loaded, config.seed)
-    threat = load_threat(attack, loaded, split.used)
-    job = Job(loaded, split, threat, config, folder, settings(loaded, split, threat, method, config))
-    console.describe(description(job, method.preset))
-    return _run(job, output.resume, start)
+    begin = time.perf_counter()
+    planned = plan_runs(options.subject.each(), options.method.configs(), options.output.out)
+    start(options.device, options.execution)
+    if not is_first_process():
+        console.mute()
+    execution = chosen_execution(options)
+    for run in planned:
+        check_folder(run.folder, options.output.overwrite)
+    tasks, failures = _prepared(planned, options, execution)
+    _describe(tasks, options.method.preset)
+    for group in _groups(tasks):
+        failures |= _run_together(group, execution)
+    for task in tasks:
+        if task.name not in failures:
+            failures |= _attempt(task.name, partial(task.finish, begin), len(planned))
+    return _conclude(planned, tasks, failures)
 
 
-def settings(
-    subject: Subject, split: Split, threat: Threat, method: MethodOptions, config: UnlearnConfig
-) -> dict[str, Any]:
-    """What result.json's `config` holds, and what tells an interrupted run from another."""
-    return {
-        "preset": method.preset,
-        **asdict(config),
-        "clean_set": split.clean_set.name,
-        "n_clean": len(split.clean_set),
-        "dataset": split.evaluation.name,
-        "n_evaluation": len(split.evaluation),
-        "attack": threat.attack.name if threat.attack else None,
-        "target_label": threat.target_label,
-        "mean": list(subject.normalization.mean) if subject.normalization else None,
-        "std": list(subject.normalization.std) if subject.normalization else None,
-        "checkpoint_sha256": subject.sha256(),
-    }
+def chosen_execution(options: UnlearnOptions) -> Execution:
+    """The machine's part of the options."""
+    chosen = options.execution
+    return Execution(
+        precision=chosen.precision,
+        microbatch=chosen.microbatch,
+        remat=chosen.remat,
+        devices=chosen.devices,
+        shard_params=chosen.shard_params,
+    )
 
 
-def description(job: Job, preset: str) -> dict[str, Any]:
-    """What is about to be done, for the screen."""
-    checkpoint, split = job.subject.checkpoint, job.split
-    left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
-    attack = job.threat.attack.name if job.threat.attack else "none named, so only ACC is measured"
-    target = f", target label {job.threat.target_label}" if job.threat.target_label is not None else ""
-    norm = job.subject.normalization
-    return {
-        "checkpoint": f"{job.subject.path} ({checkpoint.summary()})",
-        "normalisation": f"mean {norm.mean}, std {norm.std}" if norm else "none",
-        "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
-        "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}",
-        "attack": f"{attack}{target}",
-        "method": f"I-BAU, preset {preset}, {job.config.n_rounds} rounds, K = {job.config.K}, on {device_name()}",
-    }
+def _prepared(
+    planned: list[Planned], options: UnlearnOptions, execution: Execution
+) -> tuple[list[Task], dict[str, str]]:
+    """Everything checked before any long work, and what is wrong with the runs that can't be."""
+    tasks: list[Task] = []
+    failures: dict[str, str] = {}
+    for run in planned:
+
+        def take(run: Planned = run) -> None:
+            tasks.append(prepare(run, options, execution))
+
+        failures |= _attempt(run.name, take, len(planned))
+    return tasks, failures
 
 
-def _run(job: Job, resume: bool, start: float) -> int:
-    fresh = minimax.initial_state(job.subject.model, job.config)
-    progress = Progress(job.folder, job.settings)
-    state, records = progress.restore(fresh) if resume else (fresh, [])
-    if progress.exists() and not resume:
-        console.console.print("an interrupted run is there; it is replaced (--resume would go on with it)")
-    before = job.evaluate(job.subject.model)
-    result = _unlearn_with_progress(job, state, records, progress)
-    if not records:
-        raise ConfigError(
-            "a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr"
-        )
-    after = Metrics(**{name: records[-1][name] for name in asdict(before)})
-    content = _content(job, before, after, records, result)
-    content["seconds"]["total"] = time.perf_counter() - start
-    cleaned = job.subject.checkpoint.with_weights(result.model)
-    model_file = write_results(job.folder, content, cleaned, result.rounds)
-    progress.remove()
-    console.console.print(console.before_after(before, after))
-    return _conclude(result, model_file)
+def _attempt(name: str, action: Callable[[], Any], count: int) -> dict[str, str]:
+    """Runs `action`; what goes wrong is told, and returned under `name`, unless it is the only run's.
+
+    Raises:
+        IbauError, OSError: of the only run.
+    """
+    try:
+        action()
+    except (IbauError, OSError) as error:
+        if count == 1:
+            raise
+        console.warn(f"{name}: {error}")
+        return {name: str(error)}
+    return {}
 
 
-def _content(
-    job: Job, before: Metrics, after: Metrics, records: list[dict[str, Any]], result: minimax.Result
-) -> dict[str, Any]:
-    """What result.json holds. Seconds of resumed rounds count, those of an interrupted round do not."""
-    unlearn_seconds = sum(record["seconds"] for record in records)
-    return {
-        "checkpoint": str(job.subject.path),
-        "model": job.subject.checkpoint.architecture.name,
-        "num_classes": job.subject.checkpoint.num_classes,
-        "status": result.status,
-        "config": job.settings,
-        "device": device_name(),
-        "versions": versions(),
-        "before": asdict(before),
-        "after": asdict(after),
-        "rounds": records,
-        "seconds": {"compile": result.compile_seconds, "unlearn": unlearn_seconds},
-    }
+def _describe(tasks: list[Task], preset: str) -> None:
+    if not tasks:
+        return
+    if len(tasks) == 1:
+        console.describe(tasks[0].description(preset))
+        return
+    config = tasks[0].config
+    method = f"I-BAU, preset {preset}, {config.n_rounds} rounds, K = {config.K}, on {device_name()}"
+    console.describe({"runs": f"{len(tasks)}: {', '.join(task.name for task in tasks)}", "method": method})
 
 
-def _unlearn_with_progress(
-    job: Job, state: minimax.State, records: list[dict[str, Any]], progress: Progress
-) -> minimax.Result:
-    """Runs the rounds; appends each one's record to `records`."""
-    bar = console.RoundProgress(job.config.n_rounds)
+def _groups(tasks: list[Task]) -> Iterator[list[Task]]:
+    """Tasks that can unlearn together."""
+    left = list(tasks)
+    while left:
+        first = left[0]
+        group = [task for task in left if stackable(member(first), member(task))]
+        left = [task for task in left if task not in group]
+        yield group
 
-    def on_round(state: minimax.State) -> None:
+
+def member(task: Task) -> Member:
+    """The task as the algorithm sees it."""
+    return Member(task.model, task.clean_set, task.config, task.state)
+
+
+def _run_together(tasks: list[Task], execution: Execution) -> dict[str, str]:
+    """All rounds of tasks that fit together; what went wrong with which."""
+    bar = console.RoundProgress(tasks[0].config.n_rounds, [task.name for task in tasks])
+    failures: dict[str, str] = {}
+
+    def on_round(index: int, state: State) -> None:
         bar.on_evaluation()
-        metrics = job.evaluate(state.model)
-        records.append(round_record(state.rounds[-1], metrics))
-        progress.store(state, records)
-        bar.on_round(state.rounds[-1], metrics)
+        task = tasks[index]
+        failures.update(_attempt(task.name, partial(task.take_in, state, bar), len(tasks)))
 
     try:
-        with bar.running(len(state.rounds)):
-            return minimax.unlearn(
-                job.subject.model,
-                job.split.clean_set,
-                job.config,
-                state=state,
-                on_round=on_round,
-                on_batch=bar.on_batch,
-            )
+        with bar.running(len(tasks[0].state.rounds)):
+            members = [member(task) for task in tasks]
+            results = unlearn_many(members, execution=execution, on_round=on_round, on_batch=bar.on_batch)
     except KeyboardInterrupt:
-        if records:
-            console.errors.print(f"interrupted after round {len(records)}; the same command with --resume goes on")
+        if any(task.records for task in tasks):
+            rounds = ", ".join(sorted({str(len(task.records)) for task in tasks}))
+            console.errors.print(f"interrupted after round {rounds}; the same command with --resume goes on")
         raise
+    for task, result in zip(tasks, results, strict=True):
+        task.result = result
+    return failures
 
 
-def _conclude(result: minimax.Result, model_file: Path) -> int:
-    console.console.print(f"cleaned model: {console.escaped(str(model_file))}", soft_wrap=True)
-    if result.status == "completed":
-        return 0
-    console.errors.print(
-        f"stopped: a loss became NaN or infinite in round {len(result.rounds) + 1}; "
-        f"the results are those of round {len(result.rounds)}, the last good one",
-        soft_wrap=True,
-    )
-    return DIVERGED
+def _conclude(planned: list[Planned], tasks: list[Task], failures: dict[str, str]) -> int:
+    if len(planned) > 1:
+        records = [task.summary(failures.get(task.name)) for task in tasks]
+        missing = [run for run in planned if run.name not in {task.name for task in tasks}]
+        records += [
+            {"run": run.name, "checkpoint": str(run.subject.ckpt), "error": failures[run.name]} for run in missing
+        ]
+        console.console.print(console.summary_table(records))
+        if is_first_process() and tasks:
+            write_summary(planned[0].folder.parent, records)
+        if not tasks:
+            return console.BAD_INPUT
+    diverged = [task for task in tasks if task.result and task.result.status == "diverged"]
+    return SOME_FAILED if failures or diverged else 0

@@ -20,14 +20,9 @@ from ibau_jax.files import check_writable, put_in_place, staging_folder
 from ibau_jax.metrics import Metrics
 from ibau_jax.result import Round, State
 
-RESULT, FLAX, PERTURBATION = "result.json", "flax", "perturbation.png"
+RESULT, SUMMARY, FLAX, PERTURBATION = "result.json", "summary.json", "flax", "perturbation.png"
 MODELS = {"zip": "model.pth", "legacy": "model.pth", "pickle": "model.pth", "safetensors": "model.safetensors"}
 PACKAGES = ("ibau-jax", "jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
-
-
-def default_folder(checkpoint: Path) -> Path:
-    """`runs/NAME` for a checkpoint file NAME.pth."""
-    return Path("runs") / checkpoint.absolute().stem
 
 
 def check_folder(folder: Path, overwrite: bool) -> None:
@@ -58,6 +53,14 @@ def write_results(folder: Path, result: dict[str, Any], checkpoint: Checkpoint, 
         for name in (model, FLAX, PERTURBATION, RESULT):
             put_in_place(staging / name, folder / name)
     return folder / model
+
+
+def write_summary(folder: Path, records: list[dict[str, Any]]) -> None:
+    """Writes what came of several runs to `folder`/summary.json."""
+    with staging_folder(folder) as staging:
+        (staging / SUMMARY).write_text(json.dumps(records, indent=2, allow_nan=False) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        put_in_place(staging / SUMMARY, folder / SUMMARY)
 
 
 def plot_perturbations(rounds: Sequence[Round], file: Path) -> None:
@@ -116,19 +119,19 @@ class Progress:
         """Whether there is an interrupted run."""
         return (self.folder / RESULT).is_file()
 
-    def store(self, state: State, records: list[dict[str, Any]]) -> None:
-        """Stores the state after a round, replacing that after the round before."""
+    def store(self, state: State, found: dict[str, Any]) -> None:
+        """Stores the state after a round and what was `found` (`before`, `rounds`) in place of the last round's."""
         arrays = {f"state{index}": np.asarray(leaf) for index, leaf in enumerate(_leaves(state))}
         arrays |= {f"perturbation{done.number}": done.perturbation for done in state.rounds}
         with staging_folder(self.folder) as staging:
             prepared = staging / "progress"
             prepared.mkdir()
             np.savez(prepared / "state.npz", **arrays)  # type: ignore[arg-type]
-            (prepared / RESULT).write_text(json.dumps({"identity": self.identity, "rounds": records}))
+            (prepared / RESULT).write_text(json.dumps({"identity": self.identity, **found}))
             put_in_place(prepared, self.folder)
 
-    def restore(self, fresh: State) -> tuple[State, list[dict[str, Any]]]:
-        """The stored state and the records of its rounds; `fresh` is the state before the first round.
+    def restore(self, fresh: State) -> tuple[State, dict[str, Any]]:
+        """The stored state and what was found; `fresh` is the state before the first round.
 
         Raises:
             ConfigError: there is none, or it is another run's, or it is damaged.
@@ -137,7 +140,7 @@ class Progress:
             raise ConfigError(f"there is no interrupted run to resume in {self.folder}; leave out --resume")
         try:
             stored = json.loads((self.folder / RESULT).read_text())
-            records: list[dict[str, Any]] = stored["rounds"]
+            found = {"before": stored["before"], "rounds": stored["rounds"]}
             with np.load(self.folder / "state.npz", allow_pickle=False) as arrays:
                 loaded = dict(arrays)
         except (OSError, ValueError, KeyError) as error:
@@ -145,7 +148,7 @@ class Progress:
         changed = [key for key, value in self.identity.items() if stored["identity"].get(key) != value]
         if changed:
             raise ConfigError(f"the interrupted run in {self.folder} had other options: {', '.join(changed)} changed")
-        return _restored(fresh, loaded, records), records
+        return _restored(fresh, loaded, found["rounds"]), found
 
     def remove(self) -> None:
         """Forgets the interrupted run."""

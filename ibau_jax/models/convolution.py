@@ -52,8 +52,9 @@ def per_channel(values: Float[Array, " c"], like: Float[Array, "n h w c"]) -> Fl
 def conv_norm(conv: nnx.Module, norm: nnx.Module, x: Float[Array, "n h w i"]) -> Float[Array, "n oh ow o"]:
     """`norm(conv(x))`, as one convolution where `conv` is a `Conv` and `norm` BatchNorm in inference mode."""
     if not (isinstance(conv, Conv) and isinstance(norm, nnx.BatchNorm)):
-        return norm(conv(x))  # type: ignore[operator]
-    assert norm.scale is not None and norm.bias is not None
+        return norm(conv(x))
+    assert norm.scale is not None
+    assert norm.bias is not None
     factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
     bias = conv.bias[...] if conv.bias is not None else 0.0
     return conv.applied(

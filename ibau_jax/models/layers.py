@@ -71,7 +71,7 @@ def apply_in_order(layers: list[nnx.Module], x: Array) -> Array:
         if len(layers) > 1 and isinstance(layers[0], Conv) and isinstance(layers[1], nnx.BatchNorm):
             x, layers = conv_norm(layers[0], layers[1], x), layers[2:]
         else:
-            x, layers = layers[0](x), layers[1:]  # type: ignore[operator]
+            x, layers = layers[0](x), layers[1:]
     return x
 
 
@@ -92,8 +92,7 @@ gelu: Function = functools.partial(jax.nn.gelu, approximate=False)
 
 @jax.custom_jvp
 def elu(x: Array) -> Array:
-    """`torch.nn.ELU`, its derivatives taken from its value: the exponential is computed once, not again for every product
-    of second derivatives."""
+    """`torch.nn.ELU`, its derivatives taken from its value: the exponential is computed once, not for every product."""
     return jnp.where(x > 0, x, jnp.expm1(jnp.where(x > 0, 0.0, x)))
 
 
@@ -153,7 +152,10 @@ def _max_pool_jvp(size: int, stride: int, primals: tuple[Array], tangents: tuple
     """The derivative selects by a place's number, a byte a window: all that second derivatives need to keep."""
     value, chosen = _chosen_places(size, stride, *primals)
     places = _window_places(tangents[0], size, stride)
-    return value, sum(jnp.where(chosen == number, place, 0.0) for number, place in enumerate(places))
+    derivative = jnp.zeros_like(value)
+    for number, place in enumerate(places):
+        derivative = jnp.where(chosen == number, place, derivative)
+    return value, derivative
 
 
 def _chosen_places(size: int, stride: int, x: Float[Array, "n h w c"]) -> tuple[Array, Array]:

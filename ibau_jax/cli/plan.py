@@ -1,0 +1,53 @@
+"""The runs a command line asks for: every checkpoint with every seed and learning rate, each in its own folder."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from ibau_jax.cli.options import ModelOptions
+from ibau_jax.config import UnlearnConfig
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run: a checkpoint, a configuration, and the folder of its results."""
+
+    subject: ModelOptions
+    config: UnlearnConfig
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """What the screen calls it."""
+        return self.folder.name
+
+
+def plan_runs(subjects: list[ModelOptions], configs: list[UnlearnConfig], out: Path | None) -> list[Planned]:
+    """One run has its results in `out` or runs/NAME; several have theirs in folders below `out` or runs."""
+    if len(subjects) == len(configs) == 1:
+        folder = out or RUNS / subjects[0].ckpt.absolute().stem
+        return [Planned(subjects[0], configs[0], folder)]
+    names = _names([subject.ckpt for subject in subjects])
+    return [
+        Planned(subject, config, (out or RUNS) / (name + _suffix(config, configs)))
+        for subject, name in zip(subjects, names, strict=True)
+        for config in configs
+    ]
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The files' names, with those of their folders as far as it takes to tell them apart (many are `model.pth`)."""
+    parts = [[*path.absolute().parent.parts[1:], path.stem] for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["-".join(part[-depth:]) for part in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{name}-{path.suffix[1:]}" for name, path in zip(names, paths, strict=True)]  # a.pth and a.pt
+
+
+def _suffix(config: UnlearnConfig, configs: list[UnlearnConfig]) -> str:
+    seeds, rates = Counter(other.seed for other in configs), Counter(other.lr for other in configs)
+    seed = f"-seed{config.seed}" if len(seeds) > 1 else ""
+    return seed + (f"-lr{config.lr:g}" if len(rates) > 1 else "")

@@ -1,0 +1,205 @@
+"""One run from its checked input to its written results."""
+
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from ibau_jax import minimax
+from ibau_jax.cli import console
+from ibau_jax.cli.device import device_name, is_first_process
+from ibau_jax.cli.job import Subject, Threat, load_split, load_subject, load_threat
+from ibau_jax.cli.options import UnlearnOptions
+from ibau_jax.cli.plan import Planned
+from ibau_jax.cli.run_folder import Progress, round_record, versions, write_results
+from ibau_jax.config import UnlearnConfig
+from ibau_jax.data import Dataset, Split
+from ibau_jax.errors import ConfigError
+from ibau_jax.execution import Execution
+from ibau_jax.metrics import Metrics
+from ibau_jax.result import Result, State
+
+
+@dataclass
+class Task:
+    """Everything a run needs, checked, and what it has found so far.
+
+    Attributes:
+        name: what the screen calls it.
+        settings: what result.json's `config` holds, and what tells an interrupted run from another.
+        state: where it stands.
+        records: the rounds as result.json has them.
+        before: the figures of the model as it came; measured beside the first round's, so that work starts at once.
+        result: how it ended.
+    """
+
+    name: str
+    subject: Subject
+    split: Split
+    threat: Threat
+    config: UnlearnConfig
+    folder: Path
+    execution: Execution
+    settings: dict[str, Any] = field(repr=False)
+    state: State
+    records: list[dict[str, Any]] = field(default_factory=list)
+    before: Metrics | None = None
+    result: Result | None = None
+
+    @property
+    def model(self) -> nnx.Module:
+        """The model as it came."""
+        return self.subject.model
+
+    @property
+    def clean_set(self) -> Dataset:
+        """The images that unlearn."""
+        return self.split.clean_set
+
+    @property
+    def progress(self) -> Progress:
+        """Where an interrupted run waits."""
+        return Progress(self.folder, self.settings)
+
+    def evaluate(self, model: nnx.Module) -> Metrics:
+        """Evaluates on the images that do not unlearn."""
+        return self.threat.evaluate(model, self.split.evaluation)
+
+    def take_in(self, state: State, bar: console.RoundProgress) -> None:
+        """Evaluates, stores and shows a round. The first process does so; the others go on and wait for it."""
+        self.state = state
+        if not is_first_process():
+            return
+        if self.before is None:
+            self.before = self.evaluate(self.model)
+            bar.on_before(self.name, self.before)
+        metrics = self.evaluate(state.model)
+        self.records.append(round_record(state.rounds[-1], metrics))
+        self.progress.store(state, {"before": asdict(self.before), "rounds": self.records})
+        bar.on_round(self.name, state.rounds[-1], metrics)
+
+    def finish(self, begin: float) -> None:
+        """Writes the results, shows before and after.
+
+        Args:
+            begin: when the process began its work, by `time.perf_counter`.
+
+        Raises:
+            ConfigError: no round was good.
+        """
+        if self.result is None or not self.result.rounds:
+            raise ConfigError(
+                "a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr"
+            )
+        if not is_first_process():
+            return
+        assert self.before is not None
+        content = self.content()
+        content["seconds"]["total"] = time.perf_counter() - begin
+        cleaned = self.subject.checkpoint.with_weights(self.result.model)
+        model_file = write_results(self.folder, content, cleaned, self.result.rounds)
+        self.progress.remove()
+        console.console.print(console.before_after(self.name, self.before, self.after()))
+        console.console.print(f"cleaned model: {console.escaped(str(model_file))}", soft_wrap=True)
+        if self.result.status == "diverged":
+            console.warn(
+                f"stopped: a loss became NaN or infinite in round {len(self.result.rounds) + 1}; "
+                f"the results are those of round {len(self.result.rounds)}, the last good one"
+            )
+
+    def after(self) -> Metrics:
+        """The figures after the last round."""
+        return Metrics(**{name: self.records[-1][name] for name in Metrics.__dataclass_fields__})
+
+    def content(self) -> dict[str, Any]:
+        """What result.json holds. Seconds of resumed rounds count, those of an interrupted round do not."""
+        assert self.result is not None
+        assert self.before is not None
+        return {
+            "checkpoint": str(self.subject.path),
+            "model": self.subject.checkpoint.architecture.name,
+            "num_classes": self.subject.checkpoint.num_classes,
+            "status": self.result.status,
+            "config": self.settings,
+            "execution": asdict(self.execution),
+            "device": device_name(),
+            "versions": versions(),
+            "before": asdict(self.before),
+            "after": asdict(self.after()),
+            "rounds": self.records,
+            "seconds": {
+                "compile": self.result.compile_seconds,
+                "unlearn": sum(record["seconds"] for record in self.records),
+            },
+        }
+
+    def summary(self, error: str | None) -> dict[str, Any]:
+        """The run as summary.json has it."""
+        record = {
+            "run": self.name,
+            "checkpoint": str(self.subject.path),
+            "seed": self.config.seed,
+            "lr": self.config.lr,
+        }
+        if error or self.result is None or self.before is None or not self.records:
+            return {**record, "error": error or "no result"}
+        status = {"status": self.result.status, "folder": str(self.folder)}
+        return {**record, **status, "before": asdict(self.before), "after": asdict(self.after())}
+
+    def description(self, preset: str) -> dict[str, Any]:
+        """What is about to be done, for the screen."""
+        split, norm = self.split, self.subject.normalization
+        left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
+        attack = self.threat.attack.name if self.threat.attack else "none named, so only ACC is measured"
+        target = f", target label {self.threat.target_label}" if self.threat.target_label is not None else ""
+        return {
+            "checkpoint": f"{self.subject.path} ({self.subject.checkpoint.summary()})",
+            "normalisation": f"mean {norm.mean}, std {norm.std}" if norm else "none",
+            "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
+            "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}",
+            "attack": f"{attack}{target}",
+            "method": f"I-BAU, preset {preset}, {self.config.n_rounds} rounds, K = {self.config.K}, on {device_name()}",
+        }
+
+
+def prepare(planned: Planned, options: UnlearnOptions, execution: Execution) -> Task:
+    """Reads and checks everything, and takes up an interrupted run where that is asked for.
+
+    Raises:
+        IbauError: the input is to blame.
+    """
+    subject = load_subject(planned.subject)
+    split = load_split(options.data, subject, planned.config.seed)
+    threat = load_threat(options.attack, subject, split.used)
+    settings = _settings(subject, split, threat, options.method.preset, planned.config, execution)
+    fresh = minimax.initial_state(subject.model, planned.config)
+    task = Task(
+        planned.name, subject, split, threat, planned.config, planned.folder, execution, settings, fresh
+    )  # fmt: skip
+    if options.output.resume:
+        task.state, stored = task.progress.restore(fresh)
+        task.records, task.before = stored["rounds"], Metrics(**stored["before"])
+    elif task.progress.exists():
+        console.console.print("an interrupted run is there; it is replaced (--resume would go on with it)")
+    return task
+
+
+def _settings(
+    subject: Subject, split: Split, threat: Threat, preset: str, config: UnlearnConfig, execution: Execution
+) -> dict[str, Any]:
+    return {
+        "preset": preset,
+        **asdict(config),
+        "precision": execution.precision,
+        "clean_set": split.clean_set.name,
+        "n_clean": len(split.clean_set),
+        "dataset": split.evaluation.name,
+        "n_evaluation": len(split.evaluation),
+        "attack": threat.attack.name if threat.attack else None,
+        "target_label": threat.target_label,
+        "mean": list(subject.normalization.mean) if subject.normalization else None,
+        "std": list(subject.normalization.std) if subject.normalization else None,
+        "checkpoint_sha256": subject.sha256(),
+    }
