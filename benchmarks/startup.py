@@ -2,8 +2,8 @@
 
     python -m benchmarks.startup [--ckpt FILE --dataset SPEC ... ]
 
-The arguments are those of scripts/unlearn.py; by default the embedded example. Each run is a process of its own that ends
-where its first round would begin; the first has an empty cache of compiled programs, the others find what it left.
+The arguments are those of scripts/unlearn.py; by default the embedded example. Each run is a process of its own that
+ends where its first round would begin; the first has an empty cache of compiled programs, the others find what it left.
 """
 
 import os
@@ -53,7 +53,7 @@ def main() -> None:
     totals, compiles = zip(*warm, strict=True)
     print(
         f"warm cache: first round after {statistics.median(totals):.1f} s (median of {WARM_RUNS}: "
-        f"{min(totals):.1f} to {max(totals):.1f}), of which {statistics.median(compiles):.1f} s traced and loaded programs"
+        f"{min(totals):.1f} to {max(totals):.1f}), of which {statistics.median(compiles):.1f} s traced and loaded"
     )
 
 

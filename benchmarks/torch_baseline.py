@@ -2,8 +2,8 @@
 
 It is an implementation of its own, of the algorithm in docs/design.md, and imports nothing of ibau_jax. As in the
 published code the inner maximisation calls `backward` (so that gradients of the weights are computed too), the outer
-gradients by δ and by θ are two backward passes, and every term of the Neumann series is a reverse sweep over the graph of
-the inner gradient, the first, of zero, included. Nothing waits and nothing is computed twice beyond that.
+gradients by δ and by θ are two backward passes, and every term of the Neumann series is a reverse sweep over the graph
+of the inner gradient, the first, of zero, included. Nothing waits and nothing is computed twice beyond that.
 
 Images are NCHW float32 in [0, 1], on the model's device.
 """

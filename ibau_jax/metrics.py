@@ -95,7 +95,9 @@ def predict(model: nnx.Module, dataset: Dataset, stamp: Stamp | None = None, *, 
 def _predictor() -> Callable[..., jax.Array]:
     def classes(graph: nnx.GraphDef, stamp: Stamp | None, state: nnx.State, images: jax.Array) -> jax.Array:
         unit = to_unit(images)
-        return jnp.argmax(nnx.merge(graph, state)(unit if stamp is None else stamp(unit)), axis=-1)
+        with jax.default_matmul_precision("highest"):  # figures do not depend on what a GPU would take for float32
+            logits = nnx.merge(graph, state)(unit if stamp is None else stamp(unit))
+        return jnp.argmax(logits, axis=-1)
 
     return jax.jit(classes, static_argnums=(0, 1), compiler_options=compiler_options())
 

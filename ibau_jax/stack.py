@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ibau_jax.batches import filled_size, make_batches, patched_images
+from ibau_jax.compilation import release_memory
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import Execution
@@ -150,10 +151,12 @@ def compile_steps(stack: Stack) -> CompiledSteps:
     inner = over_members(inner_step(apply, stack.config, stack.execution), stack)
     outer = over_members(outer_step(apply, stack.config, stack.execution), stack)
     outer_batches = OuterBatch(batches, stack.put(stack.batches.weights))
-    return CompiledSteps(
+    steps = CompiledSteps(
         compiled(inner, (delta, inner_state), batches, weights),
         compiled(outer, carry, outer_batches, stack.constants(delta)),
     )
+    release_memory()
+    return steps
 
 
 def run_stack(

@@ -31,7 +31,9 @@ def write_leaves(leaves: Leaves, directory: Path) -> None:
     import orbax.checkpoint as ocp
 
     # Trained weights hardly compress, and Orbax would hold a second copy of all of them for it.
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False)) as checkpointer:
+    alone = _this_process_alone()
+    handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(_nested(leaves)))
 
 
@@ -45,7 +47,9 @@ def read_leaves(directory: Path, paths: Mapping[Any, tuple[int, ...]]) -> Leaves
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        alone = _this_process_alone()
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             stored = checkpointer.metadata(directory.absolute()).item_metadata.tree
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)
             tree = checkpointer.restore(directory.absolute(), args=ocp.args.PyTreeRestore(restore_args=as_numpy))
@@ -56,6 +60,19 @@ def read_leaves(directory: Path, paths: Mapping[Any, tuple[int, ...]]) -> Leaves
     if wrong:
         raise CheckpointError(f"{directory} lacks these leaves or holds them in other shapes: {', '.join(wrong)}")
     return leaves
+
+
+def _this_process_alone() -> Any:
+    """Orbax's options for a process that reads or writes while others, if there are any, do something else."""
+    import jax
+    import orbax.checkpoint as ocp
+
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process{index}"
+    )
 
 
 def write_manifest(manifest: Mapping[str, Any], directory: Path) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 INTERRUPTED = 130
+SUMMARISED = ("acc", "asr", "ra")
 LABELS = {"acc": "ACC", "asr": "ASR", "asr_all": "ASR (all images)", "ra": "RA"}
 
 console = Console(highlight=False)
@@ -71,9 +72,9 @@ def percent(share: float | None) -> str:
     return "-" if share is None else f"{100 * share:.2f} %"
 
 
-def before_after(name: str, before: "Metrics", after: "Metrics") -> Table:
+def before_after(before: "Metrics", after: "Metrics") -> Table:
     """The table at the end of a run."""
-    table = Table("", "before", "after", "change", title=f"{escaped(name)}: before and after")
+    table = Table("", "before", "after", "change", title="Before and after")
     for name, label in LABELS.items():
         old, new = getattr(before, name), getattr(after, name)
         if old is not None and new is not None:
@@ -84,21 +85,20 @@ def before_after(name: str, before: "Metrics", after: "Metrics") -> Table:
 
 
 def summary_table(records: list[dict[str, Any]]) -> Table:
-    """The table at the end of several runs."""
-    shown = [name for name in LABELS if any((record.get("before") or {}).get(name) is not None for record in records)]
-    table = Table("run", *(LABELS[name] for name in shown), "", title="All runs")
+    """The table at the end of several runs, in percent."""
+    shown = [name for name in SUMMARISED if any((record["before"] or {}).get(name) is not None for record in records)]
+    table = Table("run", *(f"{LABELS[name]} %" for name in shown), "", title="All runs: before → after")
     for record in records:
-        figures = [_change(record, name) for name in shown]
-        table.add_row(escaped(record["run"]), *figures, escaped(record.get("error") or record["status"]))
+        table.add_row(escaped(record["run"]), *(_change(record, name) for name in shown), record["status"])
     for column in table.columns[1:-1]:
-        column.justify = "right"
+        column.justify, column.no_wrap = "right", True
     return table
 
 
 def _change(record: dict[str, Any], name: str) -> str:
-    if "error" in record:
+    if record["before"] is None or record["before"][name] is None:
         return "-"
-    return f"{percent(record['before'][name])} → {percent(record['after'][name])}"
+    return f"{100 * record['before'][name]:.1f} → {100 * record['after'][name]:.1f}"
 
 
 def metrics_table(metrics: "Metrics") -> Table:
@@ -152,7 +152,7 @@ class RoundProgress:
 
     def _print(self, name: str, line: str) -> None:
         run = f"{escaped(name):<{self.width}}  " if self.width else ""
-        self.progress.console.print(f"{run}{line}")
+        self.progress.console.print(f"{run}{line}", soft_wrap=True)
 
 
 def _figures(metrics: "Metrics") -> str:

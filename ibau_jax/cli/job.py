@@ -1,5 +1,6 @@
 """From options to what a run needs, checked before any long work."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Collection
@@ -100,8 +101,14 @@ def load_split(options: DataOptions, subject: Subject, seed: int) -> Split:
     return separate_clean_set(_fitting(options.clean_set, subject.checkpoint), images, options.n_clean, seed)
 
 
+@functools.lru_cache(maxsize=4)
+def _loaded(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
+    """Several checkpoints mostly have the same images."""
+    return load_dataset(spec, input_shape)
+
+
 def _fitting(spec: str, checkpoint: Checkpoint) -> Dataset:
-    dataset = load_dataset(spec, checkpoint.input_shape)
+    dataset = _loaded(spec, checkpoint.input_shape)
     dataset.check_fits(checkpoint.input_shape, checkpoint.num_classes)
     return dataset
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ibau_jax.cli.options import ModelOptions
 from ibau_jax.config import UnlearnConfig
+from ibau_jax.errors import ConfigError
 
 RUNS = Path("runs")
 
@@ -38,13 +39,19 @@ def plan_runs(subjects: list[ModelOptions], configs: list[UnlearnConfig], out: P
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """The files' names, with those of their folders as far as it takes to tell them apart (many are `model.pth`)."""
-    parts = [[*path.absolute().parent.parts[1:], path.stem] for path in paths]
-    for depth in range(1, max(map(len, parts)) + 1):
-        names = ["-".join(part[-depth:]) for part in parts]
+    """The files' names, with those of their folders as far as it takes to tell them apart (many are `model.pth`).
+
+    Raises:
+        ConfigError: a file is named twice.
+    """
+    whole = [path.absolute() for path in paths]
+    deepest = max(len(path.parts) for path in whole)
+    tries = [[path.stem for path in whole], [path.name.replace(".", "-") for path in whole]]
+    tries += [["-".join([*path.parts[-depth:-1], path.stem]) for path in whole] for depth in range(2, deepest)]
+    for names in tries:
         if len(set(names)) == len(names):
             return names
-    return [f"{name}-{path.suffix[1:]}" for name, path in zip(names, paths, strict=True)]  # a.pth and a.pt
+    raise ConfigError("--ckpt names a checkpoint twice")
 
 
 def _suffix(config: UnlearnConfig, configs: list[UnlearnConfig]) -> str:

@@ -39,8 +39,13 @@ def run(options: UnlearnOptions) -> int:
         failures |= _run_together(group, execution)
     for task in tasks:
         if task.name not in failures:
-            failures |= _attempt(task.name, partial(task.finish, begin), len(planned))
-    return _conclude(planned, tasks, failures)
+            failures |= _attempt(task.name, partial(_finish, task, begin, len(planned)), len(planned))
+    if len(planned) > 1:
+        _summarise(planned, tasks, failures)
+    if not tasks:
+        return console.BAD_INPUT
+    diverged = [task for task in tasks if task.result and task.result.status == "diverged"]
+    return SOME_FAILED if failures or diverged else 0
 
 
 def chosen_execution(options: UnlearnOptions) -> Execution:
@@ -64,7 +69,7 @@ def _prepared(
     for run in planned:
 
         def take(run: Planned = run) -> None:
-            tasks.append(prepare(run, options, execution))
+            tasks.append(prepare(run, options, execution, alone=len(planned) == 1))
 
         failures |= _attempt(run.name, take, len(planned))
     return tasks, failures
@@ -136,17 +141,28 @@ def _run_together(tasks: list[Task], execution: Execution) -> dict[str, str]:
     return failures
 
 
-def _conclude(planned: list[Planned], tasks: list[Task], failures: dict[str, str]) -> int:
-    if len(planned) > 1:
-        records = [task.summary(failures.get(task.name)) for task in tasks]
-        missing = [run for run in planned if run.name not in {task.name for task in tasks}]
-        records += [
-            {"run": run.name, "checkpoint": str(run.subject.ckpt), "error": failures[run.name]} for run in missing
-        ]
-        console.console.print(console.summary_table(records))
-        if is_first_process() and tasks:
-            write_summary(planned[0].folder.parent, records)
-        if not tasks:
-            return console.BAD_INPUT
-    diverged = [task for task in tasks if task.result and task.result.status == "diverged"]
-    return SOME_FAILED if failures or diverged else 0
+def _finish(task: Task, begin: float, count: int) -> None:
+    """Writes a task's results; the only run's are shown, several have their table at the end."""
+    model_file = task.finish(begin)
+    if model_file is None or count > 1:
+        return
+    assert task.before is not None
+    console.console.print(console.before_after(task.before, task.after()))
+    console.console.print(f"cleaned model: {console.escaped(str(model_file))}", soft_wrap=True)
+
+
+def _summarise(planned: list[Planned], tasks: list[Task], failures: dict[str, str]) -> None:
+    records = {task.name: task.summary(failures.get(task.name)) for task in tasks}
+    missing = {"status": "failed", "before": None, "after": None}
+    for run in planned:
+        if run.name not in records:
+            records[run.name] = {
+                "run": run.name,
+                "checkpoint": str(run.subject.ckpt),
+                **missing,
+                "error": failures[run.name],
+            }
+    in_order = [records[run.name] for run in planned]
+    console.console.print(console.summary_table(in_order))
+    if is_first_process() and tasks:
+        write_summary(planned[0].folder.parent, in_order)

@@ -80,11 +80,14 @@ class Task:
         self.progress.store(state, {"before": asdict(self.before), "rounds": self.records})
         bar.on_round(self.name, state.rounds[-1], metrics)
 
-    def finish(self, begin: float) -> None:
-        """Writes the results, shows before and after.
+    def finish(self, begin: float) -> Path | None:
+        """Writes the results.
 
         Args:
             begin: when the process began its work, by `time.perf_counter`.
+
+        Returns:
+            The cleaned model's file; None where another process writes it.
 
         Raises:
             ConfigError: no round was good.
@@ -94,20 +97,18 @@ class Task:
                 "a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr"
             )
         if not is_first_process():
-            return
-        assert self.before is not None
+            return None
         content = self.content()
         content["seconds"]["total"] = time.perf_counter() - begin
         cleaned = self.subject.checkpoint.with_weights(self.result.model)
         model_file = write_results(self.folder, content, cleaned, self.result.rounds)
         self.progress.remove()
-        console.console.print(console.before_after(self.name, self.before, self.after()))
-        console.console.print(f"cleaned model: {console.escaped(str(model_file))}", soft_wrap=True)
         if self.result.status == "diverged":
             console.warn(
-                f"stopped: a loss became NaN or infinite in round {len(self.result.rounds) + 1}; "
+                f"{self.name} stopped: a loss became NaN or infinite in round {len(self.result.rounds) + 1}; "
                 f"the results are those of round {len(self.result.rounds)}, the last good one"
             )
+        return model_file
 
     def after(self) -> Metrics:
         """The figures after the last round."""
@@ -143,8 +144,8 @@ class Task:
             "seed": self.config.seed,
             "lr": self.config.lr,
         }
-        if error or self.result is None or self.before is None or not self.records:
-            return {**record, "error": error or "no result"}
+        if error or self.result is None or self.before is None:
+            return {**record, "status": "failed", "before": None, "after": None, "error": error or "no result"}
         status = {"status": self.result.status, "folder": str(self.folder)}
         return {**record, **status, "before": asdict(self.before), "after": asdict(self.after())}
 
@@ -164,8 +165,10 @@ class Task:
         }
 
 
-def prepare(planned: Planned, options: UnlearnOptions, execution: Execution) -> Task:
+def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, alone: bool) -> Task:
     """Reads and checks everything, and takes up an interrupted run where that is asked for.
+
+    With `--resume` the only run must have been interrupted (`alone`); of several, those that had not begun begin.
 
     Raises:
         IbauError: the input is to blame.
@@ -178,7 +181,7 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution) -> 
     task = Task(
         planned.name, subject, split, threat, planned.config, planned.folder, execution, settings, fresh
     )  # fmt: skip
-    if options.output.resume:
+    if options.output.resume and (alone or task.progress.exists()):
         task.state, stored = task.progress.restore(fresh)
         task.records, task.before = stored["rounds"], Metrics(**stored["before"])
     elif task.progress.exists():

@@ -88,7 +88,7 @@ def checked_images(images: np.ndarray, name: str, bytes_as_float: bool = False) 
     if low < 0 or high > limit:
         scale = "0..255" if whole else "[0, 1]"
         raise DataError(f"{name}: images hold values from {low:g} to {high:g}, outside {scale}; undo any normalisation")
-    return images.astype(np.uint8 if whole else np.float32)
+    return images.astype(np.uint8 if whole else np.float32, copy=False)
 
 
 def checked_labels(labels: np.ndarray, name: str) -> np.ndarray:

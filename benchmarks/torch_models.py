@@ -1,0 +1,39 @@
+"""The benchmarked architectures in PyTorch, without JAX in the process."""
+
+from torch import Tensor, nn
+
+from tests.oracles.cifar_models import torch_oracle
+
+
+def torch_model(name: str, classes: int, image_size: int) -> nn.Module:
+    """A module by its registered name."""
+    if name == "small_vgg":
+        return SmallVGG(classes)
+    if name in ("resnet50", "vit_b_16"):
+        from tests.oracles.torchvision_models import models
+
+        module: nn.Module = getattr(models, name)(num_classes=classes)
+        return module
+    return torch_oracle(name, classes, image_size)
+
+
+class SmallVGG(nn.Module):
+    """The network of the checkpoints published with the I-BAU paper."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 3
+        for width, dropout in ((32, 0.3), (64, 0.4), (128, 0.4)):
+            for _ in range(2):
+                layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ELU()]
+                before = width
+            layers += [nn.MaxPool2d(2), nn.Dropout(dropout)]
+        self.features = nn.Sequential(*layers)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(before * 4 * 4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of NCHW images."""
+        logits: Tensor = self.classifier(self.flatten(self.features(x)))
+        return logits
