@@ -13,6 +13,7 @@ from ibau_jax.checkpoints import load
 from tests.cli.commands import EXAMPLE, UNLEARN, run
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow  # a minute for compiling the same steps for many layouts
 VIRTUAL = "--xla_force_host_platform_device_count="
 
 

@@ -41,11 +41,8 @@ def test_a_broken_checkpoint_is_reported_and_the_others_finish(folder):
         assert records[name]["status"] == "completed"
         assert json.loads((folder / "out" / name / "result.json").read_text())["after"] == records[name]["after"]
         assert name in done.stdout
-    # The same file, the same options: the same result, and the same as alone.
-    alone = run(*UNLEARN, "--ckpt", "a.pth", *FAST, "--out", "alone", cwd=folder)
-    assert alone.returncode == 0, alone.stderr
-    files = [folder / name / "model.pth" for name in ("out/a", "out/b", "alone")]
-    assert len({file.read_bytes() for file in files}) == 1
+    # The same content and the same options give the same result.
+    assert len({(folder / "out" / name / "model.pth").read_bytes() for name in ("a", "b")}) == 1
 
 
 def test_seeds_and_learning_rates_are_swept(folder):
