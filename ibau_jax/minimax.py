@@ -119,6 +119,8 @@ def _stack(members: Sequence[Member], execution: Execution) -> Stack:
 
 
 def _check(members: Sequence[Member]) -> None:
+    if not members:
+        raise ConfigError("there is no model to unlearn")
     for member in members:
         image_shape = member.clean_set.images.shape[1:]
         member.clean_set.check_fits(image_shape, count_classes(member.model, image_shape))

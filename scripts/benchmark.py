@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ibau_jax.cli import console
+from ibau_jax.execution import Precision
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the folder `benchmarks`, which is no package
 
@@ -24,7 +25,7 @@ class Options:
     """cases to run; by default all whose data is there and that the device is made for"""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """where both sides run"""
-    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """of this project's products; PyTorch has its defaults (tf32 in its convolutions on a GPU)"""
     dry_run: bool = False
     """print the results, write nothing"""

@@ -1,6 +1,7 @@
 """Strict numerics, the shared real data, and small things that many tests need."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -9,6 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("IBAU_SHARED", ROOT.parent / "shared"))
+
+# Commands that tests run keep compiled programs for one another, not in the home of whoever runs the tests.
+_cache = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = _cache.name
 
 # Strict dtype promotion is not possible: optax's own Adam raises a float to an integer array.
 jax.config.update("jax_numpy_rank_promotion", "raise")

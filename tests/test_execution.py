@@ -14,6 +14,7 @@ from ibau_jax.batches import filled_size, in_parts, make_batches
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.minimax import initial_state, unlearn
+from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.stack import Stack, compile_steps
 from tests.oracles.twins import randomised
 from tests.test_minimax import Tiny, tiny_data, vgg_data
@@ -30,6 +31,7 @@ def test_sparing_memory_changes_nothing(rng, execution):
     assert_alike([unlearn(model, data, config, execution=execution)], [plain], 1e-5)
 
 
+@pytest.mark.slow
 def test_parts_of_a_convolutional_nets_batch(rng):
     model, data = randomised(small_net(0), rng), vgg_data(rng, 8)
     config = replace(CONFIG, n_rounds=1, K=2, inner_lr=0.1)
@@ -40,16 +42,18 @@ def test_parts_of_a_convolutional_nets_batch(rng):
 def temporary_bytes(execution):
     """What the compiled outer step needs beside its arguments."""
     rng = np.random.default_rng(0)
-    model, data = small_net(0), vgg_data(rng, 16)
-    config = replace(CONFIG, batch_size=16, K=2)
+    model, data = SmallVGG(10, 32, nnx.Rngs(0)), vgg_data(rng, 40)
+    config = replace(CONFIG, batch_size=40, K=2)
     stack = Stack([initial_state(model, config)], [data], [config], execution)
     return compile_steps(stack).outer.call.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_parts_and_recomputation_need_less_memory():
+    """XLA:CPU gains from recomputation only where there is much of it; scanned parts are what accelerators do."""
     whole = temporary_bytes(Execution())
     assert temporary_bytes(Execution(remat=True)) < 0.85 * whole
-    assert temporary_bytes(Execution(microbatch=2, loop="scan")) < 0.5 * whole
+    assert temporary_bytes(Execution(microbatch=10, loop="scan")) < 0.5 * whole
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32(rng):

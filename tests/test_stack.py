@@ -62,6 +62,7 @@ def small_net(seed):
     return Sequential([*features, Flatten(), linear(32 * 8 * 8, 10, rngs)])
 
 
+@pytest.mark.slow
 def test_convolutional_nets_together_as_one_by_one(rng):
     """Convolutions of several models at once are other operations (grouped ones) than those of one."""
     config = replace(CONFIG, n_rounds=1, K=2, inner_lr=0.1)

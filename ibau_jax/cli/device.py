@@ -1,6 +1,8 @@
 """Chooses the device; must run before JAX first computes something."""
 
+import hashlib
 import os
+import platform
 import re
 from pathlib import Path
 
@@ -29,8 +31,17 @@ def start(device: DeviceOptions, execution: ExecutionOptions | None = None) -> N
 def use_compile_cache() -> None:
     """Keeps compiled programs in the user's cache folder; where that can't be written, JAX goes on without."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jax.config.update("jax_compilation_cache_dir", str(cache / "ibau_jax"))
+    jax.config.update("jax_compilation_cache_dir", str(cache / "ibau_jax" / _processor()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _processor() -> str:
+    """Names what this processor can do: programs compiled for another one, found in a home shared by hosts, may crash."""
+    try:
+        flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        flags = platform.processor()
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:12]}"
 
 
 def _join(execution: ExecutionOptions) -> None:

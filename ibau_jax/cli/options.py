@@ -10,8 +10,7 @@ import tyro
 
 from ibau_jax.config import PRESETS, Solver, UnlearnConfig
 from ibau_jax.errors import ConfigError
-
-Precision = Literal["float32", "tf32", "bfloat16"]  # as in ibau_jax.execution, which imports JAX
+from ibau_jax.execution import Precision
 
 
 def option(metavar: str, default: str, *aliases: str) -> Any:

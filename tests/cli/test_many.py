@@ -1,6 +1,7 @@
 """Several checkpoints, seeds and learning rates from one command line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -56,6 +57,17 @@ def test_seeds_and_learning_rates_are_swept(folder):
     leaves = [load(folder / "runs" / name / "model.pth").leaves for name in sorted(names)]
     key = next(iter(leaves[0]))
     assert len({leaf[key].tobytes() for leaf in leaves}) == 4
+
+
+def test_compiled_programs_are_kept_unless_told_not_to(folder):
+    def cached(name, *arguments):
+        environment = {**os.environ, "XDG_CACHE_HOME": str(folder / name)}
+        done = run(*UNLEARN, "--ckpt", "a.pth", *FAST, *arguments, "--out", f"out-{name}", cwd=folder, env=environment)
+        assert done.returncode == 0, done.stderr
+        return [path for path in (folder / name).glob("ibau_jax/*/*") if path.is_file()]
+
+    assert cached("kept")
+    assert not cached("not", "--no-compile-cache")
 
 
 def test_nothing_but_broken_checkpoints(folder):

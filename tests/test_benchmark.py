@@ -1,0 +1,79 @@
+"""The benchmark's PyTorch side against the tests' own oracle, and the benchmark itself on the embedded example."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import torch_baseline
+from benchmarks.compare import SIDES
+from benchmarks.report import markdown
+from benchmarks.torch_models import SmallVGG
+from tests.cli.commands import run
+from tests.conftest import ROOT
+from tests.oracles import torch_ibau
+from tests.oracles.cifar_models import randomise
+
+BENCHMARK = [sys.executable, ROOT / "scripts" / "benchmark.py"]
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_the_baseline_computes_the_hypergradient(rng, clip):
+    torch.manual_seed(0)
+    model = randomise(SmallVGG(10), seed=1)
+    images, first = torch.rand(2, 6, 3, 32, 32)
+    labels, first_labels = torch.randint(0, 10, (2, 6))
+    delta, indices = 0.1 * torch.randn(1, 3, 32, 32), torch.tensor([1, 4])
+    mask = torch.zeros(6)
+    mask[indices] = 1
+    settings = torch_baseline.Settings(K=4, clip=clip)
+    torch_baseline.set_hypergradient(model, delta, (images, labels), indices, (first, first_labels), settings)
+    _, expected = torch_ibau.hypergradient(
+        model, delta, (images, labels, mask), (first, first_labels), terms=4, clip=clip
+    )
+    for parameter, wanted in zip(model.parameters(), expected, strict=True):
+        assert (parameter.grad - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+@pytest.mark.parametrize(("optimizer", "bound"), [("sgd", None), ("adam", 0.5)])
+def test_the_baseline_computes_the_perturbation(optimizer, bound):
+    torch.manual_seed(0)
+    model = randomise(SmallVGG(10), seed=1)
+    images = torch.rand(3, 6, 3, 32, 32)
+    batches = [(part, torch.zeros(6, dtype=torch.long)) for part in images]
+    settings = torch_baseline.Settings(inner_optim=optimizer, inner_lr=0.1, norm_bound=bound)
+    found = torch_baseline.perturbation(model, batches, settings)
+    expected = torch_ibau.perturbation(model, batches, clip=False, optimizer=optimizer, learning_rate=0.1, bound=bound)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_an_unknown_case(tmp_path):
+    done = run(*BENCHMARK, "--case", "nosuch", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "digits-400" in done.stderr
+
+
+def test_results_that_are_there_make_tables():
+    files = list((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert files
+    document = (ROOT / "docs" / "performance.md").read_text()
+    for file in files:
+        assert markdown(json.loads(file.read_text())) in document  # the document is made of the files
+
+
+@pytest.mark.slow
+def test_both_sides_unlearn_the_embedded_example(tmp_path):
+    done = run(*BENCHMARK, "--case", "digits-400", "--dry-run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")]
+    figures = {row[2].strip(): row[-2].strip() for row in rows if row[2].strip() in SIDES}
+    assert set(figures) == set(SIDES)
+    for side, text in figures.items():
+        acc, asr = map(float, text.split("/"))
+        assert acc > 90, side
+        assert asr < 20, side
+    ratios = next(row for row in rows if "ratio" in row[2])
+    assert float(ratios[4].strip(" *x")) > 0
+    assert np.isfinite(float(ratios[5].strip(" *x")))
