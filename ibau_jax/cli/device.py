@@ -32,11 +32,11 @@ def use_compile_cache() -> None:
     """Keeps compiled programs in the user's cache folder; where that can't be written, JAX goes on without."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     jax.config.update("jax_compilation_cache_dir", str(cache / "ibau_jax" / _processor()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # dozens of small ones take seconds too
 
 
 def _processor() -> str:
-    """Names what this processor can do: programs compiled for another one, found in a home shared by hosts, may crash."""
+    """Names what this processor can do: programs compiled for another, in a home that hosts share, may crash."""
     try:
         flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
     except (OSError, StopIteration):
