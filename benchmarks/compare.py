@@ -98,12 +98,14 @@ def compare(case: Case, device: str, precision: str, report: Callable[[str], Non
 
 def _figures(case: Case, worker: Worker, flops: float, ceiling: float) -> dict[str, Any]:
     median = statistics.median(worker.seconds)
+    whole = worker.seconds[:WHOLE_RUN]  # the first ones, which are slower
     figures = worker.ask("evaluate")
     return {
         **worker.facts,
+        "seconds": worker.seconds,
         "round_seconds": {"median": median, "min": min(worker.seconds), "max": max(worker.seconds)},
         # From the start of the process's work, imports of the framework not counted, to the end of the last round.
-        "whole_run_seconds": worker.facts["setup_seconds"] + WHOLE_RUN * median,
+        "whole_run_seconds": worker.facts["setup_seconds"] + WHOLE_RUN * sum(whole) / len(whole),
         "images_per_second": case.n_clean / median,
         "flops_per_second": flops / median,
         "share_of_ceiling": flops / median / ceiling,
