@@ -58,7 +58,7 @@ class JaxSide:
         inner = inner_step(apply, self.stack.config)
         outer = outer_step(apply, self.stack.config)
         outer_batch = member(OuterBatch(first, first.weights))
-        costs = (
+        costs: tuple[Any, Any] = (
             jax.jit(inner).lower(member((delta, inner_state)), member(first), weights).cost_analysis(),
             jax.jit(outer).lower((params, state), outer_batch, constants).cost_analysis(),
         )

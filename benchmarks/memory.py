@@ -19,7 +19,9 @@ MIB = 2**20
 VIRTUAL = "--xla_force_host_platform_device_count=8"
 
 
-def outer_step_memory(architecture: str, image_size: int, batch_size: int, execution: Any) -> tuple[float, float]:
+def outer_step_memory(
+    architecture: str, image_size: int, batch_size: int, K: int, execution: Any
+) -> tuple[float, float]:
     """MiB of arguments (weights, optimiser, batch) and of temporary arrays, on each device."""
     from flax import nnx
 
@@ -27,20 +29,21 @@ def outer_step_memory(architecture: str, image_size: int, batch_size: int, execu
     from ibau_jax.models import get_architecture
     from ibau_jax.stack import Stack, compile_steps
 
-    rng, config = np.random.default_rng(0), UnlearnConfig(batch_size=batch_size)
+    rng, config = np.random.default_rng(0), UnlearnConfig(batch_size=batch_size, K=K)
     images = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
     data = make_dataset(images, rng.integers(0, 10, batch_size), "random")
     model = get_architecture(architecture).build(10, image_size, nnx.Rngs(0))
     stack = Stack([initial_state(model, config)], [data], [config], execution)
-    found = compile_steps(stack).outer.call.memory_analysis()
+    program: Any = compile_steps(stack).outer.call
+    found = program.memory_analysis()
     return found.argument_size_in_bytes / MIB, found.temp_size_in_bytes / MIB
 
 
-def table(title: str, architecture: str, image_size: int, batch_size: int, executions: dict[str, Any]) -> None:
-    """Prints a Markdown table."""
+def table(title: str, architecture: str, batch_size: int, K: int, executions: dict[str, Any]) -> None:
+    """Prints a Markdown table of the step for images of 224x224."""
     print(f"\n| {title} | arguments MiB | temporary MiB |\n| --- | --- | --- |", flush=True)
     for name, execution in executions.items():
-        arguments, temporary = outer_step_memory(architecture, image_size, batch_size, execution)
+        arguments, temporary = outer_step_memory(architecture, 224, batch_size, K, execution)
         print(f"| {name} | {arguments:.0f} | {temporary:.0f} |", flush=True)
 
 
@@ -58,7 +61,7 @@ def main() -> None:
             "8 devices, --shard-params": {"devices": 8, "shard_params": True},
         }
         choices = {name: Execution(**some) for name, some in on.items()}  # type: ignore[arg-type]
-        table("ViT-B/16 at 224, batch of 8, K = 5, each device", "vit_b_16", 224, 8, choices)
+        table("ViT-B/16 at 224, batch of 8, K = 1, each device", "vit_b_16", 8, 1, choices)
         return
     sparing = {
         "as it is": Execution(),
@@ -66,7 +69,7 @@ def main() -> None:
         "--microbatch 4": Execution(microbatch=4),
         "--microbatch 4, scanned as on accelerators": Execution(microbatch=4, loop="scan"),
     }
-    table("ResNet50 at 224, batch of 16, K = 5, CPU", "resnet50", 224, 16, sparing)
+    table("ResNet50 at 224, batch of 16, K = 5, CPU", "resnet50", 16, 5, sparing)
 
 
 if __name__ == "__main__":

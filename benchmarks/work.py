@@ -1,10 +1,14 @@
 """Everything both sides need, in files: the checkpoint, the images, and which of them are patched."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from benchmarks.cases import BATCH_SIZE, SEED, Case
+
+if TYPE_CHECKING:
+    from ibau_jax.data import Dataset
 
 EVALUATED = 5000  # at most; the images that do not unlearn
 
@@ -56,7 +60,7 @@ def _random_checkpoint(case: Case, path: Path) -> None:
     torch.save({"net": torch_model(case.model, 10, case.image_size).state_dict()}, path)
 
 
-def _triggered(case: Case, evaluation: "ibau_jax.data.Dataset") -> tuple[np.ndarray, np.ndarray]:  # type: ignore[name-defined]
+def _triggered(case: Case, evaluation: "Dataset") -> tuple[np.ndarray, np.ndarray]:
     from ibau_jax.triggers import load_attack
 
     if case.attack is None or not len(evaluation):
