@@ -52,7 +52,7 @@ def rounds(
             outer_optimizer.zero_grad()
             set_hypergradient(model, delta, batch, indices, batches[0], settings)
             outer_optimizer.step()
-        yield delta.detach()
+        yield delta
 
 
 def perturbation(model: nn.Module, batches: Sequence[Batch], settings: Settings) -> Tensor:
@@ -65,9 +65,8 @@ def perturbation(model: nn.Module, batches: Sequence[Batch], settings: Settings)
         optimizer.zero_grad()
         inner_loss(model, delta, images, own_labels, settings).backward()
         optimizer.step()
-    if settings.norm_bound is None:
-        return delta
-    return (delta * min(1.0, settings.norm_bound / float(delta.norm()))).detach().requires_grad_(True)
+    delta = delta.detach()
+    return delta if settings.norm_bound is None else delta * min(1.0, settings.norm_bound / float(delta.norm()))
 
 
 def shown(images: Tensor, settings: Settings) -> Tensor:

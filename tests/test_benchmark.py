@@ -37,6 +37,7 @@ def test_the_baseline_computes_the_hypergradient(rng, clip):
         assert (parameter.grad - wanted).norm() <= 1e-4 * wanted.norm()
 
 
+@pytest.mark.filterwarnings("ignore:grad and param do not obey:UserWarning")  # PyTorch's, about its own speed
 @pytest.mark.parametrize(("optimizer", "bound"), [("sgd", None), ("adam", 0.5)])
 def test_the_baseline_computes_the_perturbation(optimizer, bound):
     torch.manual_seed(0)
