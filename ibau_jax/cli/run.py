@@ -36,7 +36,7 @@ def run(options: UnlearnOptions) -> int:
     tasks, failures = _prepared(planned, options, execution)
     _describe(tasks, options.method.preset)
     for group in _groups(tasks):
-        failures |= _run_together(group, execution)
+        failures |= _run_together(group, execution, len(planned))
     for task in tasks:
         if task.name not in failures:
             failures |= _attempt(task.name, partial(_finish, task, begin, len(planned)), len(planned))
@@ -117,15 +117,15 @@ def member(task: Task) -> Member:
     return Member(task.model, task.clean_set, task.config, task.state)
 
 
-def _run_together(tasks: list[Task], execution: Execution) -> dict[str, str]:
-    """All rounds of tasks that fit together; what went wrong with which."""
+def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[str, str]:
+    """All rounds of tasks that fit together, of `count` runs in all; what went wrong with which."""
     bar = console.RoundProgress(tasks[0].config.n_rounds, [task.name for task in tasks])
     failures: dict[str, str] = {}
 
     def on_round(index: int, state: State) -> None:
         bar.on_evaluation()
         task = tasks[index]
-        failures.update(_attempt(task.name, partial(task.take_in, state, bar), len(tasks)))
+        failures.update(_attempt(task.name, partial(task.take_in, state, bar), count))
 
     try:
         with bar.running(len(tasks[0].state.rounds)):

@@ -22,7 +22,7 @@ from ibau_jax.metrics import Metrics
 from ibau_jax.result import Result, State
 
 
-@dataclass
+@dataclass(eq=False)
 class Task:
     """Everything a run needs, checked, and what it has found so far.
 
