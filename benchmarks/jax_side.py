@@ -17,10 +17,11 @@ from ibau_jax.cli.run_folder import versions
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import make_dataset
 from ibau_jax.execution import Execution
+from ibau_jax.functional import Weights, make_apply
 from ibau_jax.metrics import predict
 from ibau_jax.minimax import initial_state
 from ibau_jax.outer import OuterBatch, outer_step
-from ibau_jax.perturb import Weights, inner_step
+from ibau_jax.perturb import inner_step
 from ibau_jax.result import State
 
 
@@ -49,7 +50,7 @@ class JaxSide:
 
     def round_flops(self) -> float:
         """Operations of a round as XLA counts them in the steps' programs, before it optimises them."""
-        apply = stack.make_apply(self.stack.states[0].model, self.stack.execution)
+        apply = make_apply(self.stack.states[0].model, self.stack.execution)
         first = jax.tree.map(lambda array: array[0], self.stack.batches)
         member = partial(jax.tree.map, lambda array: array[0])
         delta, inner_state = self.stack.zero()

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from ibau_jax.auditing import Audit, Auditor, audit
     from ibau_jax.checkpoints import Checkpoint, load, save
-    from ibau_jax.config import PRESETS, UnlearnConfig
+    from ibau_jax.config import PRESETS, AuditConfig, UnlearnConfig
     from ibau_jax.data import Dataset, load_dataset, make_dataset, separate_clean_set, split_dataset
     from ibau_jax.errors import IbauError
     from ibau_jax.execution import Execution
@@ -31,6 +32,9 @@ __all__ = [
     "NORMALIZATIONS",
     "PRESETS",
     "Attack",
+    "Audit",
+    "AuditConfig",
+    "Auditor",
     "Checkpoint",
     "Dataset",
     "Execution",
@@ -44,6 +48,7 @@ __all__ = [
     "State",
     "UnlearnConfig",
     "__version__",
+    "audit",
     "evaluate",
     "load",
     "load_attack",
@@ -60,6 +65,9 @@ _PLACES = {
     "NORMALIZATIONS": "models",
     "PRESETS": "config",
     "Attack": "triggers",
+    "Audit": "auditing",
+    "AuditConfig": "config",
+    "Auditor": "auditing",
     "Checkpoint": "checkpoints",
     "Dataset": "data",
     "Execution": "execution",
@@ -72,6 +80,7 @@ _PLACES = {
     "Round": "result",
     "State": "result",
     "UnlearnConfig": "config",
+    "audit": "auditing",
     "evaluate": "metrics",
     "load": "checkpoints",
     "load_attack": "triggers",

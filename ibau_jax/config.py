@@ -1,4 +1,4 @@
-"""Every constant of the algorithm, and the two published sets of them."""
+"""Every constant of the algorithm and of the audit, and the published sets of them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -58,6 +58,37 @@ class UnlearnConfig:
         _require(bound is None or bound > 0, f"norm_bound is {bound}; it must be positive (or none)")
         for name in ("optim", "inner_optim"):
             make_optimizer(getattr(self, name), 0.1)
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """How hard an audit looks. The defaults were chosen on the models of docs/experiments.md.
+
+    Raises:
+        ConfigError: a value makes no sense; the message names it.
+    """
+
+    steps: int = 100
+    """steps of the search for each class's smallest trigger"""
+    batch_size: int = 16
+    """random clean images in a step"""
+    success: float = 0.9
+    """share of images of other classes that a trigger must take to its class"""
+    rate: float = 0.1
+    """share by which the size allowed shrinks after a step that succeeds, and grows after one that does not; it falls
+    to a tenth of it"""
+    search_images: int = 500
+    """clean images to search on, at most"""
+    held_out_images: int = 200
+    """other clean images to measure on, at most"""
+    seed: int = 0
+    """seed of the order of images and of the first triggers"""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "search_images", "held_out_images"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("success", "rate"):
+            _require(0 < getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be between 0 and 1")
 
 
 def _require(holds: bool, message: str) -> None:

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ibau_jax.functional import Params
+
 with warnings.catch_warnings():
     # jaxopt is finished, not broken: docs/design.md says why it is here and how it is fenced in.
     warnings.filterwarnings("ignore", message="JAXopt is no longer maintained", category=DeprecationWarning)
@@ -26,7 +28,6 @@ with warnings.catch_warnings():
     from jaxopt.implicit_diff import custom_fixed_point
 
 Perturbation: TypeAlias = Float[Array, "1 h w c"]
-Params: TypeAlias = Any  # a pytree of float arrays
 Loss = Callable[[Perturbation, Params], Float[Array, ""]]
 Matvec = Callable[[Any], Any]
 LinearSolver = Callable[[Matvec, Any], Any]

@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 from ibau_jax.batches import AnyArray, Batches, to_unit
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
-from ibau_jax.hypergradient import SOLVERS, Params, Perturbation, hypergradient
-from ibau_jax.perturb import Apply, Forward, Rest, cross_entropies, inner_loss, mean_over, perturbed
+from ibau_jax.functional import Apply, Forward, Params, Rest
+from ibau_jax.hypergradient import SOLVERS, Perturbation, hypergradient
+from ibau_jax.perturb import cross_entropies, inner_loss, mean_over, perturbed
 
 
 class OuterConstants(NamedTuple):

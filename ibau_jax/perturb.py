@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,8 @@ from jaxtyping import Array, Float, Int
 from ibau_jax.batches import Batches, count_parts, in_parts, to_unit
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
-from ibau_jax.hypergradient import Params, Perturbation, behind
-
-Rest: TypeAlias = Any  # a pytree of arrays
-Forward = Callable[[Params, Float[Array, "n h w c"]], Float[Array, "n classes"]]
-Apply = Callable[[Rest, Params, Float[Array, "n h w c"]], Float[Array, "n classes"]]
-
-
-class Weights(NamedTuple):
-    """θ, and what else the model holds, such as BatchNorm's statistics."""
-
-    params: Params
-    rest: Rest
+from ibau_jax.functional import Apply, Forward, Params, Weights
+from ibau_jax.hypergradient import Perturbation, behind
 
 
 def mean_over(
@@ -115,7 +105,7 @@ def inner_step(
     return step
 
 
-def project(delta: Perturbation, norm_bound: float | None) -> Perturbation:
+def project(delta: Perturbation, norm_bound: float | Float[Array, ""] | None) -> Perturbation:
     """The nearest point to δ in the ℓ2 ball of radius C, where there is one."""
     if norm_bound is None:
         return delta

@@ -17,9 +17,10 @@ from ibau_jax.compilation import release_memory
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import Execution
+from ibau_jax.functional import Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
-from ibau_jax.perturb import Apply, Weights, inner_step, project
+from ibau_jax.perturb import inner_step, project
 from ibau_jax.placement import DATA, MEMBER, Placement, make_mesh
 from ibau_jax.result import Phase, Result, Round, State, Status
 
@@ -65,7 +66,7 @@ class Stack:
         self.batch_size, self.batches = size, jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *made)
         self.count = len(self.batches.labels)
         self.graph = nnx.split(self.states[0].model)[0]
-        self.rest = self.placement.members(_stacked([_split(state.model).rest for state in self.states]))
+        self.rest = self.placement.members(_stacked([split_weights(state.model).rest for state in self.states]))
 
     def status(self, index: int) -> Status:
         """How a member ended."""
@@ -73,7 +74,7 @@ class Stack:
 
     def carry(self) -> tuple[PyTree, PyTree]:
         """Parameters and optimiser states, placed."""
-        params = _stacked([_split(state.model).params for state in self.states])
+        params = _stacked([split_weights(state.model).params for state in self.states])
         return self.placement.weights((params, _stacked([state.optimizer_state for state in self.states])))
 
     def patched(self, number: int) -> np.ndarray:
@@ -102,28 +103,12 @@ class Stack:
         return OuterConstants(self.placement.members(delta), first, self.rest, lr)
 
 
-def _split(model: nnx.Module) -> Weights:
-    _, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    return Weights(params, rest)
-
-
 def _stacked(trees: Sequence[PyTree]) -> PyTree:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def _member(tree: PyTree, index: int) -> PyTree:
     return jax.tree.map(lambda leaf: leaf[index], tree)
-
-
-def make_apply(model: nnx.Module, execution: Execution) -> Apply:
-    """The model as a function of what else it holds, its parameters and images."""
-    graph, _, _ = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-
-    def apply(rest: Any, params: Any, images: jax.Array) -> jax.Array:
-        rest, params, images = execution.compute_type((rest, params, images))
-        return nnx.merge(graph, params, rest)(images).astype(jnp.float32)
-
-    return apply
 
 
 def over_members(step: Callable[..., Any], stack: Stack) -> Callable[..., Any]:
@@ -241,7 +226,7 @@ def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable
             stack.stopped.add(index)
             continue
         before = stack.states[index]
-        model = nnx.merge(stack.graph, params, _split(before.model).rest)
+        model = nnx.merge(stack.graph, params, split_weights(before.model).rest)
         stack.states[index] = State(model, optimizer_state, (*before.rounds, done))
         if on_round:
             on_round(index, stack.states[index])

@@ -17,13 +17,13 @@ from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.functional import Weights, make_apply
 from ibau_jax.loops import compile_loop
 from ibau_jax.minimax import unlearn
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
-from ibau_jax.perturb import Weights, inner_step, project
+from ibau_jax.perturb import inner_step, project
 from ibau_jax.placement import Placement, make_mesh
-from ibau_jax.stack import make_apply
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 

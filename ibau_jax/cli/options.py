@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ibau_jax.config import PRESETS, Solver, UnlearnConfig
+from ibau_jax.config import PRESETS, AuditConfig, Solver, UnlearnConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Precision
 
@@ -172,6 +172,41 @@ class MethodOptions:
 
 
 @dataclass(frozen=True)
+class AuditOptions:
+    """The audit. What is not given is as chosen on the models of docs/experiments.md."""
+
+    audit_steps: Annotated[int | None, option("N", "100")] = None
+    """steps of the search for each class's smallest trigger"""
+    audit_success: Annotated[float | None, option("X", "0.9")] = None
+    """share of other classes' images that a trigger must take to its class"""
+    audit_images: Annotated[int | None, option("N", "500")] = None
+    """clean images to search on, at most"""
+    audit_seed: int = 0
+    """seed of the order of images and of the first triggers"""
+
+    def config(self) -> AuditConfig:
+        """The audit's constants.
+
+        Raises:
+            ConfigError: a value makes no sense.
+        """
+        given: dict[str, Any] = {
+            "steps": self.audit_steps,
+            "success": self.audit_success,
+            "search_images": self.audit_images,
+        }
+        return AuditConfig(seed=self.audit_seed, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
+class BeforeAfterOptions(AuditOptions):
+    """The audit of the model as it came and of the cleaned one, without the trigger: what scripts/audit.py does."""
+
+    audit: bool = True
+    """do not audit"""
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """Where results go."""
 
@@ -231,6 +266,7 @@ class UnlearnOptions:
     data: DataOptions
     attack: AttackOptions
     method: MethodOptions
+    audit: BeforeAfterOptions
     output: OutputOptions
     device: DeviceOptions
     execution: ExecutionOptions

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ibau_jax.cli import console
+from ibau_jax.cli.audit import audit_tasks, verdict_lines
 from ibau_jax.cli.device import device_name, is_first_process, start
 from ibau_jax.cli.options import UnlearnOptions
 from ibau_jax.cli.plan import Planned, plan_runs
@@ -37,6 +38,8 @@ def run(options: UnlearnOptions) -> int:
     _describe(tasks, options.method.preset)
     for group in _groups(tasks):
         failures |= _run_together(group, execution, len(planned))
+    if options.audit.audit and is_first_process():
+        audit_tasks([task for task in tasks if task.name not in failures], options.audit.config(), execution)
     for task in tasks:
         if task.name not in failures:
             failures |= _attempt(task.name, partial(_finish, task, begin, len(planned)), len(planned))
@@ -148,6 +151,8 @@ def _finish(task: Task, begin: float, count: int) -> None:
         return
     assert task.before is not None
     console.console.print(console.before_after(task.before, task.after()))
+    for when, audit in task.audits.items():
+        console.describe({f"audit {when}": " ".join(verdict_lines(audit))})
     console.console.print(f"cleaned model: {console.escaped(str(model_file))}", soft_wrap=True)
 
 

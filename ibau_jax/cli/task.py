@@ -8,7 +8,9 @@ from typing import Any
 from flax import nnx
 
 from ibau_jax import minimax
+from ibau_jax.auditing import Audit
 from ibau_jax.cli import console
+from ibau_jax.cli.audit import audit_record
 from ibau_jax.cli.device import device_name, is_first_process
 from ibau_jax.cli.job import Subject, Threat, load_split, load_subject, load_threat
 from ibau_jax.cli.options import UnlearnOptions
@@ -33,6 +35,7 @@ class Task:
         records: the rounds as result.json has them.
         before: the figures of the model as it came; measured beside the first round's, so that work starts at once.
         result: how it ended.
+        audits: of the model as it came (`before`) and of the cleaned one (`after`), where they were asked for.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Task:
     records: list[dict[str, Any]] = field(default_factory=list)
     before: Metrics | None = None
     result: Result | None = None
+    audits: dict[str, Audit] = field(default_factory=dict)
 
     @property
     def model(self) -> nnx.Module:
@@ -129,6 +133,7 @@ class Task:
             "versions": versions(),
             "before": asdict(self.before),
             "after": asdict(self.after()),
+            "audit": {when: audit_record(audit) for when, audit in self.audits.items()} or None,
             "rounds": self.records,
             "seconds": {
                 "compile": self.result.compile_seconds,
@@ -147,7 +152,8 @@ class Task:
         if error or self.result is None or self.before is None:
             return {**record, "status": "failed", "before": None, "after": None, "error": error or "no result"}
         status = {"status": self.result.status, "folder": str(self.folder)}
-        return {**record, **status, "before": asdict(self.before), "after": asdict(self.after())}
+        verdicts = {"verdicts": {when: audit.verdict for when, audit in self.audits.items()}} if self.audits else {}
+        return {**record, **status, **verdicts, "before": asdict(self.before), "after": asdict(self.after())}
 
     def description(self, preset: str) -> dict[str, Any]:
         """What is about to be done, for the screen."""

@@ -6,7 +6,9 @@ import sys
 from tests.conftest import ROOT
 
 EXAMPLE = ROOT / "examples" / "badnets_digits.pth"
-UNLEARN = [sys.executable, str(ROOT / "scripts" / "unlearn.py")]
+AUDITED_UNLEARN = [sys.executable, str(ROOT / "scripts" / "unlearn.py")]
+UNLEARN = [*AUDITED_UNLEARN, "--no-audit"]  # two audits take longer than all else in most tests
+AUDIT = [sys.executable, str(ROOT / "scripts" / "audit.py")]
 EVALUATE = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
 CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
 

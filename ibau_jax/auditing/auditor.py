@@ -1,0 +1,143 @@
+"""The audit of a model: the smallest trigger for every class in every view, and the verdict on their sizes."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float
+
+from ibau_jax.auditing.judgement import Suspect, Verdict, anomaly_index, find_suspects, judge
+from ibau_jax.auditing.search import Search, compile_search, measure, run_search
+from ibau_jax.auditing.views import VIEWS, Trigger
+from ibau_jax.config import AuditConfig
+from ibau_jax.data.dataset import Dataset
+from ibau_jax.errors import DataError
+from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.models.inference import count_classes
+
+OnStep = Callable[[str, int, int], None]
+MIN_IMAGES = 10  # to search on, and as many to measure on
+
+
+@dataclass(frozen=True)
+class ViewFindings:
+    """What one view shows, a number a class.
+
+    Attributes:
+        unit: of `sizes`.
+        sizes: of the smallest trigger that takes the share `AuditConfig.success` of other classes' images to the class.
+        success: share of held-out images of other classes that follow it, in [0, 1].
+        success_at_smallest: the same when every trigger is cut down to the size of the smallest one.
+        anomaly_index: see `ibau_jax.auditing.judgement.anomaly_index`.
+        triggers: the triggers, a pytree of arrays (classes, 1, height, width, channels).
+    """
+
+    unit: str
+    sizes: Float[np.ndarray, " classes"]
+    success: Float[np.ndarray, " classes"]
+    success_at_smallest: Float[np.ndarray, " classes"]
+    anomaly_index: Float[np.ndarray, " classes"]
+    triggers: Trigger = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What an audit found.
+
+    Attributes:
+        verdict: `backdoored`, `suspicious` or `no backdoor found`.
+        suspects: classes that stand out, the likeliest target first.
+        views: by name.
+        seconds: wall time, without compilation.
+    """
+
+    verdict: Verdict
+    suspects: tuple[Suspect, ...]
+    views: dict[str, ViewFindings] = field(repr=False)
+    seconds: float = 0.0
+
+
+class Auditor:
+    """Audits models of one architecture; what it compiled for the first serves the others."""
+
+    def __init__(self, config: AuditConfig | None = None, execution: Execution = DEFAULT_EXECUTION) -> None:
+        self.config, self.execution = config or AuditConfig(), execution
+        self.searches: dict[str, Search] = {}
+
+    def __call__(
+        self, model: nnx.Module, images: Dataset, held_out: Dataset | None = None, on_step: OnStep | None = None
+    ) -> Audit:
+        """Audits a model.
+
+        Args:
+            model: see `ibau_jax.unlearn`; of the same architecture and classes as the first one.
+            images: clean images with their true labels.
+            held_out: others, to measure on; by default a half of `images`.
+            on_step: called with a view's name, the steps done and how many there are.
+
+        Raises:
+            DataError: there are fewer than 10 images to search or to measure on, or they do not fit the model.
+        """
+        searched, measured = self._divided(images, held_out)
+        for some in (searched, measured):
+            some.check_fits(images.images.shape[1:], count_classes(model, images.images.shape[1:]))
+        if not self.searches:
+            self._compile(model, searched)
+        start = time.perf_counter()
+        views = {name: _findings(search, model, searched, measured, on_step) for name, search in self.searches.items()}
+        suspects = find_suspects({name: findings.sizes for name, findings in views.items()})
+        return Audit(judge(suspects), suspects, views, time.perf_counter() - start)
+
+    def _divided(self, images: Dataset, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
+        order = np.random.default_rng(self.config.seed).permutation(len(images))
+        if held_out is None:
+            half = len(images) // 2
+            searched, held_out = images.take(order[half:]), images.take(order[:half])
+        else:
+            searched = images.take(order)
+        if min(len(searched), len(held_out)) < MIN_IMAGES:
+            raise DataError(
+                f"an audit takes {MIN_IMAGES} clean images to search on and {MIN_IMAGES} others to measure on, "
+                f"not {len(searched)} and {len(held_out)}"
+            )
+        some = np.arange(min(len(searched), self.config.search_images))
+        rest = np.arange(min(len(held_out), self.config.held_out_images))
+        return searched.take(some), held_out.take(rest)
+
+    def _compile(self, model: nnx.Module, images: Dataset) -> None:
+        classes = count_classes(model, images.images.shape[1:])
+        for name, view in VIEWS.items():
+            self.searches[name] = compile_search(model, classes, images, view, self.config, self.execution)
+
+
+def _findings(
+    search: Search, model: nnx.Module, searched: Dataset, measured: Dataset, on_step: OnStep | None
+) -> ViewFindings:
+    name = search.view.name
+    found = run_search(search, model, searched, (lambda done, count: on_step(name, done, count)) if on_step else None)
+    smallest = jnp.float32(np.min(found.sizes))
+    cut = jax.vmap(lambda trigger: search.view.project(trigger, smallest))(found.triggers)
+    return ViewFindings(
+        search.view.unit,
+        found.sizes,
+        measure(search, model, found.triggers, measured),
+        measure(search, model, cut, measured),
+        anomaly_index(found.sizes),
+        found.triggers,
+    )
+
+
+def audit(
+    model: nnx.Module,
+    images: Dataset,
+    config: AuditConfig | None = None,
+    *,
+    held_out: Dataset | None = None,
+    execution: Execution = DEFAULT_EXECUTION,
+) -> Audit:
+    """Audits one model: see `Auditor`."""
+    return Auditor(config, execution)(model, images, held_out)

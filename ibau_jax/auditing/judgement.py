@@ -1,0 +1,71 @@
+"""From the sizes of the smallest triggers to a verdict.
+
+A backdoor is a short cut: a much smaller trigger leads to its target than to other classes. What is small depends on
+the model and the data, so a class is compared with the median class of the same model.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+Verdict = Literal["backdoored", "suspicious", "no backdoor found"]
+CONSISTENCY = 1.4826  # makes the median absolute deviation the standard deviation of a normal distribution
+
+# Of the ratio of the median class's size to a class's, natural logarithms. See docs/experiments.md for where they come
+# from: the models there have at most 0.55 where they are clean, and at least 0.94 where they are backdoored.
+SUSPICIOUS, BACKDOORED = 0.60, 0.75
+SLOPE = 15.0
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A class that is reached more easily than it should be.
+
+    Attributes:
+        label: the class.
+        view: where it stands out most.
+        ratio: the median class's size over its size.
+        confidence: that it is a backdoor's target, in [0, 1]: a logistic function of the logarithm of `ratio`.
+    """
+
+    label: int
+    view: str
+    ratio: float
+    confidence: float
+
+
+def anomaly_index(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
+    """How many robust standard deviations a class's size lies below the median's, in logarithms.
+
+    Neural Cleanse's index (Wang et al., IEEE S&P 2019: more than 2 is an outlier), signed, and of logarithms: sizes of
+    different models differ by factors.
+    """
+    logarithms = np.log(sizes)
+    below = np.median(logarithms) - logarithms
+    deviation = CONSISTENCY * np.median(np.abs(below))
+    return below / max(deviation, 1e-6)
+
+
+def find_suspects(sizes: dict[str, Float[np.ndarray, " classes"]]) -> tuple[Suspect, ...]:
+    """The classes that stand out in any view, the most suspicious first."""
+    below = {view: np.median(np.log(of_view)) - np.log(of_view) for view, of_view in sizes.items()}
+    suspects = []
+    for label in range(len(next(iter(sizes.values())))):
+        most, view = max((float(of_view[label]), view) for view, of_view in below.items())
+        if most >= SUSPICIOUS:
+            suspects.append(Suspect(label, view, float(np.exp(most)), confidence(most)))
+    return tuple(sorted(suspects, key=lambda suspect: -suspect.ratio))
+
+
+def confidence(below: float) -> float:
+    """That a class `below` (a logarithm) the median is a backdoor's target: one half midway between the thresholds."""
+    return float(1 / (1 + np.exp(-SLOPE * (below - (SUSPICIOUS + BACKDOORED) / 2))))
+
+
+def judge(suspects: tuple[Suspect, ...]) -> Verdict:
+    """What the strongest suspect amounts to."""
+    if not suspects:
+        return "no backdoor found"
+    return "backdoored" if np.log(suspects[0].ratio) >= BACKDOORED else "suspicious"

@@ -1,0 +1,222 @@
+"""The smallest trigger for every class: a universal targeted perturbation whose size is found along with it.
+
+As in DDN (Rony et al., CVPR 2019) direction and size are decoupled. Each step moves the trigger along the gradient of
+the cross-entropy to its class and projects it onto the size allowed; that shrinks after a step in which enough images
+followed the trigger, and grows after one in which they did not. So it settles where about as many follow as are asked
+for, and no weight between success and size has to be chosen. All classes go at once under `vmap`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ibau_jax.auditing.views import Shape, Trigger, View
+from ibau_jax.batches import Batches, make_batches, to_unit
+from ibau_jax.compilation import compiler_options
+from ibau_jax.config import AuditConfig
+from ibau_jax.data.dataset import Dataset
+from ibau_jax.execution import Execution
+from ibau_jax.functional import Apply, Weights, make_apply, split_weights
+from ibau_jax.loops import BatchLoop, compile_loop
+from ibau_jax.perturb import cross_entropies
+from ibau_jax.placement import Placement, make_mesh
+
+PIXELS_AT_ONCE = 2**20  # of the images of all classes in a step; bounds memory
+SETTLED = 4  # the size is averaged over the last quarter of the steps
+
+
+class Searching(NamedTuple):
+    """What a step updates, for every class.
+
+    Attributes:
+        trigger: as it stands.
+        optimizer_state: Adam's.
+        size: the size allowed.
+        steps: those done.
+    """
+
+    trigger: Trigger
+    optimizer_state: Any
+    size: Float[Array, " classes"]
+    steps: Int[Array, " classes"]
+
+
+class Constants(NamedTuple):
+    """What every step sees: the model, and the class that each trigger aims at."""
+
+    weights: Weights
+    target: Int[Array, " classes"]
+
+
+class Found(NamedTuple):
+    """The smallest triggers of one view.
+
+    Attributes:
+        triggers: of every class, with a leading axis of classes.
+        sizes: in the view's unit.
+    """
+
+    triggers: Trigger
+    sizes: Float[np.ndarray, " classes"]
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search of one view, compiled for an architecture and good for all its classes and weights.
+
+    Attributes:
+        classes: how many there are.
+        at_once: how many of them go through a step together.
+        begin: `begin(keys)`, what the first step gets.
+        loop: over the steps.
+        measure: `measure(triggers, batch, constants)`, how many images of other classes follow, and how many there are.
+    """
+
+    view: View
+    config: AuditConfig
+    classes: int
+    at_once: int
+    begin: Callable[[Array], Searching]
+    loop: BatchLoop
+    measure: Callable[[Trigger, Batches, Constants], tuple[Array, Array]]
+
+
+def towards(
+    apply: Apply, view: View, trigger: Trigger, batch: Batches, weights: Weights, target: Int[Array, ""]
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
+    """Mean cross-entropy to the target over the images of other classes; how many follow, and how many there are."""
+    logits = apply(weights.rest, weights.params, view.stamp(trigger, to_unit(batch.images)))
+    others = batch.weights * (batch.labels != target)
+    count = jnp.sum(others)
+    losses = cross_entropies(logits, jnp.full_like(batch.labels, target))
+    follow = jnp.sum(others * (jnp.argmax(logits, axis=-1) == target))
+    return jnp.sum(losses * others) / jnp.maximum(count, 1), (follow, count)
+
+
+def search_step(apply: Apply, view: View, config: AuditConfig, shape: Shape) -> Callable[..., Any]:
+    """One step of all classes: `step(searching, batch, constants)` gives the next and the sizes, (classes,)."""
+    schedule, largest = falling(config), view.largest(shape)
+    optimizer = view.optimizer(schedule)
+
+    def one(searching: Searching, target: Int[Array, ""], batch: Batches, weights: Weights) -> Searching:
+        gradient, (follow, count) = jax.grad(partial(towards, apply, view), has_aux=True)(
+            searching.trigger, batch, weights, target
+        )
+        updates, state = optimizer.update(gradient, searching.optimizer_state)
+        rate = config.rate * schedule(searching.steps)
+        factor = jnp.where(follow >= config.success * count, 1 - rate, 1 + rate)
+        size = jnp.minimum(searching.size * factor, largest)
+        moved = jax.tree.map(lambda old, update: old + view.stride(size) * update, searching.trigger, updates)
+        return Searching(view.project(moved, size), state, size, searching.steps + 1)
+
+    def step(searching: Searching, batch: Batches, constants: Constants) -> tuple[Searching, Float[Array, " classes"]]:
+        following = jax.vmap(one, in_axes=(0, 0, None, None))(searching, constants.target, batch, constants.weights)
+        return following, following.size
+
+    return step
+
+
+def falling(config: AuditConfig) -> optax.Schedule:
+    """What steps are multiplied by, those of the trigger and those of its size: from 1 to a tenth."""
+    return optax.cosine_decay_schedule(1.0, config.steps, alpha=0.1)
+
+
+def compile_search(
+    model: nnx.Module, classes: int, images: Dataset, view: View, config: AuditConfig, execution: Execution
+) -> Search:
+    """Compiles the search for models like `model` and images like `images`."""
+    shape = images.images.shape[1:]
+    chunks = -(-classes * config.batch_size * shape[0] * shape[1] // PIXELS_AT_ONCE)
+    at_once = -(-classes // min(chunks, classes))
+    apply = make_apply(model, execution)
+
+    def begin(keys: Array) -> Searching:
+        triggers = jax.vmap(lambda key: view.start(key, shape))(keys)
+        states = jax.vmap(view.optimizer(falling(config)).init)(triggers)
+        sizes = jnp.full(len(keys), view.first * view.largest(shape), jnp.float32)
+        return Searching(triggers, states, sizes, jnp.zeros(len(keys), jnp.int32))
+
+    def measure(triggers: Trigger, batch: Batches, constants: Constants) -> tuple[Array, Array]:
+        one = partial(towards, apply, view)
+        _, counts = jax.vmap(one, in_axes=(0, None, None, 0))(triggers, batch, constants.weights, constants.target)
+        return counts
+
+    place = Placement(make_mesh(1, 1))
+    start = place.members(begin(jax.random.split(jax.random.key(0), at_once)))
+    constants = place.members(Constants(split_weights(model), jnp.arange(at_once)))
+    step = search_step(apply, view, config, shape)
+    loop = compile_loop(step, start, step_batches(images, config), constants, execution=execution, placement=place)
+    return Search(view, config, classes, at_once, begin, loop, jax.jit(measure, compiler_options=compiler_options()))
+
+
+def step_batches(images: Dataset, config: AuditConfig) -> Batches:
+    """Random images for every step, (steps, batch_size, ...): one permutation of them after another."""
+    rng = np.random.default_rng(config.seed)
+    size = min(config.batch_size, len(images))
+    rounds = -(-config.steps * size // len(images))
+    order = np.concatenate([rng.permutation(len(images)) for _ in range(rounds)])[: config.steps * size]
+    return make_batches(images.take(order), size)
+
+
+def run_search(
+    search: Search, model: nnx.Module, images: Dataset, on_step: Callable[[int, int], None] | None = None
+) -> Found:
+    """The smallest triggers of all classes of a model, found on clean images.
+
+    Args:
+        search: compiled for the model's architecture.
+        model: see `ibau_jax.unlearn`.
+        images: clean images with their true labels.
+        on_step: called with the steps done, and how many there are for all classes.
+    """
+    place, weights = Placement(make_mesh(1, 1)), split_weights(model)
+    keys = jax.random.split(jax.random.key(search.config.seed), search.classes)
+    batches, parts = step_batches(images, search.config), class_parts(search)
+    found: list[Found] = []
+    for part, targets in enumerate(parts):
+
+        def report(done: int, before: int = part * search.config.steps) -> None:
+            if on_step:
+                on_step(before + done, len(parts) * search.config.steps)
+
+        constants = place.members(Constants(weights, jnp.asarray(targets)))
+        last, sizes = search.loop.run(place.members(search.begin(keys[targets])), batches, constants, report)
+        settled = np.exp(np.mean(np.log(sizes[-max(1, len(sizes) // SETTLED) :].astype(np.float64)), axis=0))
+        found.append(Found(last.trigger, settled))
+    return _joined(search, found)
+
+
+def class_parts(search: Search) -> list[np.ndarray]:
+    """The classes that go through the steps together; the last part is filled up with classes that were there."""
+    return list(np.resize(np.arange(search.classes), (-(-search.classes // search.at_once), search.at_once)))
+
+
+def _joined(search: Search, found: list[Found]) -> Found:
+    joined = jax.tree.map(lambda *arrays: np.concatenate([np.asarray(array) for array in arrays]), *found)
+    return Found(*jax.tree.map(lambda array: array[: search.classes], tuple(joined)))
+
+
+def measure(search: Search, model: nnx.Module, triggers: Trigger, images: Dataset) -> Float[np.ndarray, " classes"]:
+    """The share of images of other classes that each class's trigger takes to it, in [0, 1]; 0 where there are none."""
+    batches = make_batches(images, search.config.batch_size)
+    weights, shares = split_weights(model), []
+    for targets in class_parts(search):
+        some, constants = (
+            jax.tree.map(lambda array, t=targets: array[t], triggers),
+            Constants(weights, jnp.asarray(targets)),
+        )
+        counts = [
+            search.measure(some, Batches(*(array[index] for array in batches)), constants)
+            for index in range(len(batches.labels))
+        ]
+        follow, count = np.sum(np.asarray(counts), axis=0)
+        shares.append(follow / np.maximum(count, 1))
+    return np.concatenate(shares)[: search.classes]

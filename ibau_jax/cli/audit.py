@@ -1,0 +1,127 @@
+"""The audit as a command: what it looks at, what a person sees of it, what JSON holds."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ibau_jax.auditing import Audit, Auditor
+from ibau_jax.cli.console import console, percent, warn
+from ibau_jax.errors import DataError
+
+if TYPE_CHECKING:
+    from ibau_jax.cli.task import Task
+    from ibau_jax.config import AuditConfig
+    from ibau_jax.execution import Execution
+
+SHOWN_CLASSES = 5  # JSON has all
+
+
+class AuditProgress:
+    """A bar over the steps of a view."""
+
+    def __init__(self, name: str) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.name, self.progress = (
+            name,
+            Progress(*columns, console=console, transient=True, disable=not console.is_terminal),
+        )
+
+    def __enter__(self) -> "AuditProgress":
+        self.progress.__enter__()
+        self.task = self.progress.add_task(f"{self.name}: compiling", total=None)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.progress.__exit__(*error)
+
+    def on_step(self, view: str, done: int, count: int) -> None:
+        """Moves the bar."""
+        self.progress.update(self.task, description=f"{self.name}: {view}", completed=done, total=count)
+
+
+def audit_tasks(tasks: "list[Task]", config: "AuditConfig", execution: "Execution") -> None:
+    """Audits the models of runs, as they came and cleaned; searched on the clean set, measured on the other images."""
+    auditors: dict[Any, Auditor] = {}
+    for task in tasks:
+        if task.result is None or not task.result.rounds:
+            continue
+        kind = (task.subject.checkpoint.architecture.name, task.subject.checkpoint.num_classes, task.settings["mean"])
+        auditor = auditors.setdefault(kind, Auditor(config, execution))
+        for when, model in (("before", task.model), ("after", task.result.model)):
+            with AuditProgress(f"audit {when}") as bar:
+                try:
+                    task.audits[when] = auditor(model, task.clean_set, task.split.evaluation, bar.on_step)
+                except DataError as error:
+                    warn(f"{task.name} is not audited: {error}")
+                    break
+
+
+def audit_tables(audit: Audit) -> Iterator[Table]:
+    """A table a view: the classes with the smallest triggers, and the median class to compare them with."""
+    for name, findings in audit.views.items():
+        table = Table("class", title=f"Smallest {name} for each class")
+        for heading in (findings.unit, "times less than\nthe median", "anomaly\nindex"):
+            table.add_column(heading, justify="right")
+        smallest = f"{np.min(findings.sizes):.2f}"
+        for heading in ("held-out images\nthat follow", f"that follow\nat {smallest}"):
+            table.add_column(heading, justify="right")
+        for label in np.argsort(findings.sizes, kind="stable")[:SHOWN_CLASSES]:
+            ratio, index = np.median(findings.sizes) / findings.sizes[label], findings.anomaly_index[label]
+            table.add_row(
+                str(label),
+                f"{findings.sizes[label]:.2f}",
+                f"{ratio:.2f}",
+                f"{index:.1f}",
+                percent(findings.success[label]),
+                percent(findings.success_at_smallest[label]),
+            )
+        shares = (findings.success, findings.success_at_smallest)
+        table.add_section()
+        table.add_row(
+            "median",
+            f"{np.median(findings.sizes):.2f}",
+            *("", ""),
+            *(percent(float(np.median(share))) for share in shares),
+        )
+        yield table
+
+
+def verdict_lines(audit: Audit) -> Iterator[str]:
+    """The verdict, and a sentence of evidence for every suspect."""
+    yield f"verdict: {audit.verdict}"
+    for suspect in audit.suspects:
+        findings = audit.views[suspect.view]
+        yield (
+            f"class {suspect.label} (confidence {100 * suspect.confidence:.0f} %): a {suspect.view} of "
+            f"{findings.sizes[suspect.label]:.2f} {findings.unit} suffices, {suspect.ratio:.1f} times less than for "
+            f"the median class; {percent(findings.success[suspect.label])} of held-out images follow it"
+        )
+    if not audit.suspects:
+        yield (
+            "no class is reached by a much smaller trigger than the others (an all-to-all attack, or a trigger that is "
+            "neither a patch nor the same for all images, may not show)"
+        )
+
+
+def audit_record(audit: Audit) -> dict[str, Any]:
+    """The audit as JSON has it; lists hold a number a class."""
+    return {
+        "verdict": audit.verdict,
+        "suspects": [
+            {"label": s.label, "view": s.view, "ratio": s.ratio, "confidence": s.confidence} for s in audit.suspects
+        ],
+        "views": {
+            name: {
+                "unit": findings.unit,
+                "sizes": findings.sizes.tolist(),
+                "success": findings.success.tolist(),
+                "success_at_smallest": findings.success_at_smallest.tolist(),
+                "anomaly_index": findings.anomaly_index.tolist(),
+            }
+            for name, findings in audit.views.items()
+        },
+        "seconds": audit.seconds,
+    }

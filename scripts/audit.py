@@ -1,0 +1,61 @@
+"""Tells from clean images whether a classifier has a backdoor, and which class is its target."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from ibau_jax.cli import console
+from ibau_jax.cli.options import AuditOptions, DeviceOptions, ModelOptions, option
+
+FOUND = 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """Looks for a backdoor without knowing the trigger: for each class, how small can a trigger be that leads to it?
+
+    python scripts/audit.py --ckpt suspicious.pth --dataset clean.npz
+
+    Exit code: 0 no backdoor found, 1 backdoored or suspicious, 2 bad input.
+    """
+
+    subject: ModelOptions
+    audit: AuditOptions
+    device: DeviceOptions
+    dataset: Annotated[str | None, option("SPEC", "what the checkpoint names")] = None
+    """clean images, half of them to search on, half to measure on: digits, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y),
+    FILE.h5 (X_test, Y_test) or a folder of class folders"""
+    json: bool = False
+    """print JSON, all classes in it, instead of a table"""
+
+
+def main() -> int:
+    """Parses the command line, audits, prints."""
+    options = tyro.cli(Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff])
+    console.quiet_libraries()
+    # Imported here, so that --help and a wrong option need not wait for JAX.
+    from ibau_jax.auditing import Auditor
+    from ibau_jax.cli.audit import AuditProgress, audit_record, audit_tables, verdict_lines
+    from ibau_jax.cli.device import start
+    from ibau_jax.cli.job import load_images, load_subject
+    from ibau_jax.cli.options import DataOptions
+
+    start(options.device)
+    subject = load_subject(options.subject)
+    images = load_images(DataOptions(options.dataset), subject)
+    with AuditProgress("audit") as bar:
+        audit = Auditor(options.audit.config())(subject.model, images, on_step=bar.on_step)
+    if options.json:
+        print(json.dumps(audit_record(audit)))
+    else:
+        for table in audit_tables(audit):
+            console.console.print(table)
+        for line in verdict_lines(audit):
+            console.console.print(line, soft_wrap=True)
+    return 0 if audit.verdict == "no backdoor found" else FOUND
+
+
+if __name__ == "__main__":
+    console.run_command(main)

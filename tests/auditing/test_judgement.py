@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ibau_jax.auditing.judgement import BACKDOORED, SUSPICIOUS, anomaly_index, confidence, find_suspects, judge
+
+EVEN = np.full(10, 8.0)
+
+
+def with_ratio(ratio, label=3):
+    sizes = EVEN.copy()
+    sizes[label] /= ratio
+    return sizes
+
+
+def test_anomaly_index_of_a_normal_distribution_counts_standard_deviations():
+    logarithms = np.random.default_rng(0).normal(1.0, 0.2, 20001)
+    logarithms[0] = 1.0 - 5 * 0.2
+    assert anomaly_index(np.exp(logarithms))[0] == pytest.approx(5, rel=0.05)
+
+
+def test_anomaly_index_by_hand():
+    sizes = np.exp(np.asarray([0.0, 2.0, 3.0, 4.0, 4.0]))  # median 3, deviations 3 1 0 1 1, their median 1
+    np.testing.assert_allclose(anomaly_index(sizes), np.asarray([3, 1, 0, -1, -1]) / 1.4826)
+
+
+@pytest.mark.parametrize(
+    ("below", "verdict"),
+    [
+        (SUSPICIOUS - 0.01, "no backdoor found"),
+        (SUSPICIOUS + 0.01, "suspicious"),
+        (BACKDOORED - 0.01, "suspicious"),
+        (BACKDOORED + 0.01, "backdoored"),
+    ],
+)
+def test_verdict_at_the_thresholds(below, verdict):
+    assert judge(find_suspects({"patch": with_ratio(np.exp(below)), "perturbation": EVEN})) == verdict
+    assert judge(find_suspects({"patch": EVEN, "perturbation": with_ratio(np.exp(below))})) == verdict
+
+
+def test_suspects_come_in_order_and_name_the_view_they_stand_out_in():
+    suspects = find_suspects({"patch": with_ratio(3, label=7), "perturbation": with_ratio(5, label=1)})
+    assert [(suspect.label, suspect.view) for suspect in suspects] == [(1, "perturbation"), (7, "patch")]
+    assert suspects[0].ratio == pytest.approx(5)
+    assert suspects[0].confidence > suspects[1].confidence > 0.9
+
+
+@given(factor=st.floats(1e-3, 1e3), seed=st.integers(0, 1000))
+def test_units_do_not_matter(factor, seed):
+    sizes = np.exp(np.random.default_rng(seed).normal(0, 0.5, 10))
+    np.testing.assert_allclose(anomaly_index(sizes * factor), anomaly_index(sizes), atol=1e-6)
+    ratios = [suspect.ratio for suspect in find_suspects({"patch": sizes})]
+    np.testing.assert_allclose([suspect.ratio for suspect in find_suspects({"patch": sizes * factor})], ratios)
+
+
+def test_confidence_is_even_between_the_thresholds():
+    assert confidence((SUSPICIOUS + BACKDOORED) / 2) == pytest.approx(0.5)

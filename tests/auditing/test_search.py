@@ -1,0 +1,154 @@
+"""The search against models whose smallest triggers are known."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from ibau_jax import AuditConfig, Dataset, audit
+from ibau_jax.auditing.search import class_parts, compile_search, measure, run_search
+from ibau_jax.auditing.views import PATCH, PERTURBATION
+from ibau_jax.errors import DataError
+from ibau_jax.execution import DEFAULT_EXECUTION
+
+SHAPE, CLASSES = (6, 6, 3), 4
+
+
+class Linear(nnx.Module):
+    """Logits W x + b."""
+
+    def __init__(self, weights, bias):
+        self.weights, self.bias = nnx.Param(jnp.asarray(weights, jnp.float32)), jnp.asarray(bias, jnp.float32)
+
+    def __call__(self, x):
+        return x.reshape(len(x), -1) @ self.weights[...] + self.bias[None]
+
+
+def grey_images(count, seed=0):
+    """Near grey, so that small perturbations stay in [0, 1]."""
+    rng = np.random.default_rng(seed)
+    images = rng.uniform(0.4, 0.6, (count, *SHAPE)).astype(np.float32)
+    return Dataset(images, rng.integers(0, CLASSES, count), "grey")
+
+
+def random_linear(seed=1):
+    weights = np.random.default_rng(seed).normal(0, 1, (np.prod(SHAPE), CLASSES))
+    return Linear(weights, -0.5 * weights.sum(0))
+
+
+def needed_norm(model, images, label, share):
+    """The norm along the best direction of two classes, a closed form: the quantile of margin / ‖w_t − w_o‖."""
+    weights = np.asarray(model.weights[...], np.float64)
+    flat = images.images.reshape(len(images), -1).astype(np.float64)
+    logits = flat @ weights + np.asarray(model.bias, np.float64)
+    other = 1 - label
+    difference = weights[:, label] - weights[:, other]
+    margins = (logits[:, other] - logits[:, label])[images.labels != label]
+    return np.quantile(margins, share) / np.linalg.norm(difference)
+
+
+def test_perturbation_has_the_norm_of_the_closed_form():
+    """Between two classes the smallest universal perturbation of a linear model lies along w_t − w_o."""
+    weights = np.random.default_rng(3).normal(0, 1, (np.prod(SHAPE), 2))
+    model = Linear(weights, [6.0, -6.0] - 0.5 * weights.sum(0))  # class 1 is far away
+    images = grey_images(400)
+    images = Dataset(images.images, np.zeros(400, np.int64), "zeros")
+    config = AuditConfig(steps=300, batch_size=100)
+    search = compile_search(model, 2, images, PERTURBATION, config, DEFAULT_EXECUTION)
+    found = run_search(search, model, images)
+    assert found.sizes[1] == pytest.approx(needed_norm(model, images, 1, config.success), rel=0.1)
+    held_out = measure(search, model, found.triggers, images)
+    assert held_out[1] == pytest.approx(config.success, abs=0.1)
+    assert held_out[0] == 0  # there is no image of another class
+
+
+class Brightness(nnx.Module):
+    """Tells classes by their brightness; with a backdoor, a red pixel in the corner leads to class 2."""
+
+    def __init__(self, backdoor):
+        self.backdoor, self.scale = backdoor, nnx.Param(jnp.asarray(400.0))
+
+    def __call__(self, x):
+        levels = jnp.linspace(0.2, 0.8, CLASSES)[None]
+        logits = -self.scale[...] * (jnp.mean(x, axis=(1, 2, 3))[:, None] - levels) ** 2
+        red = x[:, -1, -1, 0] - x[:, -1, -1, 2]  # of a grey image 0
+        return logits + self.backdoor * red[:, None] * jnp.asarray([[0.0, 0, 1, 0]])
+
+
+def bright_images(count, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, CLASSES, count)
+    images = np.ones(SHAPE) * np.linspace(0.2, 0.8, CLASSES)[labels][:, None, None, None] + rng.uniform(
+        -0.1, 0.1, (count, *SHAPE[:2], 1)
+    )
+    return Dataset(images.astype(np.float32), labels, "grey")
+
+
+def test_a_backdoor_of_one_pixel_is_found_with_its_place_and_target():
+    found = audit(Brightness(150.0), bright_images(200), AuditConfig(steps=150))
+    assert found.verdict == "backdoored"
+    assert found.suspects[0].label == 2
+    findings = found.views[PATCH.name]
+    mask = np.asarray(findings.triggers["mask"])[2, 0, :, :, 0]
+    assert np.unravel_index(mask.argmax(), mask.shape) == (5, 5)
+    assert mask[5, 5] > 0.5 * mask.sum()
+    assert findings.sizes[2] == findings.sizes.min()
+    np.testing.assert_allclose(findings.success_at_smallest[2], findings.success[2], atol=0.1)
+    assert np.delete(findings.success_at_smallest, 2).max() < 0.5 < findings.success[2]
+
+
+def test_a_model_without_a_backdoor_has_no_suspect():
+    found = audit(Brightness(0.0), bright_images(200), AuditConfig(steps=150))
+    assert found.verdict == "no backdoor found"
+    assert found.suspects == ()
+
+
+def test_classes_in_parts_are_found_as_together(monkeypatch):
+    model, images, config = random_linear(), grey_images(60), AuditConfig(steps=20)
+    together = compile_search(model, CLASSES, images, PATCH, config, DEFAULT_EXECUTION)
+    monkeypatch.setattr("ibau_jax.auditing.search.PIXELS_AT_ONCE", 2 * config.batch_size * SHAPE[0] * SHAPE[1])
+    parted = compile_search(model, CLASSES, images, PATCH, config, DEFAULT_EXECUTION)
+    assert [len(part) for part in class_parts(parted)] == [2, 2]
+    one, other = run_search(together, model, images), run_search(parted, model, images)
+    np.testing.assert_allclose(one.sizes, other.sizes, rtol=1e-5)
+    np.testing.assert_allclose(
+        measure(together, model, one.triggers, images), measure(parted, model, other.triggers, images), atol=1e-6
+    )
+
+
+def test_scanned_on_the_device_it_finds_the_same():
+    from ibau_jax import Execution
+
+    model, images, config = random_linear(), grey_images(60), AuditConfig(steps=20)
+    sizes = [
+        run_search(compile_search(model, CLASSES, images, PERTURBATION, config, Execution(loop=loop)), model, images)
+        for loop in ("python", "scan")
+    ]
+    np.testing.assert_allclose(sizes[0].sizes, sizes[1].sizes, rtol=1e-5)
+
+
+def test_searched_and_measured_images_are_different(monkeypatch):
+    seen = []
+    from ibau_jax.auditing import auditor as module
+
+    original = module._findings
+
+    def spy(search, model, searched, measured, on_step):
+        seen.append((searched, measured))
+        return original(search, model, searched, measured, on_step)
+
+    monkeypatch.setattr(module, "_findings", spy)
+    audit(random_linear(), grey_images(50), AuditConfig(steps=2))
+    searched, measured = ({image.tobytes() for image in some.images} for some in seen[0])
+    assert not searched & measured
+    assert len(searched) + len(measured) == 50
+
+
+def test_too_few_images_are_an_error():
+    with pytest.raises(DataError, match="not 10 and 9"):
+        audit(random_linear(), grey_images(19))
+
+
+def test_images_of_another_size_are_an_error():
+    with pytest.raises(DataError, match="grey"):
+        audit(random_linear(), Dataset(np.zeros((30, 6, 6, 3), np.float32), np.full(30, 9), "grey"))
