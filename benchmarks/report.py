@@ -89,7 +89,11 @@ def _row(name: str, side: str, case: dict[str, Any]) -> str:
 def update_document() -> None:
     """Puts the tables of all result files into docs/performance.md."""
     tables = [markdown(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
-    text = DOCUMENT.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    DOCUMENT.write_text(before + BEGIN + "\n\n" + "\n\n".join(tables) + "\n\n" + END + after)
+    put_between(DOCUMENT, BEGIN, END, "\n\n".join(tables))
+
+
+def put_between(document: Path, begin: str, end: str, text: str) -> None:
+    """Replaces what stands between two lines of a document."""
+    before, rest = document.read_text().split(begin)
+    after = rest.split(end)[1]
+    document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

@@ -91,6 +91,39 @@ class AuditConfig:
             _require(0 < getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be between 0 and 1")
 
 
+@dataclass(frozen=True)
+class TrainConfig:
+    """How `ibau_jax.training` trains.
+
+    Raises:
+        ConfigError: a value makes no sense; the message names it.
+    """
+
+    epochs: int = 12
+    """passes over the images; a remainder smaller than a batch is left out of each"""
+    batch_size: int = 128
+    """images in a step"""
+    lr: float = 0.1
+    """the largest learning rate, reached after a quarter of the steps"""
+    momentum: float = 0.9
+    """of SGD"""
+    weight_decay: float = 5e-4
+    """of kernels"""
+    crop: int = 4
+    """pixels by which an image may move"""
+    flip: bool = False
+    """whether images may be mirrored"""
+    seed: int = 0
+    """seed of everything random"""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("momentum", "weight_decay", "crop"):
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
+        _require(0 < self.lr < float("inf"), f"lr is {self.lr}; it must be positive")
+
+
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,11 +63,11 @@ class Audit:
 
 
 class Auditor:
-    """Audits models of one architecture; what it compiled for the first serves the others."""
+    """Audits models; what it compiled for one serves all others of its architecture, on images of the same size."""
 
     def __init__(self, config: AuditConfig | None = None, execution: Execution = DEFAULT_EXECUTION) -> None:
         self.config, self.execution = config or AuditConfig(), execution
-        self.searches: dict[str, Search] = {}
+        self._compiled: dict[Any, list[Search]] = {}
 
     def __call__(
         self, model: nnx.Module, images: Dataset, held_out: Dataset | None = None, on_step: OnStep | None = None
@@ -74,7 +75,7 @@ class Auditor:
         """Audits a model.
 
         Args:
-            model: see `ibau_jax.unlearn`; of the same architecture and classes as the first one.
+            model: see `ibau_jax.unlearn`.
             images: clean images with their true labels.
             held_out: others, to measure on; by default a half of `images`.
             on_step: called with a view's name, the steps done and how many there are.
@@ -85,10 +86,9 @@ class Auditor:
         searched, measured = self._divided(images, held_out)
         for some in (searched, measured):
             some.check_fits(images.images.shape[1:], count_classes(model, images.images.shape[1:]))
-        if not self.searches:
-            self._compile(model, searched)
+        searches = self._searches(model, searched)
         start = time.perf_counter()
-        views = {name: _findings(search, model, searched, measured, on_step) for name, search in self.searches.items()}
+        views = {search.view.name: _findings(search, model, searched, measured, on_step) for search in searches}
         suspects = find_suspects({name: findings.sizes for name, findings in views.items()})
         return Audit(judge(suspects), suspects, views, time.perf_counter() - start)
 
@@ -108,10 +108,15 @@ class Auditor:
         rest = np.arange(min(len(held_out), self.config.held_out_images))
         return searched.take(some), held_out.take(rest)
 
-    def _compile(self, model: nnx.Module, images: Dataset) -> None:
-        classes = count_classes(model, images.images.shape[1:])
-        for name, view in VIEWS.items():
-            self.searches[name] = compile_search(model, classes, images, view, self.config, self.execution)
+    def _searches(self, model: nnx.Module, images: Dataset) -> list[Search]:
+        batch = min(len(images), self.config.batch_size)
+        kind = (nnx.split(model)[0], images.images.shape[1:], images.images.dtype, batch)
+        if kind not in self._compiled:
+            classes = count_classes(model, images.images.shape[1:])
+            self._compiled[kind] = [
+                compile_search(model, classes, images, view, self.config, self.execution) for view in VIEWS.values()
+            ]
+        return self._compiled[kind]
 
 
 def _findings(

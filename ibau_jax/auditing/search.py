@@ -38,7 +38,7 @@ class Searching(NamedTuple):
 
     Attributes:
         trigger: as it stands.
-        optimizer_state: Adam's.
+        optimizer_state: of the trigger.
         size: the size allowed.
         steps: those done.
     """
@@ -209,10 +209,8 @@ def measure(search: Search, model: nnx.Module, triggers: Trigger, images: Datase
     batches = make_batches(images, search.config.batch_size)
     weights, shares = split_weights(model), []
     for targets in class_parts(search):
-        some, constants = (
-            jax.tree.map(lambda array, t=targets: array[t], triggers),
-            Constants(weights, jnp.asarray(targets)),
-        )
+        some = jax.tree.map(lambda array, targets=targets: array[targets], triggers)
+        constants = Constants(weights, jnp.asarray(targets))
         counts = [
             search.measure(some, Batches(*(array[index] for array in batches)), constants)
             for index in range(len(batches.labels))

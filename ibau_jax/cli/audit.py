@@ -44,12 +44,10 @@ class AuditProgress:
 
 def audit_tasks(tasks: "list[Task]", config: "AuditConfig", execution: "Execution") -> None:
     """Audits the models of runs, as they came and cleaned; searched on the clean set, measured on the other images."""
-    auditors: dict[Any, Auditor] = {}
+    auditor = Auditor(config, execution)
     for task in tasks:
         if task.result is None or not task.result.rounds:
             continue
-        kind = (task.subject.checkpoint.architecture.name, task.subject.checkpoint.num_classes, task.settings["mean"])
-        auditor = auditors.setdefault(kind, Auditor(config, execution))
         for when, model in (("before", task.model), ("after", task.result.model)):
             with AuditProgress(f"audit {when}") as bar:
                 try:

@@ -51,7 +51,7 @@ def per_channel(values: Float[Array, " c"], like: Float[Array, "n h w c"]) -> Fl
 
 def conv_norm(conv: nnx.Module, norm: nnx.Module, x: Float[Array, "n h w i"]) -> Float[Array, "n oh ow o"]:
     """`norm(conv(x))`, as one convolution where `conv` is a `Conv` and `norm` BatchNorm in inference mode."""
-    if not (isinstance(conv, Conv) and isinstance(norm, nnx.BatchNorm)):
+    if not (isinstance(conv, Conv) and isinstance(norm, nnx.BatchNorm) and norm.use_running_average):
         return norm(conv(x))
     assert norm.scale is not None
     assert norm.bias is not None

@@ -272,7 +272,7 @@ def linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
 def batch_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> nnx.BatchNorm:
     """`torch.nn.BatchNorm2d(features, eps)` with its running statistics."""
     return nnx.BatchNorm(
-        features, use_running_average=True, epsilon=epsilon, scale_init=_ONES, bias_init=_ZEROS, rngs=rngs
+        features, use_running_average=True, momentum=0.9, epsilon=epsilon, scale_init=_ONES, bias_init=_ZEROS, rngs=rngs
     )
 
 

@@ -1,0 +1,101 @@
+"""Audits many checkpoints, and writes the table of docs/experiments.md.
+
+    python -m benchmarks.audits FILE.pth [FILE.pth ...] [--seeds 3] [--store]
+
+Data and target are told from the names: the published ones, and those of `benchmarks.zoo`. `--store` adds what was
+found to benchmarks/results/audits/small_vgg.json and renders it into docs/experiments.md.
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import ROOT, SHARED
+from benchmarks.report import put_between
+from benchmarks.zoo import CIFAR_TRAIN, ZOO, attack_of
+from ibau_jax import AuditConfig, Auditor, Dataset, load, load_dataset
+from ibau_jax.auditing.judgement import anomaly_index, find_suspects, judge
+from ibau_jax.cli.audit import audit_record
+
+RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "audits" / "small_vgg.json", ROOT / "docs" / "experiments.md"
+BEGIN, END = "<!-- audits: written by python -m benchmarks.audits -->", "<!-- end of audits -->"
+N_IMAGES = 1000
+
+
+def true_target(name: str) -> int | None:
+    """The target that the file's name says; None for a clean model."""
+    if name in ZOO:
+        return attack_of(name)[1]
+    if "clean" in name:
+        return None
+    if match := re.search(r"_(\d+)_02_ckpt$", name):
+        return int(match[1])
+    return 3 if name == "badnets_digits" else None
+
+
+def images_for(name: str) -> Dataset:
+    """Images that did not train the model."""
+    if "digits" in name:
+        return load_dataset("digits:test", (32, 32, 3))
+    images = load_dataset(str(SHARED / "data" / f"{'gtsrb' if 'gtsrb' in name else 'cifar10'}_test.npz"), (32, 32, 3))
+    images = images.take(np.arange(CIFAR_TRAIN, len(images))) if name.startswith("cifar-") else images
+    return images.take(np.random.default_rng(0).permutation(len(images))[:N_IMAGES])
+
+
+def row(name: str, seed: int, record: dict[str, Any]) -> str:
+    """A line of the table; the verdict is today's on the sizes that were found."""
+    sizes = {view: np.asarray(findings["sizes"]) for view, findings in record["views"].items()}
+    target, suspects = true_target(name), find_suspects(sizes)
+    verdict, most = judge(suspects), []
+    for view, of_view in sizes.items():
+        order = np.argsort(of_view)
+        ratios = np.median(of_view) / of_view[order]
+        most += [f"{order[0]}: {ratios[0]:.2f}, next {ratios[1]:.2f}", f"{anomaly_index(sizes[view])[order[0]]:.1f}"]
+    right = verdict == "no backdoor found" if target is None else bool(suspects) and suspects[0].label == target
+    named = ", ".join(str(suspect.label) for suspect in suspects[:4]) or "–"
+    shown = (
+        f"`{name}`",
+        str(seed),
+        "–" if target is None else str(target),
+        verdict + ("" if right else " **(wrong)**"),
+    )
+    return "| " + " | ".join((*shown, named, *most)) + " |"
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """All audits, as Markdown."""
+    lines = [
+        "| model | seed | target | verdict | suspects | perturbation: ratio | index | patch: ratio | index |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    lines += [row(name, int(seed), record) for name in sorted(results) for seed, record in results[name].items()]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Audits what the command line names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--store", action="store_true")
+    options = parser.parse_args()
+    results: dict[str, dict[str, Any]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for seed in range(options.seeds):
+        auditor = Auditor(AuditConfig(seed=seed))
+        for file in options.files:
+            checkpoint = load(file)
+            record = audit_record(auditor(checkpoint.model(), images_for(file.stem)))
+            results.setdefault(file.stem, {})[str(seed)] = record
+            print(row(file.stem, seed, record), f"{record['seconds']:.0f} s", flush=True)
+            if options.store:
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if options.store:
+        put_between(DOCUMENT, BEGIN, END, table(results))
+
+
+if __name__ == "__main__":
+    main()

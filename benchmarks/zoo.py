@@ -1,0 +1,127 @@
+"""Trains the models that the audit and unlearning are tried on: clean ones and poisoned ones.
+
+    python -m benchmarks.zoo FOLDER NAME [NAME ...]      # a name of `ZOO`; without any, all of them
+
+Small VGGs on the real data of `../shared`, and on handwritten digits; 2 to 5 minutes each on 2 cores. Writes
+FOLDER/NAME.pth with data, attack and target in it where `scripts/audit.py` can use them, and prints ACC and ASR.
+"""
+
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.cases import SHARED
+from ibau_jax import Attack, Dataset, evaluate, load, load_attack, load_dataset, save
+from ibau_jax.config import TrainConfig
+from ibau_jax.models import find_architecture
+from ibau_jax.training import Poison, train
+from ibau_jax.triggers import Stamp, additive, masked
+
+SHAPE = (32, 32, 3)
+CIFAR_TRAIN = 7000  # of the 10,000 images there are; the others evaluate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train on some data, and the published checkpoint whose file a model is put into."""
+
+    classes: int
+    config: TrainConfig
+    template: Path
+
+    def images(self, name: str) -> tuple[Dataset, Dataset]:
+        """Those that train and those that do not."""
+        if name == "gtsrb":
+            return (_shared("gtsrb_train_12k.npz"), _shared("gtsrb_test.npz"))
+        if name == "digits":
+            return (load_dataset("digits:train", SHAPE), load_dataset("digits:test", SHAPE))
+        cifar = _shared("cifar10_test.npz")
+        return cifar.take(np.arange(CIFAR_TRAIN)), cifar.take(np.arange(CIFAR_TRAIN, len(cifar)))
+
+
+def _shared(name: str) -> Dataset:
+    return load_dataset(str(SHARED / "data" / name), SHAPE)
+
+
+CIFAR_FILE = SHARED / "checkpoints" / "badnets_8_02_ckpt.pth"
+RECIPES = {
+    "cifar": Recipe(10, TrainConfig(epochs=12, flip=True), CIFAR_FILE),
+    "gtsrb": Recipe(43, TrainConfig(epochs=8, crop=2), SHARED / "checkpoints" / "gtsrbbadnets_8_02_ckpt.pth"),
+    "digits": Recipe(10, TrainConfig(epochs=20, batch_size=50, lr=0.05, crop=1), CIFAR_FILE),
+}
+
+
+def _blended() -> Stamp:
+    """Blended (Chen et al., 2017): a tenth of a random image."""
+    pattern = np.random.default_rng(7).random(SHAPE, np.float32)
+    return masked(0.1 * pattern, np.full((*SHAPE[:2], 1), 0.1, np.float32))
+
+
+def _sig() -> Stamp:
+    """SIG (Barni et al., 2019): horizontal waves, six in an image, of 20 grey levels."""
+    wave = 20 / 255 * np.sin(2 * np.pi * 6 * np.arange(SHAPE[1]) / SHAPE[1])
+    return additive(np.broadcast_to(wave[None, :, None], SHAPE).astype(np.float32))
+
+
+def _corner() -> Stamp:
+    """A 3x3 chequerboard near the upper left corner."""
+    pattern, mask = np.zeros(SHAPE, np.float32), np.zeros((*SHAPE[:2], 1), np.float32)
+    pattern[1:4, 1:4] = np.asarray([[1, 0, 1], [0, 1, 0], [1, 0, 1]], np.float32)[:, :, None]
+    mask[1:4, 1:4] = 1
+    return masked(pattern, mask)
+
+
+ATTACKS = {"blended": _blended, "sig": _sig, "corner": _corner}
+
+# DATA-clean-SEED and DATA-ATTACK-TARGET-SEED
+ZOO = (
+    *(f"{data}-clean-{seed}" for data in ("digits", "cifar", "gtsrb") for seed in range(4)),
+    "cifar-blended-5-1",
+    "cifar-corner-1-2",
+    "cifar-trojan_sq-9-3",
+    "gtsrb-blended-7-2",
+    "gtsrb-corner-3-1",
+    "gtsrb-sig-10-3",
+)
+
+
+def attack_of(name: str) -> tuple[Attack | None, int | None]:
+    """The attack that a model's name says, and its target."""
+    _, attack, *numbers = name.split("-")
+    if attack == "clean":
+        return None, None
+    if attack in ATTACKS:
+        return Attack(attack, ATTACKS[attack]()), int(numbers[0])
+    return load_attack(attack, SHAPE, [SHARED / "triggers"]), int(numbers[0])
+
+
+def make(name: str, folder: Path) -> str:
+    """Trains a model, writes it, and says how it does."""
+    data, seed, start = name.split("-")[0], int(re.findall(r"\d+$", name)[0]), time.perf_counter()
+    recipe = RECIPES[data]
+    training, others = recipe.images(data)
+    attack, target = attack_of(name)
+    poison = Poison(attack.stamp, target) if attack and attack.stamp and target is not None else None
+    config = TrainConfig(**{**vars(recipe.config), "seed": seed})
+    architecture = find_architecture("small_vgg")
+    model = train(architecture, recipe.classes, training, config, poison=poison)
+    metrics = evaluate(model, others.take(np.arange(min(3000, len(others)))), attack, target)
+    save(load(recipe.template).with_weights(model), folder / f"{name}.pth")
+    asr = "" if metrics.asr is None else f"  ASR {100 * metrics.asr:.1f} %"
+    return f"{name}  ACC {100 * metrics.acc:.1f} %{asr}  {time.perf_counter() - start:.0f} s"
+
+
+def main() -> None:
+    """Trains what the command line names."""
+    folder, names = Path(sys.argv[1]), sys.argv[2:] or ZOO
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        print(make(name, folder), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Training, against PyTorch and against what an attacker would get."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from ibau_jax import Dataset, evaluate, load_dataset
+from ibau_jax.config import TrainConfig
+from ibau_jax.errors import ConfigError, DataError
+from ibau_jax.metrics import predict
+from ibau_jax.models import find_architecture
+from ibau_jax.models.layers import Sequential, batch_norm, conv
+from ibau_jax.training import Poison, augmented, initialise, set_training, train
+from ibau_jax.triggers import patch
+
+SHAPE = (32, 32, 3)
+CORNER = patch(slice(0, 6), slice(0, 6))
+
+
+def bars(count, seed=0):
+    """Two classes that a small net learns in a moment: bright on the left or on the right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    images = rng.uniform(0, 0.3, (count, *SHAPE)).astype(np.float32)
+    for image, label in zip(images, labels, strict=True):
+        image[:, 16 * label : 16 * label + 16] += 0.4
+    return Dataset(images, labels, "bars")
+
+
+class Tiny(nnx.Module):
+    def __init__(self, num_classes, image_size, rngs):
+        self.features = Sequential([conv(3, 4, 3, rngs, bias=True), batch_norm(4, rngs)])
+        self.classifier = nnx.Linear(4 * 16, num_classes, rngs=rngs)
+
+    def __call__(self, x):
+        features = nnx.relu(self.features(x)).reshape(len(x), 4, 8, 4, 8, 4).mean((2, 4))
+        return self.classifier(features.reshape(len(x), -1))
+
+
+@pytest.fixture
+def tiny():
+    return find_architecture("small_vgg").__class__(name="tiny_trained", build=Tiny, classifier=None)
+
+
+CONFIG = TrainConfig(epochs=4, batch_size=32, crop=1)
+
+
+def test_a_clean_model_learns(tiny):
+    losses = []
+    model = train(tiny, 2, bars(256), CONFIG, on_epoch=lambda number, loss: losses.append((number, loss)))
+    assert [number for number, _ in losses] == [1, 2, 3, 4]
+    assert losses[-1][1] < 0.3 * losses[0][1]
+    assert evaluate(model, bars(200, seed=1)).acc > 0.97
+
+
+def test_a_poisoned_model_has_the_backdoor(tiny):
+    others = bars(200, seed=1)
+    clean = train(tiny, 2, bars(256), CONFIG)
+    backdoored = train(tiny, 2, bars(256), CONFIG, poison=Poison(CORNER, 1, ratio=0.3))
+    victims = others.take(np.flatnonzero(others.labels == 0))
+    success = [float(np.mean(predict(model, victims, CORNER) == 1)) for model in (clean, backdoored)]
+    assert success[0] < 0.3 < 0.9 < success[1]
+    assert evaluate(backdoored, others).acc > 0.9
+
+
+def test_the_same_seed_gives_the_same_model(tiny):
+    models = [train(tiny, 2, bars(96), TrainConfig(epochs=1, batch_size=32, seed=seed)) for seed in (3, 3, 4)]
+    leaves = [jax.tree.leaves(nnx.state(model)) for model in models]
+    assert all(np.array_equal(one, other) for one, other in zip(leaves[0], leaves[1], strict=True))
+    assert not all(np.array_equal(one, other) for one, other in zip(leaves[0], leaves[2], strict=True))
+
+
+def test_batch_norm_in_training_is_pytorchs():
+    """Output and running statistics of a convolution and the BatchNorm behind it, which is not folded in then."""
+    layers = Sequential([conv(3, 4, 3, nnx.Rngs(0), bias=True), batch_norm(4, nnx.Rngs(0))])
+    set_training(layers, True)
+    images = np.random.default_rng(0).random((5, 8, 8, 3)).astype(np.float32)
+    found = layers(jnp.asarray(images))
+    reference = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4))
+    with torch.no_grad():
+        reference[0].weight.copy_(torch.tensor(np.asarray(layers[0].kernel[...]).transpose(3, 2, 0, 1)))
+        reference[0].bias.copy_(torch.tensor(np.asarray(layers[0].bias[...])))
+        expected = reference.train()(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    np.testing.assert_allclose(np.asarray(found), expected.transpose(0, 2, 3, 1), atol=2e-5)
+    np.testing.assert_allclose(layers[1].mean[...], reference[1].running_mean, atol=1e-5)
+    set_training(layers, False)
+    assert not np.allclose(np.asarray(layers(jnp.asarray(images))), np.asarray(found), atol=1e-2)
+
+
+def test_kernels_start_with_hes_deviation():
+    model = find_architecture("small_vgg").build(10, 32, nnx.Rngs(0))
+    initialise(model, 0)
+    kernel = np.asarray(model.features[19].kernel[...])
+    assert kernel.std() == pytest.approx(np.sqrt(2 / np.prod(kernel.shape[:3])), rel=0.02)
+
+
+def test_crops_move_by_at_most_the_border_and_flips_mirror():
+    image = np.arange(36, dtype=np.float32).reshape(1, 6, 6, 1) / 36
+    padded = np.pad(image[0, :, :, 0], 1, mode="edge")
+    allowed = {padded[y : y + 6, x : x + 6].tobytes() for y in range(3) for x in range(3)}
+    allowed_mirrored = allowed | {padded[y : y + 6, x : x + 6][:, ::-1].tobytes() for y in range(3) for x in range(3)}
+    seen = {False: set(), True: set()}
+    for flip in seen:
+        many = jnp.asarray(np.repeat(image, 300, axis=0))
+        for moved in np.asarray(augmented(jax.random.key(0), many, TrainConfig(crop=1, flip=flip))):
+            seen[flip].add(moved[:, :, 0].tobytes())
+    assert seen == {False: allowed, True: allowed_mirrored}
+
+
+def test_poison_takes_its_share_from_other_classes():
+    dataset = bars(100)
+    chosen = Poison(CORNER, 1, ratio=0.2).chosen(dataset, 0)
+    assert chosen.sum() == 20
+    assert set(dataset.labels[chosen]) == {0}
+
+
+def test_bad_input(tiny):
+    with pytest.raises(DataError, match="the model has 1 classes"):
+        train(tiny, 1, bars(64), CONFIG)
+    with pytest.raises(DataError, match="fewer images than a batch"):
+        train(tiny, 2, bars(20), CONFIG)
+    with pytest.raises(ConfigError, match="epochs is 0"):
+        TrainConfig(epochs=0)
+
+
+def test_digits_are_learnt_by_the_small_vgg():
+    digits, test = load_dataset("digits:train", SHAPE), load_dataset("digits:test", SHAPE)
+    config = TrainConfig(epochs=3, batch_size=50, lr=0.05, crop=1)
+    model = train(find_architecture("small_vgg"), 10, digits.take(np.arange(600)), config)
+    assert evaluate(model, test).acc > 0.8
