@@ -52,7 +52,8 @@ def main() -> int:
     else:
         for table in audit_tables(audit):
             console.console.print(table)
-        for line in verdict_lines(audit):
+        verdict, *evidence = verdict_lines(audit)
+        for line in (f"verdict: {verdict}", *evidence):
             console.console.print(line, soft_wrap=True)
     return 0 if audit.verdict == "no backdoor found" else FOUND
 

@@ -88,8 +88,8 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
 
 
 def verdict_lines(audit: Audit) -> Iterator[str]:
-    """The verdict, and a sentence of evidence for every suspect."""
-    yield f"verdict: {audit.verdict}"
+    """The verdict, and a line of evidence for every suspect."""
+    yield audit.verdict
     for suspect in audit.suspects:
         findings = audit.views[suspect.view]
         yield (

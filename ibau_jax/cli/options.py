@@ -179,8 +179,8 @@ class AuditOptions:
     """steps of the search for each class's smallest trigger"""
     audit_success: Annotated[float | None, option("X", "0.9")] = None
     """share of other classes' images that a trigger must take to its class"""
-    audit_images: Annotated[int | None, option("N", "500")] = None
-    """clean images to search on, at most"""
+    audit_images: Annotated[int | None, option("N", "500 and 200")] = None
+    """clean images to search on, at most, and others to measure on"""
     audit_seed: int = 0
     """seed of the order of images and of the first triggers"""
 
@@ -194,6 +194,7 @@ class AuditOptions:
             "steps": self.audit_steps,
             "success": self.audit_success,
             "search_images": self.audit_images,
+            "held_out_images": self.audit_images,
         }
         return AuditConfig(seed=self.audit_seed, **{name: value for name, value in given.items() if value is not None})
 

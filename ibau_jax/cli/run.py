@@ -152,7 +152,8 @@ def _finish(task: Task, begin: float, count: int) -> None:
     assert task.before is not None
     console.console.print(console.before_after(task.before, task.after()))
     for when, audit in task.audits.items():
-        console.describe({f"audit {when}": " ".join(verdict_lines(audit))})
+        verdict, *evidence = verdict_lines(audit)
+        console.describe({f"audit {when:<6}": f"{verdict}: {'; '.join(evidence)}"})
     console.console.print(f"cleaned model: {console.escaped(str(model_file))}", soft_wrap=True)
 
 

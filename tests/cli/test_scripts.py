@@ -18,6 +18,7 @@ from tests.cli.commands import EVALUATE, EXAMPLE, UNLEARN, run
 from tests.conftest import ROOT
 
 FAST = ["--n-rounds", "1", "--K", "1", "--n-clean", "40", "--batch-size", "20"]
+QUICK_AUDIT = ["--audit-steps", "2", "--audit-images", "10"]
 
 
 def unlearn(*arguments, cwd):
@@ -331,7 +332,7 @@ def test_evaluate(tmp_path, small_digits):
 def test_unlearning_imports_neither_torch_nor_tensorflow(tmp_path, small_digits):
     program = f"""
 import runpy, sys
-sys.argv = ["unlearn.py", "--ckpt", {str(EXAMPLE)!r}, "--dataset", {str(small_digits)!r}, "--out", "out", *{FAST!r}]
+sys.argv = ["unlearn.py", "--ckpt", {str(EXAMPLE)!r}, "--dataset", {str(small_digits)!r}, "--out", "out", *{[*FAST, *QUICK_AUDIT]!r}]
 try:
     runpy.run_path({str(ROOT / "scripts" / "unlearn.py")!r}, run_name="__main__")
 except SystemExit as end:
