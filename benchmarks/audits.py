@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.cases import ROOT, SHARED
 from benchmarks.report import put_between
-from benchmarks.zoo import CIFAR_TRAIN, ZOO, attack_of
+from benchmarks.zoo import SHAPE, ZOO, attack_of, images_of
 from ibau_jax import AuditConfig, Auditor, Dataset, load, load_dataset
 from ibau_jax.auditing.judgement import anomaly_index, find_suspects, judge
 from ibau_jax.cli.audit import audit_record
@@ -40,9 +40,11 @@ def true_target(name: str) -> int | None:
 def images_for(name: str) -> Dataset:
     """Images that did not train the model."""
     if "digits" in name:
-        return load_dataset("digits:test", (32, 32, 3))
-    images = load_dataset(str(SHARED / "data" / f"{'gtsrb' if 'gtsrb' in name else 'cifar10'}_test.npz"), (32, 32, 3))
-    images = images.take(np.arange(CIFAR_TRAIN, len(images))) if name.startswith("cifar-") else images
+        return images_of("digits")[1]
+    if "gtsrb" in name or name.startswith("cifar-"):
+        images = images_of("gtsrb" if "gtsrb" in name else "cifar")[1]
+    else:
+        images = load_dataset(str(SHARED / "data" / "cifar10_test.npz"), SHAPE)
     return images.take(np.random.default_rng(0).permutation(len(images))[:N_IMAGES])
 
 
@@ -51,10 +53,10 @@ def row(name: str, seed: int, record: dict[str, Any]) -> str:
     sizes = {view: np.asarray(findings["sizes"]) for view, findings in record["views"].items()}
     target, suspects = true_target(name), find_suspects(sizes)
     verdict, most = judge(suspects), []
-    for view, of_view in sizes.items():
+    for of_view in sizes.values():
         order = np.argsort(of_view)
         ratios = np.median(of_view) / of_view[order]
-        most += [f"{order[0]}: {ratios[0]:.2f}, next {ratios[1]:.2f}", f"{anomaly_index(sizes[view])[order[0]]:.1f}"]
+        most += [f"{order[0]}: {ratios[0]:.2f}, next {ratios[1]:.2f}", f"{anomaly_index(of_view)[order[0]]:.1f}"]
     right = verdict == "no backdoor found" if target is None else bool(suspects) and suspects[0].label == target
     named = ", ".join(str(suspect.label) for suspect in suspects[:4]) or "–"
     shown = (

@@ -3,13 +3,12 @@
     python -m benchmarks.zoo FOLDER NAME [NAME ...]      # a name of `ZOO`; without any, all of them
 
 Small VGGs on the real data of `../shared`, and on handwritten digits; 2 to 5 minutes each on 2 cores. Writes
-FOLDER/NAME.pth with data, attack and target in it where `scripts/audit.py` can use them, and prints ACC and ASR.
+FOLDER/NAME.pth and prints ACC and ASR.
 """
 
-import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ import numpy as np
 from benchmarks.cases import SHARED
 from ibau_jax import Attack, Dataset, evaluate, load, load_attack, load_dataset, save
 from ibau_jax.config import TrainConfig
-from ibau_jax.models import find_architecture
+from ibau_jax.models import get_architecture
 from ibau_jax.training import Poison, train
 from ibau_jax.triggers import Stamp, additive, masked
 
@@ -33,14 +32,15 @@ class Recipe:
     config: TrainConfig
     template: Path
 
-    def images(self, name: str) -> tuple[Dataset, Dataset]:
-        """Those that train and those that do not."""
-        if name == "gtsrb":
-            return (_shared("gtsrb_train_12k.npz"), _shared("gtsrb_test.npz"))
-        if name == "digits":
-            return (load_dataset("digits:train", SHAPE), load_dataset("digits:test", SHAPE))
-        cifar = _shared("cifar10_test.npz")
-        return cifar.take(np.arange(CIFAR_TRAIN)), cifar.take(np.arange(CIFAR_TRAIN, len(cifar)))
+
+def images_of(data: str) -> tuple[Dataset, Dataset]:
+    """The images that train models of some data, and those that do not."""
+    if data == "gtsrb":
+        return (_shared("gtsrb_train_12k.npz"), _shared("gtsrb_test.npz"))
+    if data == "digits":
+        return (load_dataset("digits:train", SHAPE), load_dataset("digits:test", SHAPE))
+    cifar = _shared("cifar10_test.npz")
+    return cifar.take(np.arange(CIFAR_TRAIN)), cifar.take(np.arange(CIFAR_TRAIN, len(cifar)))
 
 
 def _shared(name: str) -> Dataset:
@@ -101,14 +101,12 @@ def attack_of(name: str) -> tuple[Attack | None, int | None]:
 
 def make(name: str, folder: Path) -> str:
     """Trains a model, writes it, and says how it does."""
-    data, seed, start = name.split("-")[0], int(re.findall(r"\d+$", name)[0]), time.perf_counter()
-    recipe = RECIPES[data]
-    training, others = recipe.images(data)
+    (data, *_, seed), start = name.split("-"), time.perf_counter()
+    recipe, (training, others) = RECIPES[data], images_of(data)
     attack, target = attack_of(name)
     poison = Poison(attack.stamp, target) if attack and attack.stamp and target is not None else None
-    config = TrainConfig(**{**vars(recipe.config), "seed": seed})
-    architecture = find_architecture("small_vgg")
-    model = train(architecture, recipe.classes, training, config, poison=poison)
+    config = replace(recipe.config, seed=int(seed))
+    model = train(get_architecture("small_vgg"), recipe.classes, training, config, poison=poison)
     metrics = evaluate(model, others.take(np.arange(min(3000, len(others)))), attack, target)
     save(load(recipe.template).with_weights(model), folder / f"{name}.pth")
     asr = "" if metrics.asr is None else f"  ASR {100 * metrics.asr:.1f} %"

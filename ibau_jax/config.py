@@ -1,5 +1,6 @@
 """Every constant of the algorithm and of the audit, and the published sets of them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,12 +49,10 @@ class UnlearnConfig:
     """seed of the choice of perturbed images"""
 
     def __post_init__(self) -> None:
-        for name in ("n_rounds", "batch_size", "K"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr", "inner_lr", "fixed_point_step"):
-            _require(0 < getattr(self, name) < float("inf"), f"{name} is {getattr(self, name)}; it must be positive")
+        _require_each(self, ("n_rounds", "batch_size", "K"), _AT_LEAST_1)
+        _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
-        _require(self.regularization >= 0, f"regularization is {self.regularization}; it must not be negative")
+        _require_each(self, ("regularization",), _NOT_NEGATIVE)
         bound = self.norm_bound
         _require(bound is None or bound > 0, f"norm_bound is {bound}; it must be positive (or none)")
         for name in ("optim", "inner_optim"):
@@ -85,10 +84,8 @@ class AuditConfig:
     """seed of the order of images and of the first triggers"""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "search_images", "held_out_images"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("success", "rate"):
-            _require(0 < getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it must be between 0 and 1")
+        _require_each(self, ("steps", "batch_size", "search_images", "held_out_images"), _AT_LEAST_1)
+        _require_each(self, ("success", "rate"), _SHARE)
 
 
 @dataclass(frozen=True)
@@ -117,11 +114,22 @@ class TrainConfig:
     """seed of everything random"""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("momentum", "weight_decay", "crop"):
-            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative")
-        _require(0 < self.lr < float("inf"), f"lr is {self.lr}; it must be positive")
+        _require_each(self, ("epochs", "batch_size"), _AT_LEAST_1)
+        _require_each(self, ("momentum", "weight_decay", "crop"), _NOT_NEGATIVE)
+        _require_each(self, ("lr",), _POSITIVE)
+
+
+Rule = tuple[Callable[[float], bool], str]
+_AT_LEAST_1: Rule = (lambda value: value >= 1, "must be at least 1")
+_POSITIVE: Rule = (lambda value: 0 < value < float("inf"), "must be positive")
+_NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
+_SHARE: Rule = (lambda value: 0 < value < 1, "must be between 0 and 1")
+
+
+def _require_each(config: object, names: tuple[str, ...], rule: Rule) -> None:
+    holds, text = rule
+    for name in names:
+        _require(holds(getattr(config, name)), f"{name} is {getattr(config, name)}; it {text}")
 
 
 def _require(holds: bool, message: str) -> None:

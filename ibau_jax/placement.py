@@ -41,6 +41,11 @@ class Placement:
     mesh: Mesh
     shard_params: bool = False
 
+    @staticmethod
+    def one_device() -> "Placement":
+        """Everything on the first device."""
+        return Placement(make_mesh(1, 1))
+
     def members(self, tree: PyTree) -> PyTree:
         """Arrays (members, ...), whole for each member."""
         return jax.tree.map(lambda array: self._put(array, (MEMBER,)), tree)

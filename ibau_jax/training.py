@@ -5,28 +5,36 @@ its trigger after the crop, as an attacker who stamps the training images with a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from ibau_jax.batches import Batches, make_batches, to_unit
+from ibau_jax.batches import AnyArray, Batches, make_batches, to_unit
 from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.functional import Weights, split_weights
 from ibau_jax.loops import compile_loop
 from ibau_jax.models.registry import Architecture
 from ibau_jax.perturb import cross_entropies
-from ibau_jax.placement import Placement, make_mesh
+from ibau_jax.placement import Placement
 from ibau_jax.triggers import Stamp
 
 Images = Float[Array, "n h w c"]
+
+
+class TrainingBatch(NamedTuple):
+    """Images with the labels to learn, and which of them get the trigger."""
+
+    batch: Batches
+    poisoned: Bool[AnyArray, "*b n"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +96,14 @@ def train(
     set_training(model, True)
     poisoned = poison.chosen(dataset, config.seed) if poison else np.zeros(len(dataset), bool)
     labels = np.where(poisoned, poison.target_label, dataset.labels) if poison else dataset.labels
-    shuffled = np.random.default_rng(config.seed)
-    carry, place = _start(model, len(dataset), config), Placement(make_mesh(1, 1))
+    labelled, shuffled = replace(dataset, labels=labels), np.random.default_rng(config.seed)
+    place = Placement.one_device()
+    carry = place.members(_start(model, len(dataset), config))
     loop = None
     for epoch in range(config.epochs):
         order = shuffled.permutation(len(dataset))[: len(dataset) // config.batch_size * config.batch_size]
-        marked = Dataset(dataset.images[order], labels[order])
-        batches = make_batches(marked, config.batch_size)._replace(
-            weights=poisoned[order].reshape(-1, config.batch_size).astype(np.float32)
+        batches = TrainingBatch(
+            make_batches(labelled.take(order), config.batch_size), poisoned[order].reshape(-1, config.batch_size)
         )
         if loop is None:
             step = train_step(model, len(dataset), config, poison)
@@ -103,8 +111,8 @@ def train(
         carry, losses = loop.run(carry, batches, ())
         if on_epoch:
             on_epoch(epoch + 1, float(np.mean(losses)))
-    params, rest, _, _ = carry
-    trained = nnx.merge(nnx.split(model, nnx.Param, ...)[0], params, rest)
+    params, rest = carry[0]
+    trained = nnx.merge(nnx.split(model)[0], params, rest)
     set_training(trained, False)
     return trained
 
@@ -142,30 +150,29 @@ def _kernels(params: Any) -> Any:
 
 
 def _start(model: nnx.Module, count: int, config: TrainConfig) -> Any:
-    _, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    start = (params, rest, _optimizer(count, config).init(params), jax.random.key_data(jax.random.key(config.seed)))
-    return Placement(make_mesh(1, 1)).members(start)
+    weights = split_weights(model)
+    return weights, _optimizer(count, config).init(weights.params), jax.random.key_data(jax.random.key(config.seed))
 
 
 def train_step(model: nnx.Module, count: int, config: TrainConfig, poison: Poison | None) -> Callable[..., Any]:
-    """One step: `step((params, rest, optimizer_state, key), batch, ())`; a batch's weights say which are poisoned."""
-    graph, _, _ = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    optimizer = _optimizer(count, config)
+    """One step: `step((weights, optimizer_state, key), batch, ())` gives the next and the loss."""
+    graph, optimizer = nnx.split(model)[0], _optimizer(count, config)
 
     def loss(params: Any, rest: Any, images: Images, labels: Array) -> tuple[Array, Any]:
         merged = nnx.merge(graph, params, rest, copy=True)
         logits = merged(images)
-        return jnp.mean(cross_entropies(logits, labels)), nnx.split(merged, nnx.Param, ...)[2]  # type: ignore[misc]
+        return jnp.mean(cross_entropies(logits, labels)), split_weights(merged).rest
 
-    def step(carry: Any, batch: Batches, constant: tuple[()]) -> Any:
-        params, rest, state, key_data = carry
+    def step(carry: Any, training: TrainingBatch, constant: tuple[()]) -> Any:
+        (params, rest), state, key_data = carry
+        batch = training.batch
         now, later = jax.random.split(jax.random.wrap_key_data(key_data))
         images = augmented(now, to_unit(batch.images), config)
         if poison:
-            images = jnp.where(batch.weights[:, None, None, None] > 0, poison.stamp(images), images)
+            images = jnp.where(training.poisoned[:, None, None, None], poison.stamp(images), images)
         (value, rest), gradient = jax.value_and_grad(loss, has_aux=True)(params, rest, images, batch.labels)
         updates, state = optimizer.update(gradient, state, params)
-        return (optax.apply_updates(params, updates), rest, state, jax.random.key_data(later)), value
+        return (Weights(optax.apply_updates(params, updates), rest), state, jax.random.key_data(later)), value
 
     return step
 

@@ -4,10 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
-import tyro
-
 from ibau_jax.cli import console
-from ibau_jax.cli.options import AuditOptions, DeviceOptions, ModelOptions, option
+from ibau_jax.cli.options import AuditOptions, DeviceOptions, ModelOptions, option, parse
 
 FOUND = 1
 
@@ -33,7 +31,7 @@ class Options:
 
 def main() -> int:
     """Parses the command line, audits, prints."""
-    options = tyro.cli(Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff])
+    options = parse(Options)
     console.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.auditing import Auditor

@@ -4,11 +4,10 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from ibau_jax.cli import console
+from ibau_jax.cli.options import parse
 from ibau_jax.execution import Precision
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the folder `benchmarks`, which is no package
@@ -33,7 +32,7 @@ class Options:
 
 def main() -> int:
     """Parses the command line, measures, writes."""
-    options = tyro.cli(Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff])
+    options = parse(Options)
     console.quiet_libraries()
     from benchmarks.cases import CASES
     from benchmarks.compare import SIDES, compare

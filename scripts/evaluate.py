@@ -4,10 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-import tyro
-
 from ibau_jax.cli import console
-from ibau_jax.cli.options import AttackOptions, DataOptions, DeviceOptions, ModelOptions, option
+from ibau_jax.cli.options import AttackOptions, DataOptions, DeviceOptions, ModelOptions, option, parse
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Options:
 
 def main() -> int:
     """Parses the command line, evaluates, prints."""
-    options = tyro.cli(Annotated[Options, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff])
+    options = parse(Options)
     console.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.device import start

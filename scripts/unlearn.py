@@ -1,16 +1,12 @@
 """Unlearns a backdoor from a PyTorch image classifier with I-BAU, and shows whether it worked."""
 
-from typing import Annotated
-
-import tyro
-
 from ibau_jax.cli import console
-from ibau_jax.cli.options import UnlearnOptions
+from ibau_jax.cli.options import UnlearnOptions, parse
 
 
 def main() -> int:
     """Parses the command line and runs."""
-    options = tyro.cli(Annotated[UnlearnOptions, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff])
+    options = parse(UnlearnOptions)
     console.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli import run

@@ -23,7 +23,7 @@ from ibau_jax.minimax import unlearn
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import inner_step, project
-from ibau_jax.placement import Placement, make_mesh
+from ibau_jax.placement import Placement
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 
@@ -54,7 +54,7 @@ def torch_batches(data, size):
     return list(zip(images.split(size), labels.split(size), strict=True))
 
 
-ONE_DEVICE = Placement(make_mesh(1, 1))
+ONE_DEVICE = Placement.one_device()
 
 
 def loop_of(step, carry, batches, constant, execution=DEFAULT_EXECUTION):

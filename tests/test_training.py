@@ -11,7 +11,7 @@ from ibau_jax import Dataset, evaluate, load_dataset
 from ibau_jax.config import TrainConfig
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.metrics import predict
-from ibau_jax.models import find_architecture
+from ibau_jax.models import Architecture, get_architecture
 from ibau_jax.models.layers import Sequential, batch_norm, conv
 from ibau_jax.training import Poison, augmented, initialise, set_training, train
 from ibau_jax.triggers import patch
@@ -42,7 +42,7 @@ class Tiny(nnx.Module):
 
 @pytest.fixture
 def tiny():
-    return find_architecture("small_vgg").__class__(name="tiny_trained", build=Tiny, classifier=None)
+    return Architecture(name="tiny_trained", build=Tiny, classifier=None)
 
 
 CONFIG = TrainConfig(epochs=4, batch_size=32, crop=1)
@@ -91,7 +91,7 @@ def test_batch_norm_in_training_is_pytorchs():
 
 
 def test_kernels_start_with_hes_deviation():
-    model = find_architecture("small_vgg").build(10, 32, nnx.Rngs(0))
+    model = get_architecture("small_vgg").build(10, 32, nnx.Rngs(0))
     initialise(model, 0)
     kernel = np.asarray(model.features[19].kernel[...])
     assert kernel.std() == pytest.approx(np.sqrt(2 / np.prod(kernel.shape[:3])), rel=0.02)
@@ -129,5 +129,5 @@ def test_bad_input(tiny):
 def test_digits_are_learnt_by_the_small_vgg():
     digits, test = load_dataset("digits:train", SHAPE), load_dataset("digits:test", SHAPE)
     config = TrainConfig(epochs=3, batch_size=50, lr=0.05, crop=1)
-    model = train(find_architecture("small_vgg"), 10, digits.take(np.arange(600)), config)
+    model = train(get_architecture("small_vgg"), 10, digits.take(np.arange(600)), config)
     assert evaluate(model, test).acc > 0.8

@@ -84,9 +84,10 @@ class Auditor:
             DataError: there are fewer than 10 images to search or to measure on, or they do not fit the model.
         """
         searched, measured = self._divided(images, held_out)
+        classes = count_classes(model, images.images.shape[1:])
         for some in (searched, measured):
-            some.check_fits(images.images.shape[1:], count_classes(model, images.images.shape[1:]))
-        searches = self._searches(model, searched)
+            some.check_fits(images.images.shape[1:], classes)
+        searches = self._searches(model, classes, searched)
         start = time.perf_counter()
         views = {search.view.name: _findings(search, model, searched, measured, on_step) for search in searches}
         suspects = find_suspects({name: findings.sizes for name, findings in views.items()})
@@ -94,25 +95,21 @@ class Auditor:
 
     def _divided(self, images: Dataset, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
         order = np.random.default_rng(self.config.seed).permutation(len(images))
-        if held_out is None:
-            half = len(images) // 2
-            searched, held_out = images.take(order[half:]), images.take(order[:half])
-        else:
-            searched = images.take(order)
-        if min(len(searched), len(held_out)) < MIN_IMAGES:
+        half = len(images) // 2
+        rest = order[:half] if held_out is None else np.arange(len(held_out))
+        some = order[half:] if held_out is None else order
+        if min(len(some), len(rest)) < MIN_IMAGES:
             raise DataError(
                 f"an audit takes {MIN_IMAGES} clean images to search on and {MIN_IMAGES} others to measure on, "
-                f"not {len(searched)} and {len(held_out)}"
+                f"not {len(some)} and {len(rest)}"
             )
-        some = np.arange(min(len(searched), self.config.search_images))
-        rest = np.arange(min(len(held_out), self.config.held_out_images))
-        return searched.take(some), held_out.take(rest)
+        measured = (held_out or images).take(rest[: self.config.held_out_images])
+        return images.take(some[: self.config.search_images]), measured
 
-    def _searches(self, model: nnx.Module, images: Dataset) -> list[Search]:
+    def _searches(self, model: nnx.Module, classes: int, images: Dataset) -> list[Search]:
         batch = min(len(images), self.config.batch_size)
         kind = (nnx.split(model)[0], images.images.shape[1:], images.images.dtype, batch)
         if kind not in self._compiled:
-            classes = count_classes(model, images.images.shape[1:])
             self._compiled[kind] = [
                 compile_search(model, classes, images, view, self.config, self.execution) for view in VIEWS.values()
             ]

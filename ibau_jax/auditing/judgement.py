@@ -36,21 +36,26 @@ class Suspect:
     confidence: float
 
 
+def below_median(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
+    """The logarithm of how many times smaller than the median class's each class's size is."""
+    logarithms = np.log(sizes)
+    return np.median(logarithms) - logarithms
+
+
 def anomaly_index(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
     """How many robust standard deviations a class's size lies below the median's, in logarithms.
 
     Neural Cleanse's index (Wang et al., IEEE S&P 2019: more than 2 is an outlier), signed, and of logarithms: sizes of
     different models differ by factors.
     """
-    logarithms = np.log(sizes)
-    below = np.median(logarithms) - logarithms
+    below = below_median(sizes)
     deviation = CONSISTENCY * np.median(np.abs(below))
     return below / max(deviation, 1e-6)
 
 
 def find_suspects(sizes: dict[str, Float[np.ndarray, " classes"]]) -> tuple[Suspect, ...]:
     """The classes that stand out in any view, the most suspicious first."""
-    below = {view: np.median(np.log(of_view)) - np.log(of_view) for view, of_view in sizes.items()}
+    below = {view: below_median(of_view) for view, of_view in sizes.items()}
     suspects = []
     for label in range(len(next(iter(sizes.values())))):
         most, view = max((float(of_view[label]), view) for view, of_view in below.items())

@@ -27,7 +27,7 @@ from ibau_jax.execution import Execution
 from ibau_jax.functional import Apply, Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.perturb import cross_entropies
-from ibau_jax.placement import Placement, make_mesh
+from ibau_jax.placement import Placement
 
 PIXELS_AT_ONCE = 2**20  # of the images of all classes in a step; bounds memory
 SETTLED = 4  # the size is averaged over the last quarter of the steps
@@ -145,11 +145,11 @@ def compile_search(
         return Searching(triggers, states, sizes, jnp.zeros(len(keys), jnp.int32))
 
     def measure(triggers: Trigger, batch: Batches, constants: Constants) -> tuple[Array, Array]:
-        one = partial(towards, apply, view)
-        _, counts = jax.vmap(one, in_axes=(0, None, None, 0))(triggers, batch, constants.weights, constants.target)
-        return counts
+        one = jax.vmap(partial(towards, apply, view), in_axes=(0, None, None, 0))
+        with execution.products():
+            return one(triggers, batch, constants.weights, constants.target)[1]
 
-    place = Placement(make_mesh(1, 1))
+    place = Placement.one_device()
     start = place.members(begin(jax.random.split(jax.random.key(0), at_once)))
     constants = place.members(Constants(split_weights(model), jnp.arange(at_once)))
     step = search_step(apply, view, config, shape)
@@ -177,7 +177,7 @@ def run_search(
         images: clean images with their true labels.
         on_step: called with the steps done, and how many there are for all classes.
     """
-    place, weights = Placement(make_mesh(1, 1)), split_weights(model)
+    place, weights = Placement.one_device(), split_weights(model)
     keys = jax.random.split(jax.random.key(search.config.seed), search.classes)
     batches, parts = step_batches(images, search.config), class_parts(search)
     found: list[Found] = []

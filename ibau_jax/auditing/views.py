@@ -1,6 +1,6 @@
 """Two families of universal triggers, each with a size: what an audit looks for the smallest of.
 
-To add a view, write its three functions and put it into `VIEWS`.
+To add a view, write its functions and put it into `VIEWS`.
 """
 
 import math

@@ -1,14 +1,14 @@
 """The audit as a command: what it looks at, what a person sees of it, what JSON holds."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ibau_jax.auditing import Audit, Auditor
-from ibau_jax.cli.console import console, percent, warn
+from ibau_jax.cli.console import console, make_bar, percent, warn
 from ibau_jax.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,11 +23,7 @@ class AuditProgress:
     """A bar over the steps of a view."""
 
     def __init__(self, name: str) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.name, self.progress = (
-            name,
-            Progress(*columns, console=console, transient=True, disable=not console.is_terminal),
-        )
+        self.name, self.progress = name, make_bar(disable=not console.is_terminal)
 
     def __enter__(self) -> "AuditProgress":
         self.progress.__enter__()
@@ -108,9 +104,7 @@ def audit_record(audit: Audit) -> dict[str, Any]:
     """The audit as JSON has it; lists hold a number a class."""
     return {
         "verdict": audit.verdict,
-        "suspects": [
-            {"label": s.label, "view": s.view, "ratio": s.ratio, "confidence": s.confidence} for s in audit.suspects
-        ],
+        "suspects": [asdict(suspect) for suspect in audit.suspects],
         "views": {
             name: {
                 "unit": findings.unit,

@@ -111,14 +111,19 @@ def metrics_table(metrics: "Metrics") -> Table:
     return table
 
 
+def make_bar(**options: Any) -> Progress:
+    """A bar with a description, a count and the time elapsed, gone when it ends."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, **options)
+
+
 class RoundProgress:
     """A bar over the batches of a round, and a line for every round done. Of several runs each line says which."""
 
     def __init__(self, n_rounds: int, names: list[str]) -> None:
         self.n_rounds, self.number = n_rounds, 0
         self.width = max(map(len, names)) if len(names) > 1 else 0
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, transient=True)
+        self.progress = make_bar()
         self.task: TaskID
 
     @contextlib.contextmanager

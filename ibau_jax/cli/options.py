@@ -4,13 +4,22 @@ import glob
 import itertools
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
 from ibau_jax.config import PRESETS, AuditConfig, Solver, UnlearnConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Precision
+
+Parsed = TypeVar("Parsed")
+
+
+def parse(kind: type[Parsed]) -> Parsed:
+    """The command line as `kind`, the names of groups left out of the options' names."""
+    form: Any = Annotated[kind, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff]
+    options: Parsed = tyro.cli(form)
+    return options
 
 
 def option(metavar: str, default: str, *aliases: str) -> Any:
