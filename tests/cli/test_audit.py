@@ -17,6 +17,7 @@ def audited(tmp_path_factory):
     return run(*AUDIT, "--ckpt", EXAMPLE, *QUICK, "--json", cwd=tmp_path_factory.mktemp("audit"))
 
 
+@pytest.mark.slow
 def test_the_example_is_backdoored_and_its_target_named(audited):
     assert audited.returncode == 1, audited.stderr
     found = json.loads(audited.stdout)
