@@ -21,7 +21,7 @@ from ibau_jax.functional import Weights, make_apply
 from ibau_jax.metrics import predict
 from ibau_jax.minimax import initial_state
 from ibau_jax.outer import OuterBatch, outer_step
-from ibau_jax.perturb import inner_step
+from ibau_jax.perturb import InnerConstants, inner_step
 from ibau_jax.result import State
 
 
@@ -55,12 +55,14 @@ class JaxSide:
         member = partial(jax.tree.map, lambda array: array[0])
         delta, inner_state = self.stack.zero()
         params, state = member(self.carry)
-        weights, constants = Weights(params, member(self.stack.rest)), member(self.stack.constants(delta))
+        aims = self.stack.aims(1)
+        seen = InnerConstants(Weights(params, member(self.stack.rest)), member(aims))
+        constants = member(self.stack.constants(1, delta, aims))
         inner = inner_step(apply, self.stack.config)
         outer = outer_step(apply, self.stack.config)
         outer_batch = member(OuterBatch(first, first.weights))
         costs: tuple[Any, Any] = (
-            jax.jit(inner).lower(member((delta, inner_state)), member(first), weights).cost_analysis(),
+            jax.jit(inner).lower(member((delta, inner_state)), member(first), seen).cost_analysis(),
             jax.jit(outer).lower((params, state), outer_batch, constants).cost_analysis(),
         )
         return self.stack.count * sum(float(cost["flops"]) for cost in costs)

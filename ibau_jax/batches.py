@@ -68,13 +68,20 @@ def to_unit(images: Shaped[Array, "n h w c"]) -> Float[Array, "n h w c"]:
     return images.astype(jnp.float32) / 255 if images.dtype == jnp.uint8 else images
 
 
-def patched_images(key: jax.Array, weights: Float[AnyArray, "b n"], portion: float) -> Float[Array, "b n"]:
-    """Chooses max(1, ⌊portion·n_b⌋) random images of each batch b, n_b of which are images: 1 where chosen.
+def assigned_images(
+    key: jax.Array, weights: Float[AnyArray, "b n"], portion: float, perturbations: int
+) -> Int[np.ndarray, "b n"]:
+    """Which of the perturbations each image gets in the outer step, in turn; -1 for none.
 
-    The selection m_b of the outer loss, as a mask.
+    Those that get one are max(1, ⌊portion·n_b⌋) random images of each batch b, n_b of which are images.
     """
     sizes = np.sum(weights, axis=1)
     counts = np.maximum(1, np.floor(portion * sizes + 1e-9))
-    order = jnp.where(jnp.asarray(weights) > 0, jax.random.uniform(key, weights.shape), jnp.inf)
-    ranks = jnp.argsort(jnp.argsort(order, axis=1), axis=1)
-    return (ranks < counts[:, None]).astype(jnp.float32)
+    order = np.where(np.asarray(weights) > 0, jax.random.uniform(key, weights.shape), np.inf)
+    ranks = np.argsort(np.argsort(order, axis=1), axis=1)
+    return np.where(ranks < counts[:, None], ranks % perturbations, -1)
+
+
+def patched_images(key: jax.Array, weights: Float[AnyArray, "b n"], portion: float) -> Float[np.ndarray, "b n"]:
+    """The selection m_b of the outer loss as a mask: 1 where an image is chosen."""
+    return (assigned_images(key, weights, portion, 1) >= 0).astype(np.float32)

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import optax
 
 from ibau_jax.errors import ConfigError
 
 Solver = Literal["neumann", "cg", "normal_cg", "gmres", "bicgstab"]
+Schedule = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,33 @@ class UnlearnConfig:
     """radius C of the ℓ2 ball that the perturbation is projected onto after the inner maximisation"""
     regularization: float = 0.001
     """weight of ‖δ‖² in the inner loss"""
+    batches: int | None = None
+    """batches in a round: the clean ones over and over, or the first of them; none takes each once"""
+    schedule: Schedule = "constant"
+    """learning rate of the rounds: the same for all, or falling along a cosine"""
+    targeted: int = 0
+    """perturbations in a round that lead to suspected targets; 0 for the published one, away from the labels"""
+    suspects: int = 1
+    """classes that are suspected: those reached by the smallest perturbations"""
+    reach: tuple[float, float] = (2.0, 8.0)
+    """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     seed: int = 2
-    """seed of the choice of perturbed images"""
+    """seed of the choice of perturbed images, and of the norms of targeted perturbations"""
+
+    @property
+    def perturbations(self) -> int:
+        """How many there are in a round."""
+        return self.targeted or 1
 
     def __post_init__(self) -> None:
-        _require_each(self, ("n_rounds", "batch_size", "K"), _AT_LEAST_1)
+        _require_each(self, ("n_rounds", "batch_size", "K", "suspects"), _AT_LEAST_1)
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
+        _require_each(self, ("targeted",), _NOT_NEGATIVE)
+        if self.batches is not None:
+            _require_each(self, ("batches",), _AT_LEAST_1)
+        _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
+        low, high = self.reach
+        _require(0 < low <= high, f"reach is {low}, {high}; it must be two positive norms, the smaller one first")
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
         _require_each(self, ("regularization",), _NOT_NEGATIVE)
         bound = self.norm_bound
@@ -158,4 +180,8 @@ PRESETS: dict[str, UnlearnConfig] = {
     "cifar10": UnlearnConfig(),
     # The published GTSRB notebook. Reaches 99.4 % ACC and 0.0 % ASR on gtsrbl0_inv_0 after 3 rounds on 5000 images.
     "gtsrb": UnlearnConfig(clip=True, inner_optim="adam", inner_lr=1.0, norm_bound=10.0, n_rounds=1),
+    # Chosen on the models of docs/experiments.md.
+    "robust": UnlearnConfig(
+        n_rounds=3, K=1, lr=5e-4, schedule="cosine", portion=0.2, batches=50, targeted=4, clip=True, regularization=0.0
+    ),
 }

@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     from jaxopt import linear_solve
     from jaxopt.implicit_diff import custom_fixed_point
 
-Perturbation: TypeAlias = Float[Array, "1 h w c"]
+Perturbation: TypeAlias = Float[Array, "s h w c"]
 Loss = Callable[[Perturbation, Params], Float[Array, ""]]
 Matvec = Callable[[Any], Any]
 LinearSolver = Callable[[Matvec, Any], Any]
@@ -142,7 +142,7 @@ def hypergradient(
     Args:
         outer_loss: L_out(δ, θ), a scalar.
         inner_loss: L_in(δ, θ), a scalar, twice differentiable where it matters.
-        delta: δ*, the inner solution, float (1, h, w, c). It is taken as it is, solved exactly or not.
+        delta: δ*, the inner solution, float (s, h, w, c), mostly one. It is taken as it is, solved exactly or not.
         params: θ, any pytree of floats.
         step_size: η of Φ.
         solve: the linear solver, `solve(matvec, b)`: `neumann(K)` or another of `SOLVERS`.

@@ -19,6 +19,7 @@ from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.models.inference import count_classes
 from ibau_jax.result import Phase, Result, State
 from ibau_jax.stack import CompiledSteps, Stack, run_stack
+from ibau_jax.suspects import compile_scan, find_suspects
 
 __all__ = ["Member", "initial_state", "stackable", "unlearn", "unlearn_many"]
 
@@ -103,6 +104,7 @@ def unlearn_many(
     _check(members)
     whole = together if together is not None else execution.loop_form == "scan" or execution.devices > 1
     groups = [list(range(len(members)))] if whole else [[index] for index in range(len(members))]
+    members = _with_suspects(members, execution, on_batch)
     results: dict[int, Result] = {}
     steps: CompiledSteps | None = None
     for group in groups:
@@ -113,8 +115,24 @@ def unlearn_many(
     return [results[index] for index in range(len(members))]
 
 
+def _with_suspects(
+    members: Sequence[Member], execution: Execution, on_batch: Callable[[Phase, int, int, int], None] | None
+) -> list[Member]:
+    """The members, each with the state that it starts from and the classes that it suspects."""
+    scan, started = None, []
+    for member in members:
+        state = member.state or initial_state(member.model, member.config)
+        if member.config.targeted and state.suspects is None:
+            scan = scan or compile_scan(member.model, member.clean_set, execution)
+            report = (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
+            found = find_suspects(scan, state.model, member.clean_set, member.config.suspects, report)
+            state = replace(state, suspects=found)
+        started.append(replace(member, state=state))
+    return started
+
+
 def _stack(members: Sequence[Member], execution: Execution) -> Stack:
-    states = [member.state or initial_state(member.model, member.config) for member in members]
+    states = [member.state for member in members if member.state]
     return Stack(states, [member.clean_set for member in members], [member.config for member in members], execution)
 
 

@@ -5,37 +5,41 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from ibau_jax.aims import Aims
 from ibau_jax.batches import AnyArray, Batches, to_unit
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Rest
 from ibau_jax.hypergradient import SOLVERS, Perturbation, hypergradient
-from ibau_jax.perturb import cross_entropies, inner_loss, mean_over, perturbed
+from ibau_jax.perturb import cross_entropies, inner_loss, mean_over, of_images, perturbed
 
 
 class OuterConstants(NamedTuple):
     """What every outer step of a round sees.
 
     Attributes:
-        delta: δ.
+        delta: δ, one or several.
         first: the clean batch that Φ is defined on.
         rest: what the model holds beside θ.
         lr: the outer optimiser's learning rate.
+        aims: of δ, where it aims at more than the labels.
     """
 
     delta: Perturbation
     first: Batches
     rest: Rest
     lr: Float[AnyArray, ""]
+    aims: Aims | None = None
 
 
 class OuterBatch(NamedTuple):
-    """One clean batch and the mask m_b of those of its images that are perturbed."""
+    """One clean batch, the mask m_b of those of its images that are perturbed, and by which of several δ."""
 
     batch: Batches
     patched: Float[AnyArray, "*b n"]
+    which: Int[AnyArray, "*b n"] | None = None
 
 
 def outer_loss(
@@ -50,7 +54,9 @@ def outer_loss(
 
     def losses(delta: Perturbation, params: Params, part: OuterBatch) -> Float[Array, " m"]:
         mask = part.patched[:, None, None, None]
-        logits = forward(params, perturbed(to_unit(part.batch.images), mask * delta, config.clip))
+        logits = forward(
+            params, perturbed(to_unit(part.batch.images), mask * of_images(delta, part.which), config.clip)
+        )
         return cross_entropies(logits, part.batch.labels)
 
     return mean_over(delta, params, outer, outer.batch.weights, losses, execution)
@@ -72,7 +78,7 @@ def outer_step(
         forward = partial(apply, constants.rest)
         loss, gradient = hypergradient(
             partial(outer_loss, forward, config, outer=outer, execution=execution),
-            partial(inner_loss, forward, config, batch=constants.first, execution=execution),
+            partial(inner_loss, forward, config, batch=constants.first, aims=constants.aims, execution=execution),
             constants.delta,
             params,
             step_size=config.fixed_point_step,

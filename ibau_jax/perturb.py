@@ -1,19 +1,26 @@
-"""The inner maximisation: one perturbation, shared by all images, that makes the model contradict itself."""
+"""The inner maximisation: perturbations, shared by all images, that make the model contradict itself.
+
+The published algorithm has one in a round, away from the labels. There may be several that lead to suspected targets
+instead (`ibau_jax.aims`); each image of a batch then goes with one of them.
+"""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from ibau_jax.aims import Aims, in_turn
 from ibau_jax.batches import Batches, count_parts, in_parts, to_unit
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Weights
 from ibau_jax.hypergradient import Perturbation, behind
+
+STRIDE = 0.3  # of the first step of a targeted perturbation, in units of its radius: as in the audit's search
 
 
 def mean_over(
@@ -64,43 +71,85 @@ def perturbed(images: Float[Array, "n h w c"], delta: Float[Array, "m h w c"], c
     return jnp.where((moved >= 0) & (moved <= 1), moved, jnp.clip(moved, 0, 1)) if clip else moved
 
 
+def of_images(delta: Perturbation, which: Int[Array, " n"] | None) -> Float[Array, "m h w c"]:
+    """The perturbation of each image, where there are several; the one there is fits all."""
+    return delta if which is None or len(delta) == 1 else delta[which]
+
+
 def inner_loss(
     forward: Forward,
     config: UnlearnConfig,
     delta: Perturbation,
     params: Params,
     batch: Batches,
+    aims: Aims | None = None,
     execution: Execution = DEFAULT_EXECUTION,
 ) -> Float[Array, ""]:
-    """L_in(δ, θ; x, y) = −mean CE(f_θ(clip(x + δ)), y) + 0.001 ‖δ‖², on one batch with its `labels` as y."""
+    """L_in(δ, θ; x, y) = −mean CE(f_θ(clip(x + δ)), y) + 0.001 ‖δ‖², on one batch with its `labels` as y.
 
-    def losses(delta: Perturbation, params: Params, part: Batches) -> Float[Array, " m"]:
-        logits = forward(params, perturbed(to_unit(part.images), delta, config.clip))
-        return cross_entropies(logits, part.labels)
+    For perturbations that aim at classes t it is Σ mean CE(f_θ(clip(x + δ)), t) + 0.001 ‖δ‖², each mean over its own
+    share of the images.
+    """
 
-    mean = mean_over(delta, params, batch, batch.weights, losses, execution)
-    return config.regularization * jnp.sum(delta**2) - mean
+    def losses(delta: Perturbation, params: Params, part: tuple[Batches, Array]) -> Float[Array, " m"]:
+        images, which = part
+        logits = forward(params, perturbed(to_unit(images.images), of_images(delta, which), config.clip))
+        if aims is None or not config.targeted:
+            return -cross_entropies(logits, images.labels)
+        return cross_entropies(logits, aims.target[which])
+
+    which = in_turn(len(batch.labels), len(delta))
+    mean = mean_over(delta, params, (batch, which), batch.weights, losses, execution)
+    return config.regularization * jnp.sum(delta**2) + len(delta) * mean
+
+
+class InnerConstants(NamedTuple):
+    """What every inner step sees: the model, and what the perturbations aim at, where that is more than the labels."""
+
+    weights: Weights
+    aims: Aims | None = None
+
+
+def inner_optimizer(config: UnlearnConfig, steps: int) -> optax.GradientTransformationExtraArgs:
+    """The published optimiser; for targeted perturbations, steps along the gradient that are a share of the radius.
+
+    Its update then takes the `radius` of each. The share falls along a cosine over `steps`.
+    """
+    if not config.targeted:
+        return make_optimizer(config.inner_optim, config.inner_lr)
+    schedule = optax.cosine_decay_schedule(STRIDE, steps, alpha=0.1)
+
+    def update(gradient: Perturbation, done: Array, delta: Perturbation | None = None, **extra: Any) -> Any:
+        norms = jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3), keepdims=True))
+        radius = extra["radius"][:, None, None, None]
+        return -schedule(done) * radius * gradient / jnp.maximum(norms, 1e-12), done + 1
+
+    return optax.GradientTransformationExtraArgs(lambda delta: jnp.zeros((), jnp.int32), update)
 
 
 def inner_step(
-    apply: Apply, config: UnlearnConfig, execution: Execution = DEFAULT_EXECUTION
-) -> Callable[[Any, Batches, Weights], Any]:
-    """One optimiser step of δ on one batch, towards what the model itself says of the clean images.
+    apply: Apply, config: UnlearnConfig, execution: Execution = DEFAULT_EXECUTION, steps: int = 1
+) -> Callable[[Any, Batches, InnerConstants], Any]:
+    """One optimiser step of δ on one batch, against what the model itself says of the clean images.
 
     Returns:
-        `step((delta, optimizer_state), batch, weights)`, which gives the next `(delta, optimizer_state)` and the loss.
+        `step((delta, optimizer_state), batch, constants)`, which gives the next `(delta, optimizer_state)` and the
+        loss; `steps` of them make a round.
     """
-    optimizer = make_optimizer(config.inner_optim, config.inner_lr)
+    optimizer = inner_optimizer(config, steps)
 
-    def step(carry: tuple[Perturbation, Any], batch: Batches, weights: Weights) -> Any:
-        delta, state = carry
+    def step(carry: tuple[Perturbation, Any], batch: Batches, constants: InnerConstants) -> Any:
+        (delta, state), (weights, aims) = carry, constants
         forward = partial(apply, weights.rest)
         own_labels = jnp.argmax(forward(weights.params, to_unit(batch.images)), axis=-1)
         loss, gradient = jax.value_and_grad(inner_loss, argnums=2)(
-            forward, config, delta, weights.params, batch._replace(labels=own_labels), execution
+            forward, config, delta, weights.params, batch._replace(labels=own_labels), aims, execution
         )
-        updates, state = optimizer.update(gradient, state, delta)
-        return (optax.apply_updates(delta, updates), state), loss
+        if aims is None or not config.targeted:
+            updates, state = optimizer.update(gradient, state, delta)
+            return (optax.apply_updates(delta, updates), state), loss
+        updates, state = optimizer.update(gradient, state, delta, radius=aims.radius)
+        return (jax.vmap(project)(optax.apply_updates(delta, updates), aims.radius), state), loss
 
     return step
 

@@ -6,8 +6,10 @@ from typing import Any, Literal
 import numpy as np
 from flax import nnx
 
+from ibau_jax.aims import Suspects
+
 Status = Literal["completed", "diverged"]
-Phase = Literal["inner", "outer"]
+Phase = Literal["search", "inner", "outer"]
 
 
 @dataclass(frozen=True)
@@ -16,8 +18,9 @@ class Round:
 
     Attributes:
         number: counted from 1.
-        perturbation: δ, float32 (1, height, width, channels), in units of the image range.
-        perturbation_norm: its ℓ2 norm.
+        perturbation: δ, float32 (perturbations, height, width, channels), in units of the image range; the
+            published one, or the targeted ones.
+        perturbation_norm: ℓ2 norm of the first one.
         inner_loss: mean of L_in over the batches.
         outer_loss: mean of L_out over the batches.
         seconds: wall time without compilation and evaluation; of models that unlearn together, their share of it.
@@ -39,11 +42,13 @@ class State:
         model: the model after `rounds`.
         optimizer_state: of the outer optimiser.
         rounds: those done.
+        suspects: the classes that targeted perturbations lead to, where the configuration has any.
     """
 
     model: nnx.Module
     optimizer_state: Any = field(repr=False)
     rounds: tuple[Round, ...] = ()
+    suspects: Suspects | None = None
 
 
 @dataclass(frozen=True)

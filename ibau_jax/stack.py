@@ -1,5 +1,6 @@
 """Models of one architecture as arrays with a leading axis, and the rounds that they go through together."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,15 +13,16 @@ import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from ibau_jax.batches import filled_size, make_batches, patched_images
+from ibau_jax.aims import aims_of_round
+from ibau_jax.batches import assigned_images, filled_size, make_batches
 from ibau_jax.compilation import release_memory
-from ibau_jax.config import UnlearnConfig, make_optimizer
+from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
-from ibau_jax.perturb import inner_step, project
+from ibau_jax.perturb import InnerConstants, inner_optimizer, inner_step, project
 from ibau_jax.placement import DATA, MEMBER, Placement, make_mesh
 from ibau_jax.result import Phase, Result, Round, State, Status
 
@@ -64,6 +66,9 @@ class Stack:
         filled = filled_size(size, self.execution.microbatch, spread)
         made = [make_batches(images, self.config.batch_size, filled=filled) for images in self.clean_sets]
         self.batch_size, self.batches = size, jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *made)
+        if self.config.batches is not None:
+            again = np.arange(self.config.batches) % len(self.batches.labels)
+            self.batches = jax.tree.map(lambda array: array[again], self.batches)
         self.count = len(self.batches.labels)
         self.graph = nnx.split(self.states[0].model)[0]
         self.rest = self.placement.members(_stacked([split_weights(state.model).rest for state in self.states]))
@@ -77,14 +82,16 @@ class Stack:
         params = _stacked([split_weights(state.model).params for state in self.states])
         return self.placement.weights((params, _stacked([state.optimizer_state for state in self.states])))
 
-    def patched(self, number: int) -> np.ndarray:
-        """The masks m_b of a round, float32 (batches, members, images); each member has its own."""
-        masks = np.zeros(self.batches.weights.shape, np.float32)
+    def outer_batches(self, number: int, batches: PyTree) -> OuterBatch:
+        """The batches of a round with their perturbed images; each member has its own (batches, members, images)."""
+        count = self.config.perturbations
+        chosen = np.full(self.batches.weights.shape, -1, np.int32)
         for index, config in enumerate(self.configs):
             key = jax.random.fold_in(jax.random.key(config.seed), number)
             weights = self.batches.weights[:, index, : self.batch_size]
-            masks[:, index, : self.batch_size] = patched_images(key, weights, config.portion)
-        return masks
+            chosen[:, index, : self.batch_size] = assigned_images(key, weights, config.portion, count)
+        patched = self.put((chosen >= 0).astype(np.float32))
+        return OuterBatch(batches, patched, self.put(np.maximum(chosen, 0)) if self.config.targeted else None)
 
     def put(self, batches: PyTree) -> PyTree:
         """Batches as the loop wants them: all on the devices to be scanned, or here, to go there one at a time."""
@@ -92,15 +99,30 @@ class Stack:
 
     def zero(self) -> tuple[PyTree, PyTree]:
         """δ = 0 of every member, and its optimiser's state."""
-        delta = jnp.zeros((1, *self.batches.images.shape[3:]), jnp.float32)
-        carry = (delta, make_optimizer(self.config.inner_optim, self.config.inner_lr).init(delta))
+        delta = jnp.zeros((self.config.perturbations, *self.batches.images.shape[3:]), jnp.float32)
+        carry = (delta, inner_optimizer(self.config, self.count).init(delta))
         return self.placement.members(_stacked([carry] * len(self.states)))
 
-    def constants(self, delta: PyTree) -> OuterConstants:
-        """What the outer steps see."""
+    def aims(self, number: int) -> PyTree:
+        """What the members' perturbations aim at in a round."""
+        each = [
+            aims_of_round(config, state.suspects, number)
+            for config, state in zip(self.configs, self.states, strict=True)
+        ]
+        return self.placement.members(_stacked(each))
+
+    def constants(self, number: int, delta: PyTree, aims: PyTree) -> OuterConstants:
+        """What the outer steps of a round see."""
         first = self.placement.batch(jax.tree.map(lambda array: array[0], self.batches))
-        lr = self.placement.members(np.asarray([config.lr for config in self.configs], np.float32))
-        return OuterConstants(self.placement.members(delta), first, self.rest, lr)
+        lr = np.asarray([learning_rate(config, number) for config in self.configs], np.float32)
+        return OuterConstants(self.placement.members(delta), first, self.rest, self.placement.members(lr), aims)
+
+
+def learning_rate(config: UnlearnConfig, number: int) -> float:
+    """Of a round's outer steps."""
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (number - 1) / config.n_rounds))
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:
@@ -130,14 +152,13 @@ def compile_steps(stack: Stack) -> CompiledSteps:
     apply = make_apply(stack.states[0].model, stack.execution)
     compiled = partial(compile_loop, execution=stack.execution, placement=stack.placement)
     delta, inner_state = stack.zero()
-    carry = stack.carry()
+    carry, aims = stack.carry(), stack.aims(1)
     weights, batches = Weights(carry[0], stack.rest), stack.put(stack.batches)
-    inner = over_members(inner_step(apply, stack.config, stack.execution), stack)
+    inner = over_members(inner_step(apply, stack.config, stack.execution, stack.count), stack)
     outer = over_members(outer_step(apply, stack.config, stack.execution), stack)
-    outer_batches = OuterBatch(batches, stack.put(stack.batches.weights))
     steps = CompiledSteps(
-        compiled(inner, (delta, inner_state), batches, weights),
-        compiled(outer, carry, outer_batches, stack.constants(delta)),
+        compiled(inner, (delta, inner_state), batches, InnerConstants(weights, aims)),
+        compiled(outer, carry, stack.outer_batches(1, batches), stack.constants(1, delta, aims)),
     )
     release_memory()
     return steps
@@ -183,14 +204,18 @@ def run_round(
 ) -> tuple[PyTree, list[Round]]:
     """One round of all members: the next parameters and optimiser states, and what happened to each."""
     start, members = time.perf_counter(), range(len(stack.states))
-    weights = Weights(carry[0], stack.rest)
+    aims = stack.aims(number)
+    constants = InnerConstants(Weights(carry[0], stack.rest), aims)
     (delta, _), inner = steps.inner.run(
-        stack.zero(), batches, weights, lambda done: on_batch("inner", number, done, stack.count)
+        stack.zero(), batches, constants, lambda done: on_batch("inner", number, done, stack.count)
     )
-    delta = jax.vmap(partial(project, norm_bound=stack.config.norm_bound))(stack.placement.local(delta))
-    outer_batches = OuterBatch(batches, stack.put(stack.patched(number)))
+    delta = jax.vmap(jax.vmap(project))(stack.placement.local(delta), stack.placement.local(aims).radius)
+    constants_of_outer = stack.constants(number, delta, aims)
     carry, outer = steps.outer.run(
-        carry, outer_batches, stack.constants(delta), lambda done: on_batch("outer", number, done, stack.count)
+        carry,
+        stack.outer_batches(number, batches),
+        constants_of_outer,
+        lambda done: on_batch("outer", number, done, stack.count),
     )
     perturbations = np.asarray(delta)
     seconds = (time.perf_counter() - start) / len(members)
@@ -198,7 +223,7 @@ def run_round(
         Round(
             number,
             perturbations[index],
-            float(jnp.linalg.norm(delta[index])),
+            float(jnp.linalg.norm(delta[index, 0])),
             float(np.mean(inner[:, index])),
             float(np.mean(outer[:, index])),
             seconds,
@@ -227,6 +252,8 @@ def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable
             continue
         before = stack.states[index]
         model = nnx.merge(stack.graph, params, split_weights(before.model).rest)
-        stack.states[index] = State(model, optimizer_state, (*before.rounds, done))
+        stack.states[index] = replace(
+            before, model=model, optimizer_state=optimizer_state, rounds=(*before.rounds, done)
+        )
         if on_round:
             on_round(index, stack.states[index])

@@ -136,6 +136,9 @@ class RoundProgress:
 
     def on_batch(self, phase: "Phase", number: int, done: int, count: int) -> None:
         """Moves the bar."""
+        if phase == "search":
+            self.progress.update(self.task, description="search for suspects", total=count, completed=done)
+            return
         self.number = number
         steps = {"inner": ("inner maximisation", 0), "outer": ("outer minimisation", count)}
         name, offset = steps[phase]

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from ibau_jax.config import PRESETS, AuditConfig, Solver, UnlearnConfig
+from ibau_jax.config import PRESETS, AuditConfig, Schedule, Solver, UnlearnConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Precision
 
@@ -133,17 +133,18 @@ class AttackOptions:
 class MethodOptions:
     """I-BAU. What is not given is as the preset has it."""
 
-    preset: Literal["cifar10", "gtsrb"] = "cifar10"
-    """the published command line's settings (cifar10), or the published GTSRB notebook's (gtsrb)"""
-    n_rounds: Annotated[int | None, option("N", "cifar10 5, gtsrb 1")] = None
+    preset: Literal["cifar10", "gtsrb", "robust"] = "cifar10"
+    """the published command line's settings (cifar10), the published GTSRB notebook's (gtsrb), or perturbations towards
+    the class that a short audit suspects (robust; see docs/experiments.md)"""
+    n_rounds: Annotated[int | None, option("N", "cifar10 5, gtsrb 1, robust 3")] = None
     """rounds"""
     batch_size: Annotated[int | None, option("N", "100")] = None
     """clean images in a batch"""
-    K: Annotated[int | None, option("N", "5")] = None
+    K: Annotated[int | None, option("N", "5, robust 1")] = None
     """terms of the Neumann series, or iterations of another --solver"""
     optim: Annotated[str | None, option("NAME", "adam")] = None
     """optimiser of the weights: adam, sgd or any optax optimiser"""
-    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001")] = None
+    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001, robust 0.0005")] = None
     """its learning rate; each of several is tried"""
     inner_optim: Annotated[str | None, option("NAME", "cifar10 sgd, gtsrb adam")] = None
     """optimiser of the perturbation"""
@@ -151,10 +152,20 @@ class MethodOptions:
     """its learning rate"""
     norm_bound: Annotated[float | None, option("X", "cifar10 none, gtsrb 10")] = None
     """radius of the l2 ball that the perturbation is projected onto"""
-    clip: Annotated[bool | None, option("True|False", "cifar10 False, gtsrb True")] = None
+    clip: Annotated[bool | None, option("True|False", "cifar10 False, others True")] = None
     """clip perturbed images to [0, 1]"""
-    portion: Annotated[float | None, option("X", "0.01")] = None
+    portion: Annotated[float | None, option("X", "0.01, robust 0.2")] = None
     """share of each batch that is perturbed"""
+    batches: Annotated[int | None, option("N", "each clean batch once, robust 50")] = None
+    """batches in a round: the clean ones over and over, or the first of them"""
+    schedule: Annotated[Schedule | None, option("constant|cosine", "constant, robust cosine")] = None
+    """learning rate over the rounds"""
+    targeted: Annotated[int | None, option("N", "0, robust 4")] = None
+    """perturbations in a round that lead to suspected targets, instead of one away from the labels"""
+    suspects: Annotated[int | None, option("N", "1")] = None
+    """classes that are suspected: those reached by the smallest perturbations"""
+    reach: Annotated[tuple[float, float] | None, option("X X", "2 8")] = None
+    """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     regularization: Annotated[float | None, option("X", "0.001")] = None
     """weight of the perturbation's squared norm"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from ibau_jax.aims import Suspects
 from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.errors import ConfigError
 from ibau_jax.files import check_writable, put_in_place, staging_folder
@@ -122,6 +123,8 @@ class Progress:
     def store(self, state: State, found: dict[str, Any]) -> None:
         """Stores the state after a round and what was `found` (`before`, `rounds`) in place of the last round's."""
         arrays = {f"state{index}": np.asarray(leaf) for index, leaf in enumerate(_leaves(state))}
+        if state.suspects:
+            arrays |= {"suspects": state.suspects.labels, "norms": state.suspects.norms}
         arrays |= {f"perturbation{done.number}": done.perturbation for done in state.rounds}
         with staging_folder(self.folder) as staging:
             prepared = staging / "progress"
@@ -169,4 +172,5 @@ def _restored(fresh: State, arrays: dict[str, np.ndarray], records: list[dict[st
         Round(record["round"], arrays[f"perturbation{record['round']}"], **{name: record[name] for name in names})
         for record in records
     )
-    return State(nnx.merge(graph, weights), optimizer_state, rounds)
+    suspects = Suspects(arrays["suspects"], arrays["norms"]) if "suspects" in arrays else None
+    return State(nnx.merge(graph, weights), optimizer_state, rounds, suspects)

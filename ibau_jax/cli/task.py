@@ -201,6 +201,7 @@ def _settings(
     return {
         "preset": preset,
         **asdict(config),
+        "reach": list(config.reach),
         "precision": execution.precision,
         "clean_set": split.clean_set.name,
         "n_clean": len(split.clean_set),

@@ -45,6 +45,31 @@ def hypergradient(model, delta, outer, first, *, terms, step=0.1, clip=False):
     return loss.detach(), total
 
 
+def targeted_loss(model, deltas, images, targets, *, regularization=0.001):
+    """Perturbations towards `targets`, each on every `len(deltas)`-th image; the published loss's counterpart."""
+    total = regularization * deltas.pow(2).sum()
+    for index, target in enumerate(targets):
+        share = images[index :: len(deltas)]
+        wanted = torch.full((len(share),), target)
+        total = total + functional.cross_entropy(model((share + deltas[index]).clamp(0, 1)), wanted)
+    return total
+
+
+def targeted_hypergradient(model, deltas, images, labels, which, first, targets, *, terms, step=0.1):
+    """dL_out/dθ where image i of the outer batch gets `deltas[which[i]]`, or none where that is -1."""
+    params, deltas = list(model.parameters()), deltas.detach().requires_grad_(True)
+    stamped = [x if w < 0 else (x + deltas[w]).clamp(0, 1) for x, w in zip(images, which, strict=True)]
+    outer = functional.cross_entropy(model(torch.stack(stamped)), labels)
+    outer_delta, *outer_params = torch.autograd.grad(outer, [deltas, *params])
+    gradient = torch.autograd.grad(targeted_loss(model, deltas, first, targets), deltas, create_graph=True)[0]
+    mapped = deltas - step * gradient
+    v = torch.zeros_like(deltas)
+    for _ in range(terms):
+        v = torch.autograd.grad(mapped, deltas, grad_outputs=v, retain_graph=True)[0] + outer_delta
+    implicit = torch.autograd.grad(mapped, params, grad_outputs=v, allow_unused=True)
+    return [o if i is None else i + o for i, o in zip(implicit, outer_params, strict=True)]
+
+
 def perturbation(model, batches, *, clip, optimizer, learning_rate, bound, regularization=0.001):
     """The inner maximisation over (images, labels) batches, and the projection."""
     delta = torch.zeros_like(batches[0][0][:1]).requires_grad_(True)

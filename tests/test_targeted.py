@@ -1,0 +1,184 @@
+"""Perturbations towards suspected targets: the inner step and the hypergradient against PyTorch, who is suspected."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibau_jax.aims import Aims, Suspects, aims_of_round
+from ibau_jax.batches import assigned_images, make_batches
+from ibau_jax.checkpoints.conversion import to_torch, torch_name
+from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer
+from ibau_jax.data import Dataset
+from ibau_jax.errors import ConfigError
+from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.functional import make_apply, split_weights
+from ibau_jax.minimax import unlearn
+from ibau_jax.models.small_vgg import SmallVGG
+from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
+from ibau_jax.perturb import STRIDE, InnerConstants, inner_optimizer, inner_step
+from ibau_jax.stack import learning_rate
+from ibau_jax.suspects import compile_scan, find_suspects
+from tests.oracles import torch_ibau
+from tests.oracles.twins import as_torch, randomised, torch_twin
+from tests.test_minimax import Tiny, tiny_data, vgg_data
+
+TARGETS = [3, 7]
+CONFIG = UnlearnConfig(batch_size=12, targeted=2, clip=True, optim="sgd", lr=0.01, portion=0.5, K=2)
+
+
+@pytest.fixture
+def case(rng):
+    """A random net, a batch of 12 images, two perturbations and what they aim at."""
+    model, data = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), vgg_data(rng, 12)
+    batch = jax.tree.map(lambda array: array[0], make_batches(data, 12))
+    delta = 0.1 * rng.normal(size=(2, 32, 32, 3)).astype(np.float32)
+    return model, batch, delta, Aims(np.asarray(TARGETS, np.int32), np.asarray([2.0, 0.5], np.float32))
+
+
+def images_of(batch):
+    return as_torch(batch.images.astype(np.float32) / 255)
+
+
+def test_the_first_inner_step_goes_along_torchs_gradient(case):
+    model, batch, _, aims = case
+    zero = jnp.zeros((2, 32, 32, 3))
+    step = inner_step(make_apply(model, DEFAULT_EXECUTION), CONFIG, steps=5)
+    constants = InnerConstants(split_weights(model), aims)
+    (found, _), _ = jax.jit(step)((zero, inner_optimizer(CONFIG, 5).init(zero)), batch, constants)
+
+    start = torch.zeros(2, 3, 32, 32, requires_grad=True)
+    gradient = torch.autograd.grad(torch_ibau.targeted_loss(torch_twin(model), start, images_of(batch), TARGETS), start)
+    for index, along in enumerate(gradient[0].numpy().transpose(0, 2, 3, 1)):
+        expected = -STRIDE * aims.radius[index] * along / np.linalg.norm(along)
+        np.testing.assert_allclose(found[index], expected, atol=2e-4 * np.abs(expected).max())
+
+
+def test_perturbations_stay_in_their_balls(case):
+    model, batch, _, aims = case
+    carry = (jnp.zeros((2, 32, 32, 3)), inner_optimizer(CONFIG, 12).init(jnp.zeros((2, 32, 32, 3))))
+    step = jax.jit(inner_step(make_apply(model, DEFAULT_EXECUTION), CONFIG, steps=12))
+    losses = []
+    for _ in range(12):
+        carry, loss = step(carry, batch, InnerConstants(split_weights(model), aims))
+        losses.append(float(loss))
+    norms = np.linalg.norm(np.asarray(carry[0]).reshape(2, -1), axis=1)
+    assert (norms <= aims.radius * (1 + 1e-5)).all()
+    assert (norms > 0.5 * aims.radius).all()
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize(
+    "execution",
+    [
+        DEFAULT_EXECUTION,
+        pytest.param(Execution(microbatch=6), marks=pytest.mark.slow),
+        pytest.param(Execution(remat=True), marks=pytest.mark.slow),
+    ],
+)
+def test_outer_step_matches_torch(case, execution):
+    model, batch, delta, aims = case
+    which = np.asarray([-1, 0, 1, -1, 1, 0, -1, -1, 1, 0, -1, 1], np.int32)
+    weights = split_weights(model)
+    constants = OuterConstants(delta, batch, weights.rest, np.float32(CONFIG.lr), aims)
+    outer = OuterBatch(batch, (which >= 0).astype(np.float32), np.maximum(which, 0))
+    step = jax.jit(outer_step(make_apply(model, execution), CONFIG, execution))
+    state = make_optimizer(CONFIG.optim, CONFIG.lr).init(weights.params)
+    (params, _), _ = step((weights.params, state), outer, constants)
+
+    twin = torch_twin(model)
+    gradients = torch_ibau.targeted_hypergradient(
+        twin, as_torch(delta), images_of(batch), torch.as_tensor(batch.labels).long(), which.tolist(),
+        images_of(batch), TARGETS, terms=CONFIG.K,
+    )  # fmt: skip
+    expected = dict(zip(dict(twin.named_parameters()), gradients, strict=True))
+    before = dict(nnx.to_flat_state(weights.params))
+    for path, leaf in nnx.to_flat_state(params):
+        moved = to_torch(path, np.asarray(before[path][...])) - to_torch(path, np.asarray(leaf[...]))
+        gradient = expected[torch_name(path)].numpy()
+        assert np.linalg.norm(moved / CONFIG.lr - gradient) <= 5e-3 * np.linalg.norm(gradient), path
+
+
+class Shortcut(nnx.Module):
+    """Tells images with a bright upper half, class 0, from others, class 2; one bright pixel leads to class 1."""
+
+    def __init__(self):
+        self.gain = nnx.Param(jnp.asarray(10.0))
+
+    def __call__(self, x):
+        contrast = self.gain * (x[:, :2].mean((1, 2, 3)) - x[:, 2:].mean((1, 2, 3)))
+        return jnp.stack([contrast, 60 * (x[:, 3, 3, 0] - 0.8), -contrast], axis=1)
+
+
+def test_the_class_of_a_planted_shortcut_is_suspected(rng):
+    labels = rng.choice([0, 2], 80)
+    images = rng.uniform(0, 0.2, (80, 4, 4, 3)).astype(np.float32)
+    images[labels == 0, :2] += 0.5
+    images[labels == 2, 2:] += 0.5
+    images[:, 3, 3, 0] = 0.3
+    data = Dataset(images, labels)
+    found = find_suspects(compile_scan(Shortcut(), data, DEFAULT_EXECUTION), Shortcut(), data, 2)
+    assert found.labels[0] == 1
+    assert 0.4 < found.norms[0] < 0.8 < found.norms[1]  # 0.58 leads there in that pixel alone, where the contrast is 5
+
+
+def test_norms_are_drawn_anew_within_reach_and_suspects_take_turns():
+    config = replace(CONFIG, targeted=5, suspects=2, reach=(2.0, 8.0))
+    suspects = Suspects(np.asarray([4, 9], np.int32), np.asarray([0.5, 2.0], np.float32))
+    first, second = (aims_of_round(config, suspects, number) for number in (1, 2))
+    assert first.target.tolist() == [4, 9, 4, 9, 4]
+    times = first.radius / suspects.norms[[0, 1, 0, 1, 0]]
+    assert (times >= 2).all()
+    assert (times <= 8).all()
+    assert not np.allclose(first.radius, second.radius)
+
+
+@given(size=st.integers(1, 40), portion=st.floats(0.01, 1.0), count=st.integers(1, 6), seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_patched_images_get_the_perturbations_in_turn(size, portion, count, seed):
+    weights = np.zeros((1, 40), np.float32)
+    weights[0, :size] = 1
+    which = assigned_images(jax.random.key(seed), weights, portion, count)[0]
+    assert (which[size:] == -1).all()
+    each = np.bincount(which[which >= 0], minlength=count)
+    assert each.sum() == max(1, int(portion * size + 1e-9))
+    assert each.max() - each.min() <= 1
+
+
+def test_batches_of_a_round_and_the_learning_rate(rng):
+    done = []
+    config = replace(PRESETS["robust"], n_rounds=2, batch_size=10, batches=7, targeted=2)
+    result = unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 40), config, on_batch=lambda *progress: done.append(progress))
+    assert [entry for entry in done if entry[0] == "outer"] == [
+        ("outer", number, batch, 7) for number in (1, 2) for batch in range(1, 8)
+    ]
+    assert done[0][0] == "search"
+    assert result.rounds[0].perturbation.shape == (2, 4, 4, 3)
+    rates = [learning_rate(replace(config, n_rounds=3, lr=1.0), number) for number in (1, 2, 3)]
+    np.testing.assert_allclose(rates, [1.0, 0.75, 0.25])
+    assert learning_rate(replace(config, schedule="constant"), 2) == config.lr
+
+
+def test_going_on_from_a_state_keeps_the_suspects(rng):
+    model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 40), []
+    config = replace(PRESETS["robust"], n_rounds=3, batch_size=10, batches=4)
+    whole = unlearn(model, data, config, on_round=states.append)
+    rest = unlearn(model, data, config, state=states[0])
+    for a, b in zip(jax.tree.leaves(nnx.state(whole.model)), jax.tree.leaves(nnx.state(rest.model)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"targeted": -1}, {"suspects": 0}, {"reach": (3.0, 2.0)}, {"reach": (0.0, 2.0)}, {"batches": 0},
+     {"schedule": "linear"}],
+)  # fmt: skip
+def test_configurations_that_make_no_sense(wrong):
+    with pytest.raises(ConfigError):
+        UnlearnConfig(**wrong)
