@@ -134,9 +134,9 @@ class MethodOptions:
     """I-BAU. What is not given is as the preset has it."""
 
     preset: Literal["cifar10", "gtsrb", "robust"] = "cifar10"
-    """the published command line's settings (cifar10), the published GTSRB notebook's (gtsrb), or perturbations towards
-    the class that a short audit suspects (robust; see docs/experiments.md)"""
-    n_rounds: Annotated[int | None, option("N", "cifar10 5, gtsrb 1, robust 3")] = None
+    """the published command line's settings (cifar10), the published GTSRB notebook's (gtsrb), or
+    perturbations towards the class that a short audit suspects (robust; see docs/experiments.md)"""
+    n_rounds: Annotated[int | None, option("N", "cifar10 5, gtsrb 1, robust 2")] = None
     """rounds"""
     batch_size: Annotated[int | None, option("N", "100")] = None
     """clean images in a batch"""
@@ -166,11 +166,11 @@ class MethodOptions:
     """classes that are suspected: those reached by the smallest perturbations"""
     reach: Annotated[tuple[float, float] | None, option("X X", "2 8")] = None
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
-    regularization: Annotated[float | None, option("X", "0.001")] = None
+    regularization: Annotated[float | None, option("X", "0.001, robust 0")] = None
     """weight of the perturbation's squared norm"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None
     """linear solver of the hypergradient"""
-    fixed_point_step: Annotated[float | None, option("X", "0.1")] = None
+    fixed_point_step: Annotated[float | None, option("X", "0.1, robust 0.001")] = None
     """step size of the inner gradient step in the hypergradient"""
     seed: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]")] = (2,)
     """seed of the clean set's choice and of the images perturbed; each of several is tried"""

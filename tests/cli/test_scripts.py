@@ -267,8 +267,9 @@ def test_divergence_in_the_first_round_writes_nothing(tmp_path, small_digits):
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits):
-    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST[2:], "--n-rounds", 12]
+@pytest.mark.parametrize("preset", [["--preset", "cifar10"], ["--preset", "robust", "--batches", 3]])
+def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits, preset):
+    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST[2:], "--n-rounds", 12, *preset, "--no-audit"]
     process = subprocess.Popen(
         [*UNLEARN, *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
