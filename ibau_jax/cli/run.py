@@ -154,9 +154,7 @@ def _finish(task: Task, begin: float, count: int) -> None:
     for when, audit in task.audits.items():
         verdict, *evidence = verdict_lines(audit)
         if when == "after" and task.config.targeted:
-            evidence.append(
-                "no proof by itself: targeted unlearning closes the short cuts that an audit looks for"
-            )
+            evidence.append("no proof by itself: targeted unlearning closes the short cuts that an audit looks for")
         console.describe({f"audit {when:<6}": f"{verdict}: {'; '.join(evidence)}"})
     console.console.print(f"cleaned model: {console.escaped(str(model_file))}", soft_wrap=True)
 
