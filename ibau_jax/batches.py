@@ -71,7 +71,7 @@ def to_unit(images: Shaped[Array, "n h w c"]) -> Float[Array, "n h w c"]:
 def assigned_images(
     key: jax.Array, weights: Float[AnyArray, "b n"], portion: float, perturbations: int
 ) -> Int[np.ndarray, "b n"]:
-    """Which of the perturbations each image gets in the outer step, in turn; -1 for none.
+    """The selection m_b of the outer loss: which of the perturbations each image gets, in turn; -1 for none.
 
     Those that get one are max(1, ⌊portion·n_b⌋) random images of each batch b, n_b of which are images.
     """
@@ -83,5 +83,5 @@ def assigned_images(
 
 
 def patched_images(key: jax.Array, weights: Float[AnyArray, "b n"], portion: float) -> Float[np.ndarray, "b n"]:
-    """The selection m_b of the outer loss as a mask: 1 where an image is chosen."""
+    """The selection m_b as a mask, where there is one perturbation: 1 where an image is chosen."""
     return (assigned_images(key, weights, portion, 1) >= 0).astype(np.float32)

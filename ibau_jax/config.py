@@ -67,14 +67,13 @@ class UnlearnConfig:
     def __post_init__(self) -> None:
         _require_each(self, ("n_rounds", "batch_size", "K", "suspects"), _AT_LEAST_1)
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
-        _require_each(self, ("targeted",), _NOT_NEGATIVE)
         if self.batches is not None:
             _require_each(self, ("batches",), _AT_LEAST_1)
         _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
         low, high = self.reach
         _require(0 < low <= high, f"reach is {low}, {high}; it must be two positive norms, the smaller one first")
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
-        _require_each(self, ("regularization",), _NOT_NEGATIVE)
+        _require_each(self, ("regularization", "targeted"), _NOT_NEGATIVE)
         bound = self.norm_bound
         _require(bound is None or bound > 0, f"norm_bound is {bound}; it must be positive (or none)")
         for name in ("optim", "inner_optim"):

@@ -118,11 +118,13 @@ def unlearn_many(
 def _with_suspects(
     members: Sequence[Member], execution: Execution, on_batch: Callable[[Phase, int, int, int], None] | None
 ) -> list[Member]:
-    """The members, each with the state that it starts from and the classes that it suspects."""
+    """The members; those with targeted perturbations have a state that knows which classes are suspected."""
+    if not members[0].config.targeted:
+        return list(members)
     scan, started = None, []
     for member in members:
         state = member.state or initial_state(member.model, member.config)
-        if member.config.targeted and state.suspects is None:
+        if state.suspects is None:
             scan = scan or compile_scan(member.model, member.clean_set, execution)
             report = (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
             found = find_suspects(scan, state.model, member.clean_set, member.config.suspects, report)
@@ -132,7 +134,7 @@ def _with_suspects(
 
 
 def _stack(members: Sequence[Member], execution: Execution) -> Stack:
-    states = [member.state for member in members if member.state]
+    states = [member.state or initial_state(member.model, member.config) for member in members]
     return Stack(states, [member.clean_set for member in members], [member.config for member in members], execution)
 
 

@@ -24,7 +24,7 @@ class OuterConstants(NamedTuple):
         first: the clean batch that Φ is defined on.
         rest: what the model holds beside θ.
         lr: the outer optimiser's learning rate.
-        aims: of δ, where it aims at more than the labels.
+        aims: of targeted δ.
     """
 
     delta: Perturbation

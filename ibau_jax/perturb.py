@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ibau_jax.aims import Aims, in_turn
+from ibau_jax.aims import Aims
 from ibau_jax.batches import Batches, count_parts, in_parts, to_unit
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Weights
 from ibau_jax.hypergradient import Perturbation, behind
 
-STRIDE = 0.3  # of the first step of a targeted perturbation, in units of its radius: as in the audit's search
+STRIDE = 0.3  # of a targeted perturbation's first step, in units of its radius; of the audit's too
 
 
 def mean_over(
@@ -72,8 +72,8 @@ def perturbed(images: Float[Array, "n h w c"], delta: Float[Array, "m h w c"], c
 
 
 def of_images(delta: Perturbation, which: Int[Array, " n"] | None) -> Float[Array, "m h w c"]:
-    """The perturbation of each image, where there are several; the one there is fits all."""
-    return delta if which is None or len(delta) == 1 else delta[which]
+    """The perturbation of each image, where there are several; one alone fits all."""
+    return delta if len(delta) == 1 else delta[which]
 
 
 def inner_loss(
@@ -94,17 +94,17 @@ def inner_loss(
     def losses(delta: Perturbation, params: Params, part: tuple[Batches, Array]) -> Float[Array, " m"]:
         images, which = part
         logits = forward(params, perturbed(to_unit(images.images), of_images(delta, which), config.clip))
-        if aims is None or not config.targeted:
+        if aims is None:
             return -cross_entropies(logits, images.labels)
         return cross_entropies(logits, aims.target[which])
 
-    which = in_turn(len(batch.labels), len(delta))
+    which = jnp.arange(len(batch.labels)) % len(delta)
     mean = mean_over(delta, params, (batch, which), batch.weights, losses, execution)
     return config.regularization * jnp.sum(delta**2) + len(delta) * mean
 
 
 class InnerConstants(NamedTuple):
-    """What every inner step sees: the model, and what the perturbations aim at, where that is more than the labels."""
+    """What every inner step sees: the model, and what targeted perturbations aim at."""
 
     weights: Weights
     aims: Aims | None = None
@@ -113,7 +113,8 @@ class InnerConstants(NamedTuple):
 def inner_optimizer(config: UnlearnConfig, steps: int) -> optax.GradientTransformationExtraArgs:
     """The published optimiser; for targeted perturbations, steps along the gradient that are a share of the radius.
 
-    Its update then takes the `radius` of each. The share falls along a cosine over `steps`.
+    Its update then takes the `radius` of each. The share falls along a cosine over `steps`. However small the gradient,
+    the step is as long: a perturbation that has succeeded is to grow to its radius.
     """
     if not config.targeted:
         return make_optimizer(config.inner_optim, config.inner_lr)
@@ -145,11 +146,9 @@ def inner_step(
         loss, gradient = jax.value_and_grad(inner_loss, argnums=2)(
             forward, config, delta, weights.params, batch._replace(labels=own_labels), aims, execution
         )
-        if aims is None or not config.targeted:
-            updates, state = optimizer.update(gradient, state, delta)
-            return (optax.apply_updates(delta, updates), state), loss
-        updates, state = optimizer.update(gradient, state, delta, radius=aims.radius)
-        return (jax.vmap(project)(optax.apply_updates(delta, updates), aims.radius), state), loss
+        updates, state = optimizer.update(gradient, state, delta, radius=aims.radius if aims else None)
+        moved = optax.apply_updates(delta, updates)
+        return (jax.vmap(project)(moved, aims.radius) if aims else moved, state), loss
 
     return step
 

@@ -104,12 +104,13 @@ class Stack:
         return self.placement.members(_stacked([carry] * len(self.states)))
 
     def aims(self, number: int) -> PyTree:
-        """What the members' perturbations aim at in a round."""
+        """What the members' targeted perturbations aim at in a round; None for published ones."""
         each = [
             aims_of_round(config, state.suspects, number)
             for config, state in zip(self.configs, self.states, strict=True)
+            if state.suspects
         ]
-        return self.placement.members(_stacked(each))
+        return self.placement.members(_stacked(each)) if each else None
 
     def constants(self, number: int, delta: PyTree, aims: PyTree) -> OuterConstants:
         """What the outer steps of a round see."""
@@ -209,12 +210,13 @@ def run_round(
     (delta, _), inner = steps.inner.run(
         stack.zero(), batches, constants, lambda done: on_batch("inner", number, done, stack.count)
     )
-    delta = jax.vmap(jax.vmap(project))(stack.placement.local(delta), stack.placement.local(aims).radius)
-    constants_of_outer = stack.constants(number, delta, aims)
+    delta = stack.placement.local(delta)
+    if aims is None:  # targeted ones are in their balls
+        delta = jax.vmap(partial(project, norm_bound=stack.config.norm_bound))(delta)
     carry, outer = steps.outer.run(
         carry,
         stack.outer_batches(number, batches),
-        constants_of_outer,
+        stack.constants(number, delta, aims),
         lambda done: on_batch("outer", number, done, stack.count),
     )
     perturbations = np.asarray(delta)

@@ -16,7 +16,6 @@ from ibau_jax.batches import assigned_images, make_batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
 from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer
 from ibau_jax.data import Dataset
-from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import make_apply, split_weights
 from ibau_jax.minimax import unlearn
@@ -172,13 +171,3 @@ def test_going_on_from_a_state_keeps_the_suspects(rng):
     rest = unlearn(model, data, config, state=states[0])
     for a, b in zip(jax.tree.leaves(nnx.state(whole.model)), jax.tree.leaves(nnx.state(rest.model)), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [{"targeted": -1}, {"suspects": 0}, {"reach": (3.0, 2.0)}, {"reach": (0.0, 2.0)}, {"batches": 0},
-     {"schedule": "linear"}],
-)  # fmt: skip
-def test_configurations_that_make_no_sense(wrong):
-    with pytest.raises(ConfigError):
-        UnlearnConfig(**wrong)

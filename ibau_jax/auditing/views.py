@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ibau_jax.perturb import project
+from ibau_jax.perturb import STRIDE, project
 
 Trigger: TypeAlias = Any  # a pytree of float arrays with a leading axis of length 1
 Images = Float[Array, "n h w c"]
@@ -67,7 +67,7 @@ PERTURBATION = View(
     first=0.15,
     # Steps along the gradient, a share of the size long. Adam's, nearly ±1 a pixel, end at a norm a quarter larger.
     optimizer=lambda schedule: optax.chain(optax.normalize_by_update_norm(-1.0), optax.scale_by_schedule(schedule)),
-    stride=lambda size: 0.3 * size,
+    stride=lambda size: STRIDE * size,
 )
 
 

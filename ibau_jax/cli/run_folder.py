@@ -114,7 +114,7 @@ class Progress:
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder = folder.with_name(f".{folder.name}.partial")
-        self.identity = identity
+        self.identity = json.loads(json.dumps(identity))  # as it comes back from the file: tuples are lists there
 
     def exists(self) -> bool:
         """Whether there is an interrupted run."""

@@ -201,7 +201,6 @@ def _settings(
     return {
         "preset": preset,
         **asdict(config),
-        "reach": list(config.reach),
         "precision": execution.precision,
         "clean_set": split.clean_set.name,
         "n_clean": len(split.clean_set),
@@ -209,7 +208,7 @@ def _settings(
         "n_evaluation": len(split.evaluation),
         "attack": threat.attack.name if threat.attack else None,
         "target_label": threat.target_label,
-        "mean": list(subject.normalization.mean) if subject.normalization else None,
-        "std": list(subject.normalization.std) if subject.normalization else None,
+        "mean": subject.normalization.mean if subject.normalization else None,
+        "std": subject.normalization.std if subject.normalization else None,
         "checkpoint_sha256": subject.sha256(),
     }

@@ -22,25 +22,34 @@ def outer_loss(model, delta, images, labels, mask, *, clip=False):
 
 
 def hypergradient(model, delta, outer, first, *, terms, step=0.1, clip=False):
-    """dL_out/dθ with the Neumann series of `terms` terms: a list like `model.parameters()`.
+    """dL_out/dθ of the published losses: a list like `model.parameters()`."""
+
+    def loss(delta):
+        return outer_loss(model, delta, *outer, clip=clip)
+
+    return implicit(model, delta, loss, lambda delta: inner_loss(model, delta, *first, clip=clip), terms, step)
+
+
+def implicit(model, delta, outer, inner, terms, step):
+    """L_out and dL_out/dθ with the Neumann series of `terms` terms, for losses that are functions of δ.
 
     Reverse mode over reverse mode throughout: v <- v ∂Φ/∂δ + ∂L_out/∂δ, then v ∂Φ/∂θ + ∂L_out/∂θ.
     """
     params = list(model.parameters())
     delta = delta.detach().requires_grad_(True)
-    loss = outer_loss(model, delta, *outer, clip=clip)
+    loss = outer(delta)
     direct = torch.autograd.grad(loss, [delta, *params], allow_unused=True)
     outer_delta, outer_params = direct[0], direct[1:]
-    gradient = torch.autograd.grad(inner_loss(model, delta, *first, clip=clip), delta, create_graph=True)[0]
+    gradient = torch.autograd.grad(inner(delta), delta, create_graph=True)[0]
     mapped = delta - step * gradient
     v = torch.zeros_like(delta)
     for _ in range(terms):
         v = torch.autograd.grad(mapped, delta, grad_outputs=v, retain_graph=True)[0] + outer_delta
-    implicit = torch.autograd.grad(mapped, params, grad_outputs=v, allow_unused=True)
+    through = torch.autograd.grad(mapped, params, grad_outputs=v, allow_unused=True)
     zeros = [torch.zeros_like(p) for p in params]
     total = [
         (i if i is not None else z) + (o if o is not None else z)
-        for i, o, z in zip(implicit, outer_params, zeros, strict=True)
+        for i, o, z in zip(through, outer_params, zeros, strict=True)
     ]
     return loss.detach(), total
 
@@ -57,17 +66,12 @@ def targeted_loss(model, deltas, images, targets, *, regularization=0.001):
 
 def targeted_hypergradient(model, deltas, images, labels, which, first, targets, *, terms, step=0.1):
     """dL_out/dθ where image i of the outer batch gets `deltas[which[i]]`, or none where that is -1."""
-    params, deltas = list(model.parameters()), deltas.detach().requires_grad_(True)
-    stamped = [x if w < 0 else (x + deltas[w]).clamp(0, 1) for x, w in zip(images, which, strict=True)]
-    outer = functional.cross_entropy(model(torch.stack(stamped)), labels)
-    outer_delta, *outer_params = torch.autograd.grad(outer, [deltas, *params])
-    gradient = torch.autograd.grad(targeted_loss(model, deltas, first, targets), deltas, create_graph=True)[0]
-    mapped = deltas - step * gradient
-    v = torch.zeros_like(deltas)
-    for _ in range(terms):
-        v = torch.autograd.grad(mapped, deltas, grad_outputs=v, retain_graph=True)[0] + outer_delta
-    implicit = torch.autograd.grad(mapped, params, grad_outputs=v, allow_unused=True)
-    return [o if i is None else i + o for i, o in zip(implicit, outer_params, strict=True)]
+
+    def loss(deltas):
+        stamped = [x if w < 0 else (x + deltas[w]).clamp(0, 1) for x, w in zip(images, which, strict=True)]
+        return functional.cross_entropy(model(torch.stack(stamped)), labels)
+
+    return implicit(model, deltas, loss, lambda deltas: targeted_loss(model, deltas, first, targets), terms, step)[1]
 
 
 def perturbation(model, batches, *, clip, optimizer, learning_rate, bound, regularization=0.001):
