@@ -36,7 +36,7 @@ class JaxSide:
         clean_set = make_dataset(self.work["images"], self.work["labels"], case.name)
         model = checkpoint.model()
         self.stack = stack.Stack([initial_state(model, config)], [clean_set], [config], Execution(precision=precision))  # type: ignore[arg-type]
-        self.steps = stack.compile_steps(self.stack)
+        self.steps = stack.compile_round(self.stack, 1)
         self.carry, self.batches, self.number = self.stack.carry(), self.stack.put(self.stack.batches), 0
 
     def facts(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class JaxSide:
         apply = make_apply(self.stack.states[0].model, self.stack.execution)
         first = jax.tree.map(lambda array: array[0], self.stack.batches)
         member = partial(jax.tree.map, lambda array: array[0])
-        delta, inner_state = self.stack.zero()
+        delta, inner_state = self.stack.zero(1)
         params, state = member(self.carry)
         seen = InnerConstants(Weights(params, member(self.stack.rest)))
         constants = member(self.stack.constants(1, delta, None))

@@ -27,14 +27,14 @@ def outer_step_memory(
 
     from ibau_jax.minimax import initial_state
     from ibau_jax.models import get_architecture
-    from ibau_jax.stack import Stack, compile_steps
+    from ibau_jax.stack import Stack, compile_round
 
     rng, config = np.random.default_rng(0), UnlearnConfig(batch_size=batch_size, K=K)
     images = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
     data = make_dataset(images, rng.integers(0, 10, batch_size), "random")
     model = get_architecture(architecture).build(10, image_size, nnx.Rngs(0))
     stack = Stack([initial_state(model, config)], [data], [config], execution)
-    program: Any = compile_steps(stack).outer.call
+    program: Any = compile_round(stack, 1).outer.call
     found = program.memory_analysis()
     return found.argument_size_in_bytes / MIB, found.temp_size_in_bytes / MIB
 

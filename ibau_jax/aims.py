@@ -3,7 +3,7 @@
 They are larger than the smallest that does it: what an attacker stamps is no optimum, and takes more room.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -35,10 +35,12 @@ class Suspects:
     Attributes:
         labels: the classes.
         norms: l2 norms of the smallest perturbations that lead most images to them.
+        perturbations: those perturbations, in units of the image range.
     """
 
     labels: Int[np.ndarray, " t"]
     norms: Float[np.ndarray, " t"]
+    perturbations: Float[np.ndarray, "t h w c"] = field(repr=False)
 
 
 def aims_of_round(config: UnlearnConfig, suspects: Suspects, number: int) -> Aims:

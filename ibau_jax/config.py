@@ -1,7 +1,7 @@
 """Every constant of the algorithm and of the audit, and the published sets of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import optax
@@ -52,17 +52,32 @@ class UnlearnConfig:
     """learning rate of the rounds: the same for all, or falling along a cosine"""
     targeted: int = 0
     """perturbations in a round that lead to suspected targets; 0 for the published one, away from the labels"""
+    untargeted_rounds: int = 0
+    """rounds with the published perturbation before those with targeted ones"""
     suspects: int = 1
     """classes that are suspected: those reached by the smallest perturbations"""
     reach: tuple[float, float] = (2.0, 8.0)
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
+    held_out: float = 0.0
+    """share of the clean set that does not unlearn, but tells which rounds to keep"""
+    max_acc_drop: float = 0.05
+    """a round that leaves the held-out accuracy lower than at first by more than this share is taken back"""
     seed: int = 2
-    """seed of the choice of perturbed images, and of the norms of targeted perturbations"""
+    """seed of the choice of perturbed and of held-out images, and of the norms of targeted perturbations"""
 
     @property
     def perturbations(self) -> int:
         """How many there are in a round."""
         return self.targeted or 1
+
+    @property
+    def needs_suspects(self) -> bool:
+        """Whether unlearning has to know which classes are suspected."""
+        return bool(self.targeted or self.held_out)
+
+    def of_round(self, number: int) -> "UnlearnConfig":
+        """What holds for one round: the first ones may have the published perturbation."""
+        return replace(self, targeted=0) if number <= self.untargeted_rounds else self
 
     def __post_init__(self) -> None:
         _require_each(self, ("n_rounds", "batch_size", "K", "suspects"), _AT_LEAST_1)
@@ -73,7 +88,8 @@ class UnlearnConfig:
         low, high = self.reach
         _require(0 < low <= high, f"reach is {low}, {high}; it must be two positive norms, the smaller one first")
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
-        _require_each(self, ("regularization", "targeted"), _NOT_NEGATIVE)
+        _require(0 <= self.held_out < 1, f"held_out is {self.held_out}; it must be at least 0 and less than 1")
+        _require_each(self, ("regularization", "targeted", "untargeted_rounds", "max_acc_drop"), _NOT_NEGATIVE)
         bound = self.norm_bound
         _require(bound is None or bound > 0, f"norm_bound is {bound}; it must be positive (or none)")
         for name in ("optim", "inner_optim"):
@@ -183,14 +199,15 @@ PRESETS: dict[str, UnlearnConfig] = {
     # A step of 0.1 in Φ overshoots along a trigger: 16.8 % ASR after a round on l2_inv_0, 2.6 % with 0.001.
     "robust": UnlearnConfig(
         fixed_point_step=0.001,
-        n_rounds=2,
+        n_rounds=3,
         K=1,
-        lr=5e-4,
         schedule="cosine",
         portion=0.2,
         batches=50,
+        norm_bound=20.0,
         targeted=4,
-        clip=True,
+        untargeted_rounds=1,
         regularization=0.0,
+        held_out=0.1,
     ),
 }

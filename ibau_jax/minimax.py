@@ -18,6 +18,7 @@ from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.models.inference import count_classes
 from ibau_jax.result import Phase, Result, State
+from ibau_jax.selection import hold_out, measure
 from ibau_jax.stack import CompiledSteps, Stack, run_stack
 from ibau_jax.suspects import compile_scan, find_suspects
 
@@ -33,12 +34,15 @@ class Member:
         clean_set: as many images as every other member's.
         config: the same as every other member's but for `seed` and `lr`.
         state: where to go on; as many rounds as every other member's.
+        held_out: clean images that tell which rounds to keep; by default a share of `clean_set`, where `config` asks
+            for one.
     """
 
     model: nnx.Module
     clean_set: Dataset
     config: UnlearnConfig
     state: State | None = None
+    held_out: Dataset | None = None
 
 
 def unlearn(
@@ -104,38 +108,45 @@ def unlearn_many(
     _check(members)
     whole = together if together is not None else execution.loop_form == "scan" or execution.devices > 1
     groups = [list(range(len(members)))] if whole else [[index] for index in range(len(members))]
-    members = _with_suspects(members, execution, on_batch)
+    members = _begun([_divided(member) for member in members], execution, on_batch)
     results: dict[int, Result] = {}
-    steps: CompiledSteps | None = None
+    steps = CompiledSteps()
     for group in groups:
         stack = _stack([members[index] for index in group], execution)
         report = (lambda i, state, group=group: on_round(group[i], state)) if on_round else None
-        found, steps = run_stack(stack, steps, report, on_batch)
-        results |= dict(zip(group, found, strict=True))
+        results |= dict(zip(group, run_stack(stack, steps, report, on_batch), strict=True))
     return [results[index] for index in range(len(members))]
 
 
-def _with_suspects(
+def _divided(member: Member) -> Member:
+    """The member with the images that are held out apart from those that unlearn."""
+    if member.held_out is not None:
+        return member
+    clean_set, held_out = hold_out(member.clean_set, member.config)
+    return replace(member, clean_set=clean_set, held_out=held_out)
+
+
+def _begun(
     members: Sequence[Member], execution: Execution, on_batch: Callable[[Phase, int, int, int], None] | None
 ) -> list[Member]:
-    """The members; those with targeted perturbations have a state that knows which classes are suspected."""
-    if not members[0].config.targeted:
-        return list(members)
-    scan, started = None, []
+    """The members with states that know the suspects and how the models stood, where the configuration asks for it."""
+    scan, begun = None, []
     for member in members:
         state = member.state or initial_state(member.model, member.config)
-        if state.suspects is None:
+        if member.config.needs_suspects and state.suspects is None:
             scan = scan or compile_scan(member.model, member.clean_set, execution)
             report = (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
             found = find_suspects(scan, state.model, member.clean_set, member.config.suspects, report)
-            state = replace(state, suspects=found)
-        started.append(replace(member, state=state))
-    return started
+            initial = measure(state.model, member.held_out, found) if member.held_out else None
+            state = replace(state, suspects=found, initial=initial)
+        begun.append(replace(member, state=state))
+    return begun
 
 
 def _stack(members: Sequence[Member], execution: Execution) -> Stack:
     states = [member.state or initial_state(member.model, member.config) for member in members]
-    return Stack(states, [member.clean_set for member in members], [member.config for member in members], execution)
+    clean_sets, configs = [member.clean_set for member in members], [member.config for member in members]
+    return Stack(states, clean_sets, configs, execution, [member.held_out for member in members])
 
 
 def _check(members: Sequence[Member]) -> None:

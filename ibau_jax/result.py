@@ -1,6 +1,6 @@
 """What unlearning reports: its rounds, where it stands, how it ended."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +10,25 @@ from ibau_jax.aims import Suspects
 
 Status = Literal["completed", "diverged"]
 Phase = Literal["search", "inner", "outer"]
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What can be said of a model without knowing the trigger, on clean images that do not unlearn; shares in [0, 1].
+
+    Attributes:
+        acc: images classified rightly.
+        residual: images of other classes that the suspected short cuts of the model as it came still lead to their
+            classes; of several suspects, the largest share.
+    """
+
+    acc: float
+    residual: float
+
+    @property
+    def score(self) -> float:
+        """Accurate, and the short cut is closed."""
+        return self.acc - self.residual
 
 
 @dataclass(frozen=True)
@@ -24,6 +43,8 @@ class Round:
         inner_loss: mean of L_in over the batches.
         outer_loss: mean of L_out over the batches.
         seconds: wall time without compilation and evaluation; of models that unlearn together, their share of it.
+        standing: of the model after it, where images are held out.
+        undone: whether it cost too much accuracy: the next one began where this one had begun.
     """
 
     number: int
@@ -32,6 +53,8 @@ class Round:
     inner_loss: float
     outer_loss: float
     seconds: float
+    standing: Standing | None = None
+    undone: bool = False
 
 
 @dataclass(frozen=True)
@@ -39,16 +62,42 @@ class State:
     """Where a run stands between two rounds: all it takes to go on.
 
     Attributes:
-        model: the model after `rounds`.
+        model: the model after `rounds`, without those undone.
         optimizer_state: of the outer optimiser.
         rounds: those done.
-        suspects: the classes that targeted perturbations lead to, where the configuration has any.
+        suspects: the classes that targeted perturbations lead to, where the configuration asks for them.
+        initial: how the model stood as it came, where images are held out.
+        best: the model after the round with the best score, where images are held out and a round was not undone.
     """
 
     model: nnx.Module
     optimizer_state: Any = field(repr=False)
     rounds: tuple[Round, ...] = ()
     suspects: Suspects | None = None
+    initial: Standing | None = None
+    best: nnx.Module | None = field(default=None, repr=False)
+
+    def after(self, done: Round, model: nnx.Module, optimizer_state: Any) -> "State":
+        """The state after a round."""
+        state = replace(self, model=model, optimizer_state=optimizer_state, rounds=(*self.rounds, done))
+        return replace(state, best=model) if done.standing and state.kept_round == done.number else state
+
+    def undone(self, done: Round) -> "State":
+        """The state after a round that is undone."""
+        return replace(self, rounds=(*self.rounds, done))
+
+    @property
+    def kept_round(self) -> int:
+        """The number of the round whose model is kept: the last one, or of those not undone the best; 0 for none."""
+        kept = [done for done in self.rounds if not done.undone]
+        if not kept:
+            return 0
+        return max(kept, key=lambda done: (done.standing.score if done.standing else 0.0, done.number)).number
+
+    @property
+    def kept(self) -> nnx.Module:
+        """The model after that round."""
+        return self.best or self.model
 
 
 @dataclass(frozen=True)
@@ -56,8 +105,10 @@ class Result:
     """What `unlearn` gives.
 
     Attributes:
-        model: the cleaned model: after the last round, or after the last good one where a loss was not finite.
+        model: the cleaned model, after `kept_round`.
         rounds: the good rounds.
+        kept_round: the last good one; where images are held out, of those not undone the best; 0 where none is kept,
+            and the model is as it came.
         status: `completed`, or `diverged` where a loss became NaN or infinite.
         compile_seconds: time taken by compilation; of models that share the compiled steps, the first one's only.
         unlearn_seconds: time taken by the rounds, this process's only.
@@ -65,6 +116,7 @@ class Result:
 
     model: nnx.Module
     rounds: tuple[Round, ...]
+    kept_round: int
     status: Status
     compile_seconds: float
     unlearn_seconds: float

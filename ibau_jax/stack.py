@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,13 @@ from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import InnerConstants, inner_optimizer, inner_step, project
 from ibau_jax.placement import DATA, MEMBER, Placement, make_mesh
 from ibau_jax.result import Phase, Result, Round, State, Status
+from ibau_jax.selection import judge
 
 OnBatch = Callable[[Phase, int, int, int], None]
 PyTree = Any
 
 
-@dataclass(frozen=True)
-class CompiledSteps:
+class CompiledRound(NamedTuple):
     """The two loops over batches, compiled for one stack's shapes and good for every other of the same shapes."""
 
     inner: BatchLoop
@@ -43,9 +43,25 @@ class CompiledSteps:
         return self.inner.compile_seconds + self.outer.compile_seconds
 
 
+class CompiledSteps(dict[int, CompiledRound]):
+    """Those of each kind of round, by its number of targeted perturbations; compiled when first asked for."""
+
+    def of_round(self, stack: "Stack", number: int) -> CompiledRound:
+        """Those of a round, by its number."""
+        kind = stack.config.of_round(number).targeted
+        if kind not in self:
+            self[kind] = compile_round(stack, number)
+        return self[kind]
+
+    @property
+    def seconds(self) -> float:
+        """Time that compiling took so far."""
+        return sum(compiled.seconds for compiled in self.values())
+
+
 @dataclass
 class Stack:
-    """Members with equal shapes: `states[i]` unlearns on `clean_sets[i]` with `configs[i]`.
+    """Members with equal shapes: `states[i]` unlearns on `clean_sets[i]` with `configs[i]`, `held_out[i]` measures.
 
     `configs` differ in seed and learning rate only.
     """
@@ -54,9 +70,11 @@ class Stack:
     clean_sets: list[Dataset]
     configs: list[UnlearnConfig]
     execution: Execution
+    held_out: Sequence[Dataset | None] = ()
     stopped: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.held_out = self.held_out or [None] * len(self.states)
         mesh = make_mesh(self.execution.devices, len(self.states))
         self.placement = Placement(mesh, self.execution.shard_params)
         self.config = self.configs[0]
@@ -84,33 +102,36 @@ class Stack:
 
     def outer_batches(self, number: int, batches: PyTree) -> OuterBatch:
         """The batches of a round with their perturbed images; each member has its own (batches, members, images)."""
-        count = self.config.perturbations
+        of_round = self.config.of_round(number)
         chosen = np.full(self.batches.weights.shape, -1, np.int32)
         for index, config in enumerate(self.configs):
             key = jax.random.fold_in(jax.random.key(config.seed), number)
             weights = self.batches.weights[:, index, : self.batch_size]
-            chosen[:, index, : self.batch_size] = assigned_images(key, weights, config.portion, count)
+            chosen[:, index, : self.batch_size] = assigned_images(key, weights, config.portion, of_round.perturbations)
         patched = self.put((chosen >= 0).astype(np.float32))
-        return OuterBatch(batches, patched, self.put(np.maximum(chosen, 0)) if self.config.targeted else None)
+        return OuterBatch(batches, patched, self.put(np.maximum(chosen, 0)) if of_round.targeted else None)
 
     def put(self, batches: PyTree) -> PyTree:
         """Batches as the loop wants them: all on the devices to be scanned, or here, to go there one at a time."""
         return self.placement.batches(batches) if self.execution.loop_form == "scan" else batches
 
-    def zero(self) -> tuple[PyTree, PyTree]:
-        """δ = 0 of every member, and its optimiser's state."""
-        delta = jnp.zeros((self.config.perturbations, *self.batches.images.shape[3:]), jnp.float32)
-        carry = (delta, inner_optimizer(self.config, self.count).init(delta))
+    def zero(self, number: int) -> tuple[PyTree, PyTree]:
+        """δ = 0 of every member at the beginning of a round, and its optimiser's state."""
+        of_round = self.config.of_round(number)
+        delta = jnp.zeros((of_round.perturbations, *self.batches.images.shape[3:]), jnp.float32)
+        carry = (delta, inner_optimizer(of_round, self.count).init(delta))
         return self.placement.members(_stacked([carry] * len(self.states)))
 
     def aims(self, number: int) -> PyTree:
         """What the members' targeted perturbations aim at in a round; None for published ones."""
+        if not self.config.of_round(number).targeted:
+            return None
         each = [
             aims_of_round(config, state.suspects, number)
             for config, state in zip(self.configs, self.states, strict=True)
             if state.suspects
         ]
-        return self.placement.members(_stacked(each)) if each else None
+        return self.placement.members(_stacked(each))
 
     def constants(self, number: int, delta: PyTree, aims: PyTree) -> OuterConstants:
         """What the outer steps of a round see."""
@@ -148,18 +169,18 @@ def over_members(step: Callable[..., Any], stack: Stack) -> Callable[..., Any]:
     return jax.shard_map(jax.vmap(step), mesh=mesh, in_specs=along, out_specs=along, axis_names={MEMBER})
 
 
-def compile_steps(stack: Stack) -> CompiledSteps:
-    """Compiles the two steps for the shapes and the places of a stack's arrays."""
-    apply = make_apply(stack.states[0].model, stack.execution)
+def compile_round(stack: Stack, number: int) -> CompiledRound:
+    """Compiles the two steps of a round for the shapes and the places of a stack's arrays."""
+    config, apply = stack.config.of_round(number), make_apply(stack.states[0].model, stack.execution)
     compiled = partial(compile_loop, execution=stack.execution, placement=stack.placement)
-    delta, inner_state = stack.zero()
-    carry, aims = stack.carry(), stack.aims(1)
+    delta, inner_state = stack.zero(number)
+    carry, aims = stack.carry(), stack.aims(number)
     weights, batches = Weights(carry[0], stack.rest), stack.put(stack.batches)
-    inner = over_members(inner_step(apply, stack.config, stack.execution, stack.count), stack)
-    outer = over_members(outer_step(apply, stack.config, stack.execution), stack)
-    steps = CompiledSteps(
+    inner = over_members(inner_step(apply, config, stack.execution, stack.count), stack)
+    outer = over_members(outer_step(apply, config, stack.execution), stack)
+    steps = CompiledRound(
         compiled(inner, (delta, inner_state), batches, InnerConstants(weights, aims)),
-        compiled(outer, carry, stack.outer_batches(1, batches), stack.constants(1, delta, aims)),
+        compiled(outer, carry, stack.outer_batches(number, batches), stack.constants(number, delta, aims)),
     )
     release_memory()
     return steps
@@ -167,48 +188,51 @@ def compile_steps(stack: Stack) -> CompiledSteps:
 
 def run_stack(
     stack: Stack,
-    steps: CompiledSteps | None,
+    steps: CompiledSteps,
     on_round: Callable[[int, State], None] | None,
     on_batch: OnBatch | None,
-) -> tuple[list[Result], CompiledSteps]:
+) -> list[Result]:
     """All rounds of all members.
 
     Args:
         stack: the members; its `states` follow them.
-        steps: compiled for an earlier stack of the same shapes.
+        steps: what is compiled for stacks of these shapes; added to.
         on_round: called with a member's index and its state after each of its good rounds.
         on_batch: called after every batch.
     """
-    compile_seconds = 0.0
-    if steps is None:
-        steps = compile_steps(stack)
-        compile_seconds = steps.seconds
+    compiled_before = steps.seconds
     carry, batches, seconds = stack.carry(), stack.put(stack.batches), 0.0
     for number in range(len(stack.states[0].rounds) + 1, stack.config.n_rounds + 1):
         carry, rounds = run_round(
-            stack, steps, number, batches, carry, on_batch or (lambda phase, number, done, count: None)
+            stack,
+            steps.of_round(stack, number),
+            number,
+            batches,
+            carry,
+            on_batch or (lambda phase, number, done, count: None),
         )
         seconds += sum(done.seconds for done in rounds)
         take_in(stack, carry, rounds, on_round)
+        if any(state.rounds and state.rounds[-1].undone for state in stack.states):
+            carry = stack.carry()
         if len(stack.stopped) == len(stack.states):
             break
     share = seconds / len(stack.states)
-    results = [
-        Result(state.model, state.rounds, stack.status(index), compile_seconds, share)
+    return [
+        Result(state.kept, state.rounds, state.kept_round, stack.status(index), steps.seconds - compiled_before, share)
         for index, state in enumerate(stack.states)
     ]
-    return results, steps
 
 
 def run_round(
-    stack: Stack, steps: CompiledSteps, number: int, batches: PyTree, carry: PyTree, on_batch: OnBatch
+    stack: Stack, steps: CompiledRound, number: int, batches: PyTree, carry: PyTree, on_batch: OnBatch
 ) -> tuple[PyTree, list[Round]]:
     """One round of all members: the next parameters and optimiser states, and what happened to each."""
     start, members = time.perf_counter(), range(len(stack.states))
     aims = stack.aims(number)
     constants = InnerConstants(Weights(carry[0], stack.rest), aims)
     (delta, _), inner = steps.inner.run(
-        stack.zero(), batches, constants, lambda done: on_batch("inner", number, done, stack.count)
+        stack.zero(number), batches, constants, lambda done: on_batch("inner", number, done, stack.count)
     )
     delta = stack.placement.local(delta)
     if aims is None:  # targeted ones are in their balls
@@ -242,7 +266,10 @@ def _all_finite(tree: PyTree) -> jax.Array:
 
 
 def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable[[int, State], None] | None) -> None:
-    """Takes a round's outcome into the members' states; a member whose round is not finite stops at the last good."""
+    """Takes a round's outcome into the members' states; a member whose round is not finite stops at the last good.
+
+    One whose round is undone stays where it was; its next carry is that of its state.
+    """
     local = stack.placement.local(carry)
     for index, done in enumerate(rounds):
         if index in stack.stopped:
@@ -254,8 +281,9 @@ def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable
             continue
         before = stack.states[index]
         model = nnx.merge(stack.graph, params, split_weights(before.model).rest)
-        stack.states[index] = replace(
-            before, model=model, optimizer_state=optimizer_state, rounds=(*before.rounds, done)
-        )
+        held_out = stack.held_out[index]
+        if held_out is not None:
+            done = judge(before, done, model, held_out, stack.configs[index])
+        stack.states[index] = before.undone(done) if done.undone else before.after(done, model, optimizer_state)
         if on_round:
             on_round(index, stack.states[index])

@@ -33,6 +33,6 @@ def find_suspects(
     on_step: Callable[[int, int], None] | None = None,
 ) -> Suspects:
     """The `count` classes that the smallest perturbations lead to."""
-    norms = run_search(scan, model, clean_set, on_step).sizes
-    labels = np.argsort(norms, kind="stable")[:count]
-    return Suspects(labels.astype(np.int32), norms[labels])
+    found = run_search(scan, model, clean_set, on_step)
+    labels = np.argsort(found.sizes, kind="stable")[:count]
+    return Suspects(labels.astype(np.int32), found.sizes[labels], found.triggers[labels, 0])

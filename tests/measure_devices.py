@@ -9,7 +9,7 @@ import numpy as np
 from ibau_jax.data import make_dataset
 from ibau_jax.execution import Execution
 from ibau_jax.minimax import initial_state, unlearn_many
-from ibau_jax.stack import Stack, compile_steps
+from ibau_jax.stack import Stack, compile_round
 from tests.test_stack import CONFIG, small_net, tiny_members, weights
 
 BATCH = 16
@@ -27,7 +27,7 @@ def costs(members, execution):
     images, labels = rng.integers(0, 256, (BATCH, 32, 32, 3), np.uint8), rng.integers(0, 10, BATCH)
     data = make_dataset(images, labels, "random")
     states = [initial_state(small_net(seed), config) for seed in range(members)]
-    steps = compile_steps(Stack(states, [data] * members, [config] * members, execution))
+    steps = compile_round(Stack(states, [data] * members, [config] * members, execution), 1)
     loops = (steps.inner, steps.outer)
     return {
         "flops": [loop.call.cost_analysis()["flops"] for loop in loops],

@@ -15,7 +15,7 @@ from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.minimax import initial_state, unlearn
 from ibau_jax.models.small_vgg import SmallVGG
-from ibau_jax.stack import Stack, compile_steps
+from ibau_jax.stack import Stack, compile_round
 from tests.oracles.twins import randomised
 from tests.test_minimax import Tiny, tiny_data, vgg_data
 from tests.test_stack import CONFIG, assert_alike, small_net
@@ -45,7 +45,7 @@ def temporary_bytes(execution):
     model, data = SmallVGG(10, 32, nnx.Rngs(0)), vgg_data(rng, 40)
     config = replace(CONFIG, batch_size=40, K=2)
     stack = Stack([initial_state(model, config)], [data], [config], execution)
-    return compile_steps(stack).outer.call.memory_analysis().temp_size_in_bytes
+    return compile_round(stack, 1).outer.call.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.slow

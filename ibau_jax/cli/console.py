@@ -1,6 +1,7 @@
 """What a person sees: errors as one line, a progress bar, tables."""
 
 import contextlib
+import logging
 import os
 import sys
 import warnings
@@ -12,13 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from ibau_jax.errors import IbauError
+from ibau_jax.interruption import Terminated, end_on_sigterm
 
 if TYPE_CHECKING:
     from ibau_jax.metrics import Metrics
     from ibau_jax.result import Phase, Round
 
 BAD_INPUT = 2
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
 SUMMARISED = ("acc", "asr", "ra")
 LABELS = {"acc": "ACC", "asr": "ASR", "asr_all": "ASR (all images)", "ra": "RA"}
 
@@ -28,6 +30,7 @@ errors = Console(stderr=True, highlight=False)
 
 def run_command(command: Callable[[], int]) -> None:
     """Runs a script's main function and exits: 2 after one line where the input is to blame, 130 when interrupted."""
+    end_on_sigterm()
     try:
         sys.exit(command())
     except IbauError as error:
@@ -39,6 +42,9 @@ def run_command(command: Callable[[], int]) -> None:
         sys.exit(1)
     except OSError as error:  # a full disk, say
         fail(str(error))
+    except Terminated:
+        errors.print("terminated")
+        sys.exit(TERMINATED)
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(INTERRUPTED)
@@ -156,11 +162,18 @@ class RoundProgress:
     def on_round(self, name: str, done: "Round", metrics: "Metrics") -> None:
         """Prints the round's figures."""
         line = f"round {done.number}/{self.n_rounds}  {_figures(metrics)}"
-        self._print(name, f"{line}  ‖δ‖ {done.perturbation_norm:.4g}  {done.seconds:.1f} s")
+        self._print(name, f"{line}  ‖δ‖ {done.perturbation_norm:.4g}  {done.seconds:.1f} s{_standing(done)}")
 
     def _print(self, name: str, line: str) -> None:
         run = f"{escaped(name):<{self.width}}  " if self.width else ""
         self.progress.console.print(f"{run}{line}", soft_wrap=True)
+
+
+def _standing(done: "Round") -> str:
+    if done.standing is None:
+        return ""
+    undone = "; undone" if done.undone else ""
+    return f"  held-out ACC {percent(done.standing.acc)}, short cut {percent(done.standing.residual)}{undone}"
 
 
 def _figures(metrics: "Metrics") -> str:
@@ -171,6 +184,7 @@ def _figures(metrics: "Metrics") -> str:
 def quiet_libraries() -> None:
     """Keeps third parties' warnings off the screen; our own messages are printed, not warned."""
     warnings.filterwarnings("ignore")
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's threads log what it raises anyway
 
 
 def print_facts(lines: dict[str, Any]) -> None:

@@ -162,18 +162,24 @@ class MethodOptions:
     """learning rate over the rounds"""
     targeted: Annotated[int | None, option("N", "0, robust 4")] = None
     """perturbations in a round that lead to suspected targets, instead of one away from the labels"""
+    untargeted_rounds: Annotated[int | None, option("N", "0, robust 1")] = None
+    """rounds with the published perturbation before those with --targeted ones"""
     suspects: Annotated[int | None, option("N", "1")] = None
     """classes that are suspected: those reached by the smallest perturbations"""
     reach: Annotated[tuple[float, float] | None, option("X X", "2 8")] = None
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     regularization: Annotated[float | None, option("X", "0.001, robust 0")] = None
     """weight of the perturbation's squared norm"""
+    held_out: Annotated[float | None, option("X", "0, robust 0.1")] = None
+    """share of the clean images that do not unlearn, but tell which rounds to keep"""
+    max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
+    """with --held-out: a round that leaves accuracy lower than at first by more than this share is taken back"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None
     """linear solver of the hypergradient"""
     fixed_point_step: Annotated[float | None, option("X", "0.1, robust 0.001")] = None
     """step size of the inner gradient step in the hypergradient"""
     seed: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]")] = (2,)
-    """seed of the clean set's choice and of the images perturbed; each of several is tried"""
+    """seed of the clean set's choice and of the images perturbed or held out; each of several is tried"""
 
     def configs(self) -> list[UnlearnConfig]:
         """The preset with what was given on the command line, for each seed and learning rate.

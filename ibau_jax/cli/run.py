@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -36,19 +37,32 @@ def run(options: UnlearnOptions) -> int:
         check_folder(run.folder, options.output.overwrite)
     tasks, failures = _prepared(planned, options, execution)
     _describe(tasks, options.method.preset)
-    for group in _groups(tasks):
-        failures |= _run_together(group, execution, len(planned))
-    if options.audit.audit and is_first_process():
-        audit_tasks([task for task in tasks if task.name not in failures], options.audit.config(), execution)
-    for task in tasks:
-        if task.name not in failures:
-            failures |= _attempt(task.name, partial(_finish, task, begin, len(planned)), len(planned))
+    with _resumable(tasks):
+        for group in _groups(tasks):
+            failures |= _run_together(group, execution, len(planned))
+        if options.audit.audit and is_first_process():
+            audit_tasks([task for task in tasks if task.name not in failures], options.audit.config(), execution)
+        for task in tasks:
+            if task.name not in failures:
+                failures |= _attempt(task.name, partial(_finish, task, begin, len(planned)), len(planned))
     if len(planned) > 1:
         _summarise(planned, tasks, failures)
     if not tasks:
         return console.BAD_INPUT
     diverged = [task for task in tasks if task.result and task.result.status == "diverged"]
     return SOME_FAILED if failures or diverged else 0
+
+
+@contextmanager
+def _resumable(tasks: list[Task]) -> Iterator[None]:
+    """Says how to go on, where something interrupts a run after a round."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if any(task.progress.exists() for task in tasks):
+            rounds = ", ".join(sorted({str(len(task.records)) for task in tasks}))
+            console.errors.print(f"interrupted after round {rounds}; the same command with --resume goes on")
+        raise
 
 
 def chosen_execution(options: UnlearnOptions) -> Execution:
@@ -130,15 +144,9 @@ def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[s
         task = tasks[index]
         failures.update(_attempt(task.name, partial(task.take_in, state, bar), count))
 
-    try:
-        with bar.running(len(tasks[0].state.rounds)):
-            members = [member(task) for task in tasks]
-            results = unlearn_many(members, execution=execution, on_round=on_round, on_batch=bar.on_batch)
-    except KeyboardInterrupt:
-        if any(task.records for task in tasks):
-            rounds = ", ".join(sorted({str(len(task.records)) for task in tasks}))
-            console.errors.print(f"interrupted after round {rounds}; the same command with --resume goes on")
-        raise
+    with bar.running(len(tasks[0].state.rounds)):
+        members = [member(task) for task in tasks]
+        results = unlearn_many(members, execution=execution, on_round=on_round, on_batch=bar.on_batch)
     for task, result in zip(tasks, results, strict=True):
         task.result = result
     return failures

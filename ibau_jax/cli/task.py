@@ -15,7 +15,8 @@ from ibau_jax.cli.device import device_name, is_first_process
 from ibau_jax.cli.job import Subject, Threat, load_split, load_subject, load_threat
 from ibau_jax.cli.options import UnlearnOptions
 from ibau_jax.cli.plan import Planned
-from ibau_jax.cli.run_folder import Progress, round_record, versions, write_results
+from ibau_jax.cli.run_folder import round_record, versions, write_results
+from ibau_jax.cli.stored import StoredRun
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset, Split
 from ibau_jax.errors import ConfigError
@@ -63,9 +64,9 @@ class Task:
         return self.split.clean_set
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> StoredRun:
         """Where an interrupted run waits."""
-        return Progress(self.folder, self.settings)
+        return StoredRun(self.folder, self.settings)
 
     def evaluate(self, model: nnx.Module) -> Metrics:
         """Evaluates on the images that do not unlearn."""
@@ -100,6 +101,11 @@ class Task:
             raise ConfigError(
                 "a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr"
             )
+        if not self.result.kept_round:
+            raise ConfigError(
+                f"every round lost more than {100 * self.config.max_acc_drop:g} points of held-out accuracy; nothing "
+                "to keep. Try a smaller --lr, or allow more by --max-acc-drop"
+            )
         if not is_first_process():
             return None
         content = self.content()
@@ -110,13 +116,15 @@ class Task:
         if self.result.status == "diverged":
             console.warn(
                 f"{self.name} stopped: a loss became NaN or infinite in round {len(self.result.rounds) + 1}; "
-                f"the results are those of round {len(self.result.rounds)}, the last good one"
+                f"the results are those of round {self.result.kept_round}"
             )
         return model_file
 
     def after(self) -> Metrics:
-        """The figures after the last round."""
-        return Metrics(**{name: self.records[-1][name] for name in Metrics.__dataclass_fields__})
+        """The figures after the round that is kept."""
+        assert self.result is not None
+        record = self.records[self.result.kept_round - 1]
+        return Metrics(**{name: record[name] for name in Metrics.__dataclass_fields__})
 
     def content(self) -> dict[str, Any]:
         """What result.json holds. Seconds of resumed rounds count, those of an interrupted round do not."""
@@ -134,6 +142,7 @@ class Task:
             "before": asdict(self.before),
             "after": asdict(self.after()),
             "audit": {when: audit_record(audit) for when, audit in self.audits.items()} or None,
+            "kept_round": self.result.kept_round,
             "rounds": self.records,
             "seconds": {
                 "compile": self.result.compile_seconds,

@@ -1,0 +1,65 @@
+"""Which rounds to keep, without the trigger: some clean images do not unlearn, but measure.
+
+Two things are measured: accuracy, and how many images still follow the suspects' short cuts, the smallest
+perturbations that led the model as it came to those classes, made somewhat larger.
+"""
+
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from ibau_jax.aims import Suspects
+from ibau_jax.auditing.views import PERTURBATION
+from ibau_jax.batches import to_unit
+from ibau_jax.config import UnlearnConfig
+from ibau_jax.data import Dataset, Split, split_dataset
+from ibau_jax.errors import ConfigError
+from ibau_jax.metrics import predict
+from ibau_jax.result import Round, Standing, State
+
+ENLARGED = 2.0  # in units of the smallest perturbation, which most but not all images follow
+
+
+def hold_out(clean_set: Dataset, config: UnlearnConfig) -> tuple[Dataset, Dataset | None]:
+    """The images that unlearn, and those that measure, where the configuration asks for any.
+
+    Raises:
+        ConfigError: the share is less than an image, or none would be left to unlearn.
+    """
+    if not config.held_out:
+        return clean_set, None
+    count = round(config.held_out * len(clean_set))
+    if not 0 < count < len(clean_set):
+        raise ConfigError(f"held_out is {config.held_out}, {count} of {len(clean_set)} clean images; choose another")
+    split: Split = split_dataset(clean_set, len(clean_set) - count, config.seed)
+    return split.clean_set, split.evaluation
+
+
+def measure(model: nnx.Module, held_out: Dataset, suspects: Suspects) -> Standing:
+    """How a model stands; `suspects` are those of the model as it came."""
+    acc = float(np.mean(predict(model, held_out) == held_out.labels))
+    residuals = [
+        follow(model, held_out, int(label), perturbation)
+        for label, perturbation in zip(suspects.labels, suspects.perturbations, strict=True)
+    ]
+    return Standing(acc, max(residuals))
+
+
+def follow(model: nnx.Module, images: Dataset, label: int, perturbation: np.ndarray) -> float:
+    """The share of images of other classes that the enlarged perturbation takes to the class `label`; 0 of none."""
+    others = images.take(np.flatnonzero(images.labels != label))
+    if not len(others):
+        return 0.0
+    stamped = PERTURBATION.stamp(ENLARGED * perturbation[None], to_unit(jnp.asarray(others.images)))
+    return float(np.mean(predict(model, Dataset(np.asarray(stamped), others.labels)) == label))
+
+
+def judge(state: State, done: Round, model: nnx.Module, held_out: Dataset, config: UnlearnConfig) -> Round:
+    """The round with how its model stands, undone if that costs too much accuracy."""
+    assert state.initial is not None
+    assert state.suspects is not None
+    standing = measure(model, held_out, state.suspects)
+    undone = state.initial.acc - standing.acc > config.max_acc_drop
+    return replace(done, standing=standing, undone=undone)

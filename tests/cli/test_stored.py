@@ -1,0 +1,166 @@
+"""Where an interrupted run waits: the same state comes back, whatever happens to the files."""
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibau_jax.cli.stored import StoredRun
+from ibau_jax.config import PRESETS
+from ibau_jax.errors import ConfigError
+from ibau_jax.interruption import Terminated, deferred_signals, end_on_sigterm
+from ibau_jax.minimax import initial_state, unlearn
+from tests.conftest import ROOT
+from tests.test_minimax import Tiny, tiny_data
+
+CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, batches=4, max_acc_drop=1.0)
+IDENTITY = {"seed": 2, "reach": (2.0, 8.0)}
+RECORD = ("perturbation_norm", "inner_loss", "outer_loss", "seconds", "undone")
+
+
+@pytest.fixture(scope="module")
+def states():
+    """A model, and its state after each of three rounds of everything that a state can hold."""
+    rng, found = np.random.default_rng(0), []
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng, 40)
+    unlearn(model, data, CONFIG, on_round=found.append)
+    return model, data, found
+
+
+def record(done):
+    standing = {"acc": done.standing.acc, "residual": done.standing.residual} if done.standing else None
+    return {"round": done.number, "standing": standing, **{name: getattr(done, name) for name in RECORD}}
+
+
+def stored_run(folder, states, identity=IDENTITY):
+    run = StoredRun(folder / "run", identity)
+    for state in states:
+        run.store(state, {"before": {"acc": 0.5}, "rounds": [record(done) for done in state.rounds]})
+    return run
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(contents(one)), jax.tree.leaves(contents(other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert one.initial == other.initial
+    assert [(d.number, d.standing, d.undone) for d in one.rounds] == [
+        (d.number, d.standing, d.undone) for d in other.rounds
+    ]
+
+
+def contents(state):
+    perturbations = [done.perturbation for done in state.rounds]
+    best = nnx.state(state.best) if state.best else None
+    return nnx.state(state.model), state.optimizer_state, best, perturbations, vars(state.suspects)
+
+
+def fresh(states):
+    return initial_state(states[0], CONFIG)
+
+
+def test_the_last_state_comes_back_and_goes_on_bit_by_bit(tmp_path, states):
+    model, data, done = states
+    run = stored_run(tmp_path, done[:2])
+    state, found = run.restore(fresh(states))
+    assert_same(state, done[1])
+    assert found["before"] == {"acc": 0.5}
+    went_on = []
+    unlearn(model, data, CONFIG, state=state, on_round=went_on.append)
+    assert_same(went_on[-1], done[2])
+    run.remove()
+    assert not run.exists()
+
+
+def test_only_the_last_two_rounds_stay_and_nothing_of_a_killed_process(tmp_path, states):
+    run = stored_run(tmp_path, states[2][:2])
+    (run.folder / ".round-00003.half").mkdir()
+    stored_run(tmp_path, states[2][2:])
+    assert sorted(entry.name for entry in run.folder.iterdir()) == ["round-00002", "round-00003"]
+
+
+@given(data=st.data())
+@settings(max_examples=25, deadline=None)
+def test_a_damaged_state_is_noticed_and_the_round_before_is_taken(tmp_path_factory, states, data):
+    run = stored_run(tmp_path_factory.mktemp("damaged"), states[2][:2])
+    files = sorted(file for file in (run.folder / "round-00002").rglob("*") if file.is_file() and file.stat().st_size)
+    victim = files[data.draw(st.integers(0, 999)) % len(files)]
+    content = victim.read_bytes()
+    if data.draw(st.booleans()):
+        victim.write_bytes(content[: data.draw(st.integers(0, 10**6)) % len(content)])
+    else:
+        victim.unlink()
+    state, found = run.restore(fresh(states))
+    assert_same(state, states[2][0])
+    assert len(found["rounds"]) == 1
+
+
+def test_when_all_are_damaged_it_says_so_and_deletes_nothing(tmp_path, states):
+    run = stored_run(tmp_path, states[2][:2])
+    for file in run.folder.rglob("state.json"):
+        file.write_text("{}")
+    with pytest.raises(ConfigError, match="damaged"):
+        run.restore(fresh(states))
+    assert len(list(run.folder.iterdir())) == 2
+
+
+def test_another_runs_state_is_refused(tmp_path, states):
+    stored_run(tmp_path, states[2][:1])
+    with pytest.raises(ConfigError, match="other options: seed changed"):
+        StoredRun(tmp_path / "run", {**IDENTITY, "seed": 3}).restore(fresh(states))
+    with pytest.raises(ConfigError, match="no interrupted run"):
+        StoredRun(tmp_path / "other", IDENTITY).restore(fresh(states))
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import tests.cli.test_stored as t
+states = t.states.__wrapped__()
+run = t.stored_run(Path(sys.argv[1]), states[2][:1])
+hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+resource.setrlimit(resource.RLIMIT_FSIZE, (300, hard))
+try:
+    t.stored_run(Path(sys.argv[1]), states[2][1:2])
+except t.ConfigError as error:
+    print("error:", error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+t.assert_same(run.restore(t.fresh(states))[0], states[2][0])
+print("the last good state is there")
+"""
+
+
+def test_a_full_disk_leaves_the_last_good_state(tmp_path):
+    """A limit on the size of files stands for the full disk: the third file's writing fails with an OSError."""
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=200
+    )
+    assert "error: can't store the state after round 2" in done.stdout, done.stderr
+    assert "--resume" in done.stdout
+    assert "the last good state is there" in done.stdout, done.stderr
+    assert [entry.name for entry in (tmp_path / ".run.partial").iterdir()] == ["round-00001"]
+
+
+@pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
+def test_signals_wait_for_the_end_of_a_write(number, kind):
+    before, written = signal.getsignal(signal.SIGTERM), []
+
+    def write():
+        with deferred_signals():
+            os.kill(os.getpid(), number)
+            written.extend(range(1000))
+
+    end_on_sigterm()
+    try:
+        with pytest.raises(kind):
+            write()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert len(written) == 1000

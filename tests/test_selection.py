@@ -1,0 +1,117 @@
+"""Which rounds are kept: those that images which do not unlearn find accurate, with the short cut closed."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ibau_jax.aims import Suspects
+from ibau_jax.config import UnlearnConfig
+from ibau_jax.data import Dataset
+from ibau_jax.errors import ConfigError
+from ibau_jax.minimax import Member, initial_state, unlearn, unlearn_many
+from ibau_jax.result import Round, Standing
+from ibau_jax.selection import ENLARGED, follow, hold_out, measure
+from tests.test_minimax import Tiny, tiny_data
+
+CONFIG = UnlearnConfig(n_rounds=3, batch_size=10, K=1, inner_lr=0.1, held_out=0.25)
+
+
+class Brightness(nnx.Module):
+    """Class 1 where the first pixel is brighter than one half; class 2 where the last one is above 0.9."""
+
+    def __call__(self, x):
+        first = 10 * (x[:, 0, 0, 0] - 0.5)
+        return jnp.stack([-first, first, 1000 * (x[:, -1, -1, 0] - 0.9)], axis=1)
+
+
+def brightness_data(rng, wrong=0):
+    labels = np.arange(40) % 2
+    images = np.full((40, 4, 4, 1), 0.2, np.float32)
+    images[labels == 1, 0, 0] = 0.8
+    labels[:wrong] = 1 - labels[:wrong]
+    return Dataset(images, labels)
+
+
+def suspects(value):
+    delta = np.zeros((1, 4, 4, 1), np.float32)
+    delta[0, -1, -1] = value / ENLARGED
+    return Suspects(np.asarray([2], np.int32), np.asarray([value], np.float32), delta)
+
+
+@pytest.mark.parametrize(("value", "share"), [(0.75, 1.0), (0.65, 0.0)])
+def test_standing_counts_right_answers_and_who_follows_the_enlarged_perturbation(rng, value, share):
+    found = measure(Brightness(), brightness_data(rng, wrong=10), suspects(value))
+    assert found == Standing(0.75, share)
+    assert found.score == 0.75 - share
+
+
+def test_images_of_the_class_itself_do_not_follow(rng):
+    data = brightness_data(rng)
+    assert follow(Brightness(), data.take(np.flatnonzero(data.labels == 1)), 1, np.zeros((4, 4, 1), np.float32)) == 0.0
+
+
+@given(size=st.integers(2, 60), share=st.floats(0.01, 0.99), seed=st.integers(0, 9))
+def test_images_that_measure_do_not_unlearn(size, share, seed):
+    images = np.arange(size, dtype=np.float32).reshape(size, 1, 1, 1) / size
+    config = UnlearnConfig(held_out=share, seed=seed)
+    count = round(share * size)
+    if not 0 < count < size:
+        with pytest.raises(ConfigError, match="held_out"):
+            hold_out(Dataset(images, np.zeros(size, np.int64)), config)
+        return
+    unlearns, measures = hold_out(Dataset(images, np.zeros(size, np.int64)), config)
+    assert len(measures) == count
+    assert sorted(np.concatenate([unlearns.images, measures.images]).ravel()) == list(images.ravel())
+
+
+def test_a_round_that_costs_accuracy_is_taken_back(rng):
+    """Nothing may be lost, and a huge learning rate loses much: the model stays as it came."""
+    data, states = tiny_data(rng, 40), []
+    model = Tiny(nnx.Rngs(0))
+    labels = np.asarray(jnp.argmax(model(jnp.asarray(data.images, jnp.float32) / 255), axis=1))  # all right at first
+    data = Dataset(data.images, labels.astype(np.int64))
+    config = replace(CONFIG, lr=3.0, max_acc_drop=0.0)
+    result = unlearn(model, data, config, on_round=states.append)
+    assert result.kept_round == 0
+    assert [done.undone for done in result.rounds] == [True] * 3
+    assert result.rounds[0].standing.acc < states[0].initial.acc == 1.0
+    for a, b in zip(jax.tree.leaves(nnx.state(result.model)), jax.tree.leaves(nnx.state(model)), strict=True):
+        np.testing.assert_array_equal(a, b)
+    free = unlearn(model, data, replace(config, max_acc_drop=1.0))
+    assert not any(done.undone for done in free.rounds)
+
+
+def test_one_members_undone_round_does_not_disturb_another(rng):
+    members = [
+        Member(Tiny(nnx.Rngs(index)), tiny_data(rng, 40), replace(CONFIG, lr=lr, max_acc_drop=0.1))
+        for index, lr in enumerate([3.0, 1e-4])
+    ]
+    alone = [unlearn(member.model, member.clean_set, member.config) for member in members]
+    for together in (True, False):
+        both = unlearn_many(members, together=together)
+        for one, other in zip(both, alone, strict=True):
+            assert [done.undone for done in one.rounds] == [done.undone for done in other.rounds]
+            assert one.kept_round == other.kept_round
+
+
+def kept(scores):
+    """The kept round of rounds with these accuracies; None is one that is undone."""
+    state, model = initial_state(Tiny(nnx.Rngs(0)), CONFIG), {}
+    for number, acc in enumerate(scores, 1):
+        done = Round(number, np.zeros((1, 4, 4, 3)), 0.0, 0.0, 0.0, 0.0, Standing(acc or 0.0, 0.0), undone=acc is None)
+        model[number] = Tiny(nnx.Rngs(number))
+        state = state.undone(done) if done.undone else state.after(done, model[number], None)
+    assert state.kept is (model[state.kept_round] if state.kept_round else state.model)
+    return state.kept_round
+
+
+def test_the_best_round_is_kept_and_of_equals_the_last():
+    assert kept([0.5, 0.7, 0.7, 0.6]) == 3
+    assert kept([None, 0.4, None]) == 2
+    assert kept([None, None]) == 0
