@@ -46,10 +46,14 @@ class UnlearnConfig:
     """radius C of the ℓ2 ball that the perturbation is projected onto after the inner maximisation"""
     regularization: float = 0.001
     """weight of ‖δ‖² in the inner loss"""
-    batches: int | None = None
-    """batches in a round: the clean ones over and over, or the first of them; none takes each once"""
+    min_batches: int = 1
+    """a round goes through the clean batches as often as it takes to have so many"""
     schedule: Schedule = "constant"
     """learning rate of the rounds: the same for all, or falling along a cosine"""
+    crop: int = 0
+    """pixels by which the images of the outer step may move, anew in each round"""
+    flip: bool = False
+    """whether they may be mirrored"""
     targeted: int = 0
     """perturbations in a round that lead to suspected targets; 0 for the published one, away from the labels"""
     untargeted_rounds: int = 0
@@ -80,16 +84,14 @@ class UnlearnConfig:
         return replace(self, targeted=0) if number <= self.untargeted_rounds else self
 
     def __post_init__(self) -> None:
-        _require_each(self, ("n_rounds", "batch_size", "K", "suspects"), _AT_LEAST_1)
+        _require_each(self, ("n_rounds", "batch_size", "K", "min_batches", "suspects"), _AT_LEAST_1)
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
-        if self.batches is not None:
-            _require_each(self, ("batches",), _AT_LEAST_1)
         _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
         low, high = self.reach
         _require(0 < low <= high, f"reach is {low}, {high}; it must be two positive norms, the smaller one first")
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
         _require(0 <= self.held_out < 1, f"held_out is {self.held_out}; it must be at least 0 and less than 1")
-        _require_each(self, ("regularization", "targeted", "untargeted_rounds", "max_acc_drop"), _NOT_NEGATIVE)
+        _require_each(self, ("regularization", "crop", "targeted", "untargeted_rounds", "max_acc_drop"), _NOT_NEGATIVE)
         bound = self.norm_bound
         _require(bound is None or bound > 0, f"norm_bound is {bound}; it must be positive (or none)")
         for name in ("optim", "inner_optim"):
@@ -156,6 +158,33 @@ class TrainConfig:
         _require_each(self, ("lr",), _POSITIVE)
 
 
+@dataclass(frozen=True)
+class RelearnConfig:
+    """The fine-tuning that tries to bring a backdoor back.
+
+    Raises:
+        ConfigError: a value makes no sense.
+    """
+
+    triggered: int = 10
+    """triggered images beside the clean set"""
+    epochs: int = 5
+    """passes over all of them"""
+    batch_size: int = 100
+    """images in a step"""
+    lr: float = 0.001
+    """learning rate of SGD"""
+    momentum: float = 0.9
+    """of SGD"""
+    seed: int = 0
+    """seed of the choice of images and of their order"""
+
+    def __post_init__(self) -> None:
+        _require_each(self, ("triggered", "epochs", "batch_size"), _AT_LEAST_1)
+        _require_each(self, ("momentum",), _NOT_NEGATIVE)
+        _require_each(self, ("lr",), _POSITIVE)
+
+
 Rule = tuple[Callable[[float], bool], str]
 _AT_LEAST_1: Rule = (lambda value: value >= 1, "must be at least 1")
 _POSITIVE: Rule = (lambda value: 0 < value < float("inf"), "must be positive")
@@ -203,7 +232,8 @@ PRESETS: dict[str, UnlearnConfig] = {
         K=1,
         schedule="cosine",
         portion=0.2,
-        batches=50,
+        min_batches=20,
+        crop=2,
         norm_bound=20.0,
         targeted=4,
         untargeted_rounds=1,

@@ -14,7 +14,8 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ibau_jax.aims import aims_of_round
-from ibau_jax.batches import assigned_images, filled_size, make_batches
+from ibau_jax.augmentation import augmented
+from ibau_jax.batches import Batches, assigned_images, filled_size, make_batches
 from ibau_jax.compilation import release_memory
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
@@ -29,6 +30,7 @@ from ibau_jax.selection import judge
 
 OnBatch = Callable[[Phase, int, int, int], None]
 PyTree = Any
+AUGMENTATION = 2**30  # its keys are others than those for the images that are perturbed, and for norms
 
 
 class CompiledRound(NamedTuple):
@@ -84,9 +86,8 @@ class Stack:
         filled = filled_size(size, self.execution.microbatch, spread)
         made = [make_batches(images, self.config.batch_size, filled=filled) for images in self.clean_sets]
         self.batch_size, self.batches = size, jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *made)
-        if self.config.batches is not None:
-            again = np.arange(self.config.batches) % len(self.batches.labels)
-            self.batches = jax.tree.map(lambda array: array[again], self.batches)
+        passes = -(-self.config.min_batches // len(self.batches.labels))
+        self.batches = jax.tree.map(lambda array: np.concatenate([array] * passes), self.batches)
         self.count = len(self.batches.labels)
         self.graph = nnx.split(self.states[0].model)[0]
         self.rest = self.placement.members(_stacked([split_weights(state.model).rest for state in self.states]))
@@ -100,6 +101,19 @@ class Stack:
         params = _stacked([split_weights(state.model).params for state in self.states])
         return self.placement.weights((params, _stacked([state.optimizer_state for state in self.states])))
 
+    def augmented(self, number: int, batches: Batches) -> Batches:
+        """The batches of a round with images moved and mirrored anew, where the configuration says so."""
+        config = self.config
+        if not (config.crop or config.flip):
+            return batches
+        images = np.empty_like(self.batches.images)
+        for index, of_member in enumerate(self.configs):
+            key = jax.random.fold_in(jax.random.key(of_member.seed), AUGMENTATION + number)
+            whole = self.batches.images[:, index]
+            moved = augmented(key, whole.reshape(-1, *whole.shape[2:]), config.crop, config.flip)
+            images[:, index] = np.asarray(moved).reshape(whole.shape)
+        return self.put(self.batches._replace(images=images))
+
     def outer_batches(self, number: int, batches: PyTree) -> OuterBatch:
         """The batches of a round with their perturbed images; each member has its own (batches, members, images)."""
         of_round = self.config.of_round(number)
@@ -109,7 +123,9 @@ class Stack:
             weights = self.batches.weights[:, index, : self.batch_size]
             chosen[:, index, : self.batch_size] = assigned_images(key, weights, config.portion, of_round.perturbations)
         patched = self.put((chosen >= 0).astype(np.float32))
-        return OuterBatch(batches, patched, self.put(np.maximum(chosen, 0)) if of_round.targeted else None)
+        return OuterBatch(
+            self.augmented(number, batches), patched, self.put(np.maximum(chosen, 0)) if of_round.targeted else None
+        )
 
     def put(self, batches: PyTree) -> PyTree:
         """Batches as the loop wants them: all on the devices to be scanned, or here, to go there one at a time."""

@@ -15,6 +15,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from ibau_jax.augmentation import augmented
 from ibau_jax.batches import AnyArray, Batches, make_batches, to_unit
 from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
@@ -167,7 +168,7 @@ def train_step(model: nnx.Module, count: int, config: TrainConfig, poison: Poiso
         (params, rest), state, key_data = carry
         batch = training.batch
         now, later = jax.random.split(jax.random.wrap_key_data(key_data))
-        images = augmented(now, to_unit(batch.images), config)
+        images = augmented(now, to_unit(batch.images), config.crop, config.flip)
         if poison:
             images = jnp.where(training.poisoned[:, None, None, None], poison.stamp(images), images)
         (value, rest), gradient = jax.value_and_grad(loss, has_aux=True)(params, rest, images, batch.labels)
@@ -175,15 +176,3 @@ def train_step(model: nnx.Module, count: int, config: TrainConfig, poison: Poiso
         return (Weights(optax.apply_updates(params, updates), rest), state, jax.random.key_data(later)), value
 
     return step
-
-
-def augmented(key: Array, images: Images, config: TrainConfig) -> Images:
-    """Each image moved by up to `crop` pixels, its border repeated, and mirrored half of the time if `flip`."""
-    move_key, flip_key = jax.random.split(key)
-    border = config.crop
-    padded = jnp.pad(images, ((0, 0), (border, border), (border, border), (0, 0)), mode="edge")
-    corners = jax.random.randint(move_key, (len(images), 2), 0, 2 * border + 1)
-    cut = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:]))
-    moved = cut(padded, corners)
-    mirrored = jax.random.bernoulli(flip_key, 0.5 if config.flip else 0.0, (len(images),))
-    return jnp.where(mirrored[:, None, None, None], moved[:, :, ::-1], moved)

@@ -152,10 +152,12 @@ def test_patched_images_get_the_perturbations_in_turn(size, portion, count, seed
 
 def test_batches_of_a_round_and_the_learning_rate(rng):
     done = []
-    config = replace(PRESETS["robust"], n_rounds=2, batch_size=10, batches=7, targeted=2, max_acc_drop=1.0)
+    config = replace(PRESETS["robust"], n_rounds=2, batch_size=10, min_batches=7, targeted=2, max_acc_drop=1.0)
     result = unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 40), config, on_batch=lambda *progress: done.append(progress))
     assert [entry for entry in done if entry[0] == "outer"] == [
-        ("outer", number, batch, 7) for number in (1, 2) for batch in range(1, 8)
+        ("outer", number, batch, 8)
+        for number in (1, 2)
+        for batch in range(1, 9)  # 36 images, 4 batches, twice
     ]
     assert done[0][0] == "search"
     assert [len(done.perturbation) for done in result.rounds] == [1, 2]  # the published one, then targeted ones
@@ -166,7 +168,7 @@ def test_batches_of_a_round_and_the_learning_rate(rng):
 
 def test_going_on_from_a_state_keeps_the_suspects(rng):
     model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 40), []
-    config = replace(PRESETS["robust"], n_rounds=3, batch_size=10, batches=4)
+    config = replace(PRESETS["robust"], n_rounds=3, batch_size=10, min_batches=4)
     whole = unlearn(model, data, config, on_round=states.append)
     rest = unlearn(model, data, config, state=states[0])
     for a, b in zip(jax.tree.leaves(nnx.state(whole.model)), jax.tree.leaves(nnx.state(rest.model)), strict=True):

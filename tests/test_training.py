@@ -8,12 +8,13 @@ import torch
 from flax import nnx
 
 from ibau_jax import Dataset, evaluate, load_dataset
+from ibau_jax.augmentation import augmented
 from ibau_jax.config import TrainConfig
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.metrics import predict
 from ibau_jax.models import Architecture, get_architecture
 from ibau_jax.models.layers import Sequential, batch_norm, conv
-from ibau_jax.training import Poison, augmented, initialise, set_training, train
+from ibau_jax.training import Poison, initialise, set_training, train
 from ibau_jax.triggers import patch
 
 SHAPE = (32, 32, 3)
@@ -105,7 +106,7 @@ def test_crops_move_by_at_most_the_border_and_flips_mirror():
     seen = {False: set(), True: set()}
     for flip in seen:
         many = jnp.asarray(np.repeat(image, 300, axis=0))
-        for moved in np.asarray(augmented(jax.random.key(0), many, TrainConfig(crop=1, flip=flip))):
+        for moved in np.asarray(augmented(jax.random.key(0), many, 1, flip)):
             seen[flip].add(moved[:, :, 0].tobytes())
     assert seen == {False: allowed, True: allowed_mirrored}
 

@@ -35,6 +35,7 @@ class ViewFindings:
         success_at_smallest: the same when every trigger is cut down to the size of the smallest one.
         anomaly_index: see `ibau_jax.auditing.judgement.anomaly_index`.
         triggers: the triggers, a pytree of arrays (classes, 1, height, width, channels).
+        earlier: share of held-out images of other classes that follow an earlier audit's triggers, if there was one.
     """
 
     unit: str
@@ -43,6 +44,7 @@ class ViewFindings:
     success_at_smallest: Float[np.ndarray, " classes"]
     anomaly_index: Float[np.ndarray, " classes"]
     triggers: Trigger = field(repr=False)
+    earlier: Float[np.ndarray, " classes"] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,12 @@ class Auditor:
         self._compiled: dict[Any, list[Search]] = {}
 
     def __call__(
-        self, model: nnx.Module, images: Dataset, held_out: Dataset | None = None, on_step: OnStep | None = None
+        self,
+        model: nnx.Module,
+        images: Dataset,
+        held_out: Dataset | None = None,
+        on_step: OnStep | None = None,
+        earlier: Audit | None = None,
     ) -> Audit:
         """Audits a model.
 
@@ -79,6 +86,7 @@ class Auditor:
             images: clean images with their true labels.
             held_out: others, to measure on; by default a half of `images`.
             on_step: called with a view's name, the steps done and how many there are.
+            earlier: of another model of this architecture: how many images still follow its triggers is measured too.
 
         Raises:
             DataError: there are fewer than 10 images to search or to measure on, or they do not fit the model.
@@ -89,7 +97,9 @@ class Auditor:
             some.check_fits(images.images.shape[1:], classes)
         searches = self._searches(model, classes, searched)
         start = time.perf_counter()
-        views = {search.view.name: _findings(search, model, searched, measured, on_step) for search in searches}
+        views = {
+            search.view.name: _findings(search, model, searched, measured, on_step, earlier) for search in searches
+        }
         suspects = find_suspects({name: findings.sizes for name, findings in views.items()})
         return Audit(judge(suspects), suspects, views, time.perf_counter() - start)
 
@@ -117,7 +127,12 @@ class Auditor:
 
 
 def _findings(
-    search: Search, model: nnx.Module, searched: Dataset, measured: Dataset, on_step: OnStep | None
+    search: Search,
+    model: nnx.Module,
+    searched: Dataset,
+    measured: Dataset,
+    on_step: OnStep | None,
+    earlier: Audit | None,
 ) -> ViewFindings:
     name = search.view.name
     found = run_search(search, model, searched, (lambda done, count: on_step(name, done, count)) if on_step else None)
@@ -130,6 +145,7 @@ def _findings(
         measure(search, model, cut, measured),
         anomaly_index(found.sizes),
         found.triggers,
+        measure(search, model, earlier.views[name].triggers, measured) if earlier else None,
     )
 
 

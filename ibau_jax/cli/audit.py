@@ -47,7 +47,9 @@ def audit_tasks(tasks: "list[Task]", config: "AuditConfig", execution: "Executio
         for when, model in (("before", task.model), ("after", task.result.model)):
             with AuditProgress(f"audit {when}") as bar:
                 try:
-                    task.audits[when] = auditor(model, task.clean_set, task.split.evaluation, bar.on_step)
+                    task.audits[when] = auditor(
+                        model, task.clean_set, task.split.evaluation, bar.on_step, task.audits.get("before")
+                    )
                 except DataError as error:
                     warn(f"{task.name} is not audited: {error}")
                     break
@@ -112,6 +114,7 @@ def audit_record(audit: Audit) -> dict[str, Any]:
                 "success": findings.success.tolist(),
                 "success_at_smallest": findings.success_at_smallest.tolist(),
                 "anomaly_index": findings.anomaly_index.tolist(),
+                "earlier": None if findings.earlier is None else findings.earlier.tolist(),
             }
             for name, findings in audit.views.items()
         },

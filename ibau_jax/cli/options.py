@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from ibau_jax.config import PRESETS, AuditConfig, Schedule, Solver, UnlearnConfig
+from ibau_jax.config import PRESETS, AuditConfig, RelearnConfig, Schedule, Solver, UnlearnConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Precision
 
@@ -136,7 +136,7 @@ class MethodOptions:
     preset: Literal["cifar10", "gtsrb", "robust"] = "cifar10"
     """the published command line's settings (cifar10), the published GTSRB notebook's (gtsrb), or
     perturbations towards the class that a short audit suspects (robust; see docs/experiments.md)"""
-    n_rounds: Annotated[int | None, option("N", "cifar10 5, gtsrb 1, robust 2")] = None
+    n_rounds: Annotated[int | None, option("N", "cifar10 5, gtsrb 1, robust 3")] = None
     """rounds"""
     batch_size: Annotated[int | None, option("N", "100")] = None
     """clean images in a batch"""
@@ -144,22 +144,26 @@ class MethodOptions:
     """terms of the Neumann series, or iterations of another --solver"""
     optim: Annotated[str | None, option("NAME", "adam")] = None
     """optimiser of the weights: adam, sgd or any optax optimiser"""
-    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001, robust 0.0005")] = None
+    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001")] = None
     """its learning rate; each of several is tried"""
     inner_optim: Annotated[str | None, option("NAME", "cifar10 sgd, gtsrb adam")] = None
     """optimiser of the perturbation"""
     inner_lr: Annotated[float | None, option("X", "cifar10 10, gtsrb 1")] = None
     """its learning rate"""
-    norm_bound: Annotated[float | None, option("X", "cifar10 none, gtsrb 10")] = None
+    norm_bound: Annotated[float | None, option("X", "cifar10 none, gtsrb 10, robust 20")] = None
     """radius of the l2 ball that the perturbation is projected onto"""
-    clip: Annotated[bool | None, option("True|False", "cifar10 False, others True")] = None
+    clip: Annotated[bool | None, option("True|False", "gtsrb True, others False")] = None
     """clip perturbed images to [0, 1]"""
     portion: Annotated[float | None, option("X", "0.01, robust 0.2")] = None
     """share of each batch that is perturbed"""
-    batches: Annotated[int | None, option("N", "each clean batch once, robust 50")] = None
-    """batches in a round: the clean ones over and over, or the first of them"""
+    min_batches: Annotated[int | None, option("N", "1, robust 20")] = None
+    """a round goes through the clean batches as often as it takes to have so many"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "constant, robust cosine")] = None
     """learning rate over the rounds"""
+    crop: Annotated[int | None, option("N", "0, robust 2")] = None
+    """pixels by which the images that unlearn may move, anew in each round"""
+    flip: Annotated[bool | None, option("True|False", "False")] = None
+    """whether they may be mirrored"""
     targeted: Annotated[int | None, option("N", "0, robust 4")] = None
     """perturbations in a round that lead to suspected targets, instead of one away from the labels"""
     untargeted_rounds: Annotated[int | None, option("N", "0, robust 1")] = None
@@ -234,11 +238,33 @@ class BeforeAfterOptions(AuditOptions):
 
 
 @dataclass(frozen=True)
+class RelearnOptions:
+    """How fast the backdoor comes back: the cleaned model, the one that came and a clean one fine-tuned alike."""
+
+    relearn: Annotated[int | None, option("N", "no check")] = None
+    """fine-tune on the clean images and N of them with the trigger, and watch the attack's success"""
+    relearn_epochs: Annotated[int | None, option("N", "5")] = None
+    """for how many epochs"""
+    clean_ckpt: Annotated[Path | None, option("FILE", "trained on the clean images, if there are 1000")] = None
+    """a checkpoint of the same architecture that never had the backdoor, to compare with"""
+
+    def config(self, seed: int) -> RelearnConfig:
+        """The check's constants.
+
+        Raises:
+            ConfigError: a value makes no sense.
+        """
+        given = {"triggered": self.relearn, "epochs": self.relearn_epochs}
+        return RelearnConfig(seed=seed, **{name: value for name, value in given.items() if value is not None})
+
+
+@dataclass(frozen=True)
 class OutputOptions:
     """Where results go."""
 
     out: Annotated[Path | None, option("DIR", "runs/NAME", "--log-path")] = None
-    """folder for result.json, the cleaned model, flax/ and perturbation.png; of several runs, the folder of theirs"""
+    """folder for report.html, result.json, the cleaned model, flax/ and perturbation.png; of several runs, the folder
+    of theirs"""
     overwrite: bool = False
     """replace the results that are there"""
     resume: bool = False
@@ -294,6 +320,7 @@ class UnlearnOptions:
     attack: AttackOptions
     method: MethodOptions
     audit: BeforeAfterOptions
+    relearning: RelearnOptions
     output: OutputOptions
     device: DeviceOptions
     execution: ExecutionOptions

@@ -11,7 +11,8 @@ from ibau_jax.cli.audit import audit_tasks, verdict_lines
 from ibau_jax.cli.device import device_name, is_first_process, start
 from ibau_jax.cli.options import UnlearnOptions
 from ibau_jax.cli.plan import Planned, plan_runs
-from ibau_jax.cli.run_folder import check_folder, write_summary
+from ibau_jax.cli.relearn import relearn_task, relearning_table
+from ibau_jax.cli.run_folder import REPORT, check_folder, write_summary
 from ibau_jax.cli.task import Task, prepare
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import Execution
@@ -42,6 +43,9 @@ def run(options: UnlearnOptions) -> int:
             failures |= _run_together(group, execution, len(planned))
         if options.audit.audit and is_first_process():
             audit_tasks([task for task in tasks if task.name not in failures], options.audit.config(), execution)
+        for task in tasks:
+            if task.name not in failures and is_first_process():
+                failures |= _attempt(task.name, partial(relearn_task, task, options.relearning), len(planned))
         for task in tasks:
             if task.name not in failures:
                 failures |= _attempt(task.name, partial(_finish, task, begin, len(planned)), len(planned))
@@ -161,10 +165,13 @@ def _finish(task: Task, begin: float, count: int) -> None:
     console.console.print(console.before_after(task.before, task.after()))
     for when, audit in task.audits.items():
         verdict, *evidence = verdict_lines(audit)
-        if when == "after" and task.config.targeted:
-            evidence.append("no proof by itself: targeted unlearning closes the short cuts that an audit looks for")
         console.describe({f"audit {when:<6}": f"{verdict}: {'; '.join(evidence)}"})
+    if task.relearned:
+        console.console.print(relearning_table(task.relearned))
+    conclusion = task.conclusion()
+    console.console.print(f"{conclusion.headline} ({'; '.join(conclusion.reasons)})", soft_wrap=True)
     console.console.print(f"cleaned model: {console.escaped(str(model_file))}", soft_wrap=True)
+    console.console.print(f"report: {console.escaped(str(task.folder / REPORT))}", soft_wrap=True)
 
 
 def _summarise(planned: list[Planned], tasks: list[Task], failures: dict[str, str]) -> None:

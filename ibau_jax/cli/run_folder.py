@@ -1,23 +1,24 @@
 """The folder of a run: what it holds and how it is written."""
 
+import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.errors import ConfigError
 from ibau_jax.files import check_writable, put_in_place, staging_folder
 from ibau_jax.interruption import deferred_signals
 from ibau_jax.metrics import Metrics
+from ibau_jax.report.figures import plot_perturbations
 from ibau_jax.result import Round
 
-RESULT, SUMMARY, FLAX, PERTURBATION = "result.json", "summary.json", "flax", "perturbation.png"
+RESULT, SUMMARY, REPORT = "result.json", "summary.json", "report.html"
+FLAX, PERTURBATION = "flax", "perturbation.png"
 MODELS = {"zip": "model.pth", "legacy": "model.pth", "pickle": "model.pth", "safetensors": "model.safetensors"}
 PACKAGES = ("ibau-jax", "jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
 
@@ -26,7 +27,7 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     """Raises ConfigError, and writes nothing, if results can't be written to `folder` or are there already."""
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file, not a folder")
-    there = [name for name in (RESULT, FLAX, PERTURBATION, *MODELS.values()) if (folder / name).exists()]
+    there = [name for name in (RESULT, REPORT, FLAX, PERTURBATION, *MODELS.values()) if (folder / name).exists()]
     if there and not overwrite:
         raise ConfigError(
             f"{folder} already holds {', '.join(sorted(set(there)))}; add --overwrite or choose another --out"
@@ -34,8 +35,21 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     check_writable(folder / RESULT)
 
 
-def write_results(folder: Path, result: dict[str, Any], checkpoint: Checkpoint, rounds: Sequence[Round]) -> Path:
+def write_results(
+    folder: Path,
+    result: dict[str, Any],
+    checkpoint: Checkpoint,
+    rounds: Sequence[Round],
+    report: Callable[[dict[str, Any]], str],
+) -> Path:
     """Writes everything to `folder`; result.json comes last, so a folder that has it is complete.
+
+    Args:
+        folder: where to.
+        result: what result.json holds; the cleaned model's file and its digest are added.
+        checkpoint: the cleaned model.
+        rounds: those done.
+        report: makes report.html of `result`.
 
     Returns:
         The cleaned model's file.
@@ -45,9 +59,12 @@ def write_results(folder: Path, result: dict[str, Any], checkpoint: Checkpoint, 
         save(checkpoint, staging / model)
         save(checkpoint, staging / FLAX)
         plot_perturbations(rounds, staging / PERTURBATION)
+        digest = hashlib.sha256((staging / model).read_bytes()).hexdigest()
+        result = {**result, "cleaned": {"file": model, "sha256": digest}}
+        (staging / REPORT).write_text(report(result))
         (staging / RESULT).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
         folder.mkdir(parents=True, exist_ok=True)
-        for name in (model, FLAX, PERTURBATION, RESULT):
+        for name in (model, FLAX, PERTURBATION, REPORT, RESULT):
             put_in_place(staging / name, folder / name)
     return folder / model
 
@@ -58,25 +75,6 @@ def write_summary(folder: Path, records: list[dict[str, Any]]) -> None:
         (staging / SUMMARY).write_text(json.dumps(records, indent=2, allow_nan=False) + "\n")
         folder.mkdir(parents=True, exist_ok=True)
         put_in_place(staging / SUMMARY, folder / SUMMARY)
-
-
-def plot_perturbations(rounds: Sequence[Round], file: Path) -> None:
-    """Draws δ of every round, scaled so that grey is 0 and the largest value of each is black or white."""
-    from matplotlib.figure import Figure
-
-    columns = min(len(rounds), 5)
-    rows = -(-len(rounds) // columns)
-    figure = Figure(figsize=(2.4 * columns, 3.05 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.axis("off")
-    for axis, done in zip(axes, rounds, strict=False):
-        delta = done.perturbation[0]
-        scale = np.abs(delta).max() or 1.0
-        image = 0.5 + delta / (2 * scale)
-        axis.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=1)
-        axis.set_title(f"round {done.number}\n‖δ‖ = {done.perturbation_norm:.3g}\nmax |δ| = {scale:.3g}", fontsize=9)
-    figure.savefig(file, dpi=150)
 
 
 def round_record(done: Round, metrics: Metrics) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from ibau_jax.cli import console
 from ibau_jax.cli.audit import audit_record
 from ibau_jax.cli.device import device_name, is_first_process
 from ibau_jax.cli.job import Subject, Threat, load_split, load_subject, load_threat
-from ibau_jax.cli.options import UnlearnOptions
+from ibau_jax.cli.options import ModelOptions, UnlearnOptions
 from ibau_jax.cli.plan import Planned
+from ibau_jax.cli.relearn import check_relearning, relearning_record
 from ibau_jax.cli.run_folder import round_record, versions, write_results
 from ibau_jax.cli.stored import StoredRun
 from ibau_jax.config import UnlearnConfig
@@ -22,6 +23,8 @@ from ibau_jax.data import Dataset, Split
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.metrics import Metrics
+from ibau_jax.relearning import Relearned
+from ibau_jax.report import Conclusion, conclude, gather, render
 from ibau_jax.result import Result, State
 
 
@@ -31,15 +34,19 @@ class Task:
 
     Attributes:
         name: what the screen calls it.
+        options: how the checkpoint was asked for.
         settings: what result.json's `config` holds, and what tells an interrupted run from another.
         state: where it stands.
         records: the rounds as result.json has them.
         before: the figures of the model as it came; measured beside the first round's, so that work starts at once.
         result: how it ended.
         audits: of the model as it came (`before`) and of the cleaned one (`after`), where they were asked for.
+        reference: a model that never had the backdoor, where one was named.
+        relearned: what fine-tuning with triggered images did to which model, where that was asked for.
     """
 
     name: str
+    options: ModelOptions
     subject: Subject
     split: Split
     threat: Threat
@@ -52,6 +59,13 @@ class Task:
     before: Metrics | None = None
     result: Result | None = None
     audits: dict[str, Audit] = field(default_factory=dict)
+    reference: nnx.Module | None = None
+    relearned: dict[str, Relearned] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """Of the model."""
+        return self.subject.checkpoint.num_classes
 
     @property
     def model(self) -> nnx.Module:
@@ -111,7 +125,7 @@ class Task:
         content = self.content()
         content["seconds"]["total"] = time.perf_counter() - begin
         cleaned = self.subject.checkpoint.with_weights(self.result.model)
-        model_file = write_results(self.folder, content, cleaned, self.result.rounds)
+        model_file = write_results(self.folder, content, cleaned, self.result.rounds, self.report)
         self.progress.remove()
         if self.result.status == "diverged":
             console.warn(
@@ -119,6 +133,28 @@ class Task:
                 f"the results are those of round {self.result.kept_round}"
             )
         return model_file
+
+    def report(self, content: dict[str, Any]) -> str:
+        """report.html, of what result.json holds."""
+        assert self.result is not None
+        evidence = gather(
+            self.model,
+            self.result.model,
+            self.split.evaluation,
+            self.num_classes,
+            self.result.rounds,
+            self.config,
+            self.threat.attack,
+            self.threat.target_label,
+        )
+        return render(content, self.conclusion(), evidence, self.audits)
+
+    def conclusion(self) -> Conclusion:
+        """What the run amounts to."""
+        assert self.before is not None
+        verdicts = {when: audit.verdict for when, audit in self.audits.items()}
+        relearned = {name: found.asr for name, found in self.relearned.items()}
+        return conclude(self.before, self.after(), verdicts, relearned, targeted=bool(self.config.targeted))
 
     def after(self) -> Metrics:
         """The figures after the round that is kept."""
@@ -133,7 +169,7 @@ class Task:
         return {
             "checkpoint": str(self.subject.path),
             "model": self.subject.checkpoint.architecture.name,
-            "num_classes": self.subject.checkpoint.num_classes,
+            "num_classes": self.num_classes,
             "status": self.result.status,
             "config": self.settings,
             "execution": asdict(self.execution),
@@ -142,8 +178,11 @@ class Task:
             "before": asdict(self.before),
             "after": asdict(self.after()),
             "audit": {when: audit_record(audit) for when, audit in self.audits.items()} or None,
+            "conclusion": asdict(self.conclusion()),
+            "initial": asdict(self.state.initial) if self.state.initial else None,
             "kept_round": self.result.kept_round,
             "rounds": self.records,
+            "relearning": relearning_record(self.relearned) if self.relearned else None,
             "seconds": {
                 "compile": self.result.compile_seconds,
                 "unlearn": sum(record["seconds"] for record in self.records),
@@ -194,8 +233,18 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     settings = _settings(subject, split, threat, options.method.preset, planned.config, execution)
     fresh = minimax.initial_state(subject.model, planned.config)
     task = Task(
-        planned.name, subject, split, threat, planned.config, planned.folder, execution, settings, fresh
-    )  # fmt: skip
+        planned.name,
+        planned.subject,
+        subject,
+        split,
+        threat,
+        planned.config,
+        planned.folder,
+        execution,
+        settings,
+        fresh,
+    )
+    check_relearning(task, options.relearning)
     if options.output.resume and (alone or task.progress.exists()):
         task.state, stored = task.progress.restore(fresh)
         task.records, task.before = stored["rounds"], Metrics(**stored["before"])

@@ -267,7 +267,7 @@ def test_divergence_in_the_first_round_writes_nothing(tmp_path, small_digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [["--preset", "cifar10"], ["--preset", "robust", "--batches", 3]])
+@pytest.mark.parametrize("preset", [["--preset", "cifar10"], ["--preset", "robust", "--min-batches", 3]])
 def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits, preset):
     arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST[2:], "--n-rounds", 12, *preset, "--no-audit"]
     process = subprocess.Popen(

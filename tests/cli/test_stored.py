@@ -21,7 +21,7 @@ from ibau_jax.minimax import initial_state, unlearn
 from tests.conftest import ROOT
 from tests.test_minimax import Tiny, tiny_data
 
-CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, batches=4, max_acc_drop=1.0)
+CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, min_batches=4, max_acc_drop=1.0)
 IDENTITY = {"seed": 2, "reach": (2.0, 8.0)}
 RECORD = ("perturbation_norm", "inner_loss", "outer_loss", "seconds", "undone")
 

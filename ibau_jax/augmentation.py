@@ -1,0 +1,19 @@
+"""Images as they might also have been taken: moved a little, mirrored."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Shaped
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def augmented(key: Array, images: Shaped[Array, "n h w c"], crop: int, flip: bool) -> Shaped[Array, "n h w c"]:
+    """Each image moved by up to `crop` pixels, its border repeated, and mirrored half of the time if `flip`."""
+    move_key, flip_key = jax.random.split(key)
+    padded = jnp.pad(images, ((0, 0), (crop, crop), (crop, crop), (0, 0)), mode="edge")
+    corners = jax.random.randint(move_key, (len(images), 2), 0, 2 * crop + 1)
+    cut = jax.vmap(lambda image, corner: jax.lax.dynamic_slice(image, (*corner, 0), images.shape[1:]))
+    moved = cut(padded, corners)
+    mirrored = jax.random.bernoulli(flip_key, 0.5 if flip else 0.0, (len(images),))
+    return jnp.where(mirrored[:, None, None, None], moved[:, :, ::-1], moved)

@@ -1,0 +1,127 @@
+"""What a report shows beside the figures of a run: predictions of both models on images that did not unlearn."""
+
+from dataclasses import dataclass, field
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Float, Int
+
+from ibau_jax.batches import to_unit
+from ibau_jax.config import UnlearnConfig
+from ibau_jax.data.dataset import Dataset
+from ibau_jax.metrics import predict
+from ibau_jax.perturb import perturbed
+from ibau_jax.result import Round
+from ibau_jax.triggers import Attack
+
+EXAMPLES, TRIED = 8, 500
+Predictions = Int[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Something of the model as it came and of the cleaned one."""
+
+    before: np.ndarray
+    after: np.ndarray
+
+
+@dataclass(frozen=True)
+class Example:
+    """An image, with and without the trigger, float (h, w, c) in [0, 1], and the classes that the models give each."""
+
+    label: int
+    clean: Float[np.ndarray, "h w c"] = field(repr=False)
+    triggered: Float[np.ndarray, "h w c"] = field(repr=False)
+    clean_classes: tuple[int, int]
+    triggered_classes: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Unlearned:
+    """A perturbation of a round.
+
+    Attributes:
+        round: its number.
+        perturbation: δ, float (h, w, c).
+        share: of images of other classes that it takes to each class.
+    """
+
+    round: int
+    perturbation: Float[np.ndarray, "h w c"] = field(repr=False)
+    share: Pair
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All of it.
+
+    Attributes:
+        counts: evaluation images of each class.
+        accuracy: of each class, in [0, 1]; NaN without images.
+        unlearned: every perturbation of every round.
+        examples: where the trigger is known.
+    """
+
+    counts: Int[np.ndarray, " classes"]
+    accuracy: Pair
+    unlearned: list[Unlearned]
+    examples: list[Example]
+
+
+def gather(
+    before: nnx.Module,
+    after: nnx.Module,
+    images: Dataset,
+    classes: int,
+    rounds: tuple[Round, ...],
+    config: UnlearnConfig,
+    attack: Attack | None,
+    target_label: int | None,
+) -> Evidence:
+    """Tries both models on `images`, which did not unlearn; perturbations on the first 500 of them."""
+    models, some = (before, after), images.take(np.arange(min(TRIED, len(images))))
+    counts = np.bincount(images.labels, minlength=classes)
+    accuracy = Pair(*(_accuracy(model, images, counts) for model in models))
+    unlearned = [
+        Unlearned(done.number, delta, Pair(*(_shares(model, some, delta, config.clip, classes) for model in models)))
+        for done in rounds
+        for delta in done.perturbation
+    ]
+    return Evidence(counts, accuracy, unlearned, _examples(models, images, attack, target_label))
+
+
+def _accuracy(model: nnx.Module, images: Dataset, counts: np.ndarray) -> np.ndarray:
+    right = images.labels[predict(model, images) == images.labels]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.bincount(right, minlength=len(counts)) / counts)
+
+
+def _shares(model: nnx.Module, images: Dataset, delta: np.ndarray, clip: bool, classes: int) -> np.ndarray:
+    moved = np.asarray(perturbed(to_unit(jnp.asarray(images.images)), jnp.asarray(delta[None]), clip))
+    found = predict(model, Dataset(moved, images.labels))
+    others = len(images) - np.bincount(images.labels, minlength=classes)
+    taken = np.bincount(found[found != images.labels], minlength=classes)
+    return np.asarray(taken / np.maximum(others, 1))
+
+
+def _examples(
+    models: tuple[nnx.Module, nnx.Module], images: Dataset, attack: Attack | None, target_label: int | None
+) -> list[Example]:
+    if attack is None or attack.stamp is None:
+        return []
+    chosen = images.take(np.flatnonzero(images.labels != target_label)[:EXAMPLES])
+    clean = np.asarray(to_unit(jnp.asarray(chosen.images)))
+    triggered = np.asarray(attack.stamp(clean))
+    said = [[predict(model, Dataset(some, chosen.labels)) for model in models] for some in (clean, triggered)]
+    return [
+        Example(
+            int(chosen.labels[index]),
+            clean[index],
+            triggered[index],
+            (int(said[0][0][index]), int(said[0][1][index])),
+            (int(said[1][0][index]), int(said[1][1][index])),
+        )
+        for index in range(len(chosen))
+    ]

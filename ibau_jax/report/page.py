@@ -1,0 +1,112 @@
+"""The page: figures and pictures put into `report.html.j2`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ibau_jax.auditing import Audit
+from ibau_jax.auditing.judgement import below_median
+from ibau_jax.report.conclusion import Conclusion
+from ibau_jax.report.evidence import Evidence
+from ibau_jax.report.figures import blended, curves, picture, signed
+
+SHOWN = 12  # classes; the others are folded away
+MEASURES = {"acc": "ACC", "asr": "ASR", "asr_all": "ASR, all images", "ra": "RA"}
+
+
+def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence, audits: Mapping[str, Audit]) -> str:
+    """The report as HTML.
+
+    Args:
+        result: what result.json holds.
+        conclusion: the headline.
+        evidence: what both models say of images.
+        audits: by `before` and `after`, where there are any.
+    """
+    environment = Environment(
+        loader=PackageLoader("ibau_jax.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters |= {"percent": _percent, "value": _value}
+    return environment.get_template("report.html.j2").render(
+        result=result,
+        conclusion=conclusion,
+        measures=[(label, result["before"][name], result["after"][name]) for name, label in MEASURES.items()],
+        curves=curves(result["before"], result["rounds"], result["initial"]),
+        unlearned=[_unlearned(entry) for entry in evidence.unlearned],
+        views=_views(audits),
+        examples=[_example(entry) for entry in evidence.examples],
+        classes=_classes(evidence),
+        shown=SHOWN,
+        change=lambda before, after: f"{100 * (after - before):+.1f}".replace("-", "\N{MINUS SIGN}"),
+    )
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None or np.isnan(share) else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_value(entry) for entry in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _unlearned(entry: Any) -> dict[str, Any]:
+    label = int(np.argmax(entry.share.before))
+    return {
+        "round": entry.round,
+        "picture": picture(signed(entry.perturbation)),
+        "norm": float(np.linalg.norm(entry.perturbation)),
+        "label": label,
+        "before": float(entry.share.before[label]),
+        "after": float(entry.share.after[label]),
+    }
+
+
+def _views(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
+    """A table a view, of classes as they stood out before."""
+    if "before" not in audits:
+        return []
+    tables = []
+    for name, findings in audits["before"].views.items():
+        after = audits["after"].views[name] if "after" in audits else None
+        rows = [
+            {
+                "label": int(label),
+                "ratio": float(np.exp(below_median(findings.sizes)[label])),
+                "before": _finding(findings, label),
+                "after": _finding(after, label) if after else None,
+                "same": None if after is None or after.earlier is None else float(after.earlier[label]),
+            }
+            for label in np.argsort(findings.sizes, kind="stable")
+        ]
+        tables.append({"name": name, "unit": findings.unit, "rows": rows})
+    return tables
+
+
+def _finding(findings: Any, label: int) -> dict[str, Any]:
+    trigger = findings.triggers
+    trigger = {key: value[label] for key, value in trigger.items()} if isinstance(trigger, dict) else trigger[label]
+    return {
+        "picture": picture(blended(trigger)),
+        "size": float(findings.sizes[label]),
+        "success": float(findings.success[label]),
+    }
+
+
+def _example(entry: Any) -> dict[str, Any]:
+    pictures = {"clean": picture(entry.clean), "triggered": picture(entry.triggered)}
+    return {**vars(entry), **pictures}
+
+
+def _classes(evidence: Evidence) -> list[dict[str, Any]]:
+    return [
+        {"label": label, "count": int(count), "before": float(before), "after": float(after)}
+        for label, (count, before, after) in enumerate(
+            zip(evidence.counts, evidence.accuracy.before, evidence.accuracy.after, strict=True)
+        )
+    ]

@@ -1,0 +1,48 @@
+"""What a run amounts to: never more than its figures say."""
+
+import pytest
+
+from ibau_jax.metrics import Metrics
+from ibau_jax.report import conclude
+
+
+def figures(acc, asr=None):
+    return Metrics(acc, asr, asr, None if asr is None else 1 - asr)
+
+
+FOUND = {"before": "backdoored", "after": "no backdoor found"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "audits", "level", "text"),
+    [
+        (figures(0.9, 0.99), figures(0.9, 0.02), {}, "good", "no longer works"),
+        (figures(0.9, 0.99), figures(0.9, 0.4), FOUND, "bad", "still works on 40.0 %"),
+        (figures(0.9, 0.99), figures(0.8, 0.02), {}, "doubtful", "cost of 10.0 points"),
+        (figures(0.9, 0.49), figures(0.9, 0.0), FOUND, "doubtful", "did not work before either (49.0 %)"),
+        (figures(0.9), figures(0.9), {}, "doubtful", "Nothing is known"),
+        (figures(0.9), figures(0.9), FOUND, "good", "no longer finds"),
+        (figures(0.9), figures(0.9), {**FOUND, "before": "no backdoor found"}, "doubtful", "found no backdoor before"),
+        (figures(0.9), figures(0.9), {**FOUND, "after": "suspicious"}, "bad", "suspicious"),
+    ],
+)
+def test_headline(before, after, audits, level, text):
+    found = conclude(before, after, audits, targeted=False)
+    assert (found.level, text in found.headline) == (level, True), found
+
+
+@pytest.mark.parametrize(
+    ("cleaned", "clean", "level"),
+    [(0.8, 0.1, "doubtful"), (0.8, 0.9, "good"), (0.2, 0.1, "good"), (0.8, None, "doubtful")],
+)
+def test_what_is_relearned_at_once_was_only_hidden(cleaned, clean, level):
+    relearned = {"cleaned": [0.0, cleaned], "as it came": [1.0, 1.0]}
+    relearned |= {} if clean is None else {"never backdoored": [0.0, clean]}
+    found = conclude(figures(0.9, 0.99), figures(0.9, 0.0), {}, relearned, targeted=False)
+    assert found.level == level
+    assert any(f"cleaned {100 * cleaned:.1f} %" in reason for reason in found.reasons)
+
+
+def test_a_targeted_unlearnings_audit_is_no_proof():
+    reasons = [conclude(figures(0.9), figures(0.9), FOUND, targeted=targeted).reasons for targeted in (True, False)]
+    assert ["no proof" in " ".join(each) for each in reasons] == [True, False]

@@ -1,0 +1,165 @@
+"""The page: well-formed, complete without network or JavaScript, and what it shows is what was found."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from ibau_jax.auditing.auditor import Audit, ViewFindings
+from ibau_jax.config import UnlearnConfig
+from ibau_jax.report import Conclusion, gather, render
+from ibau_jax.result import Round
+from ibau_jax.triggers import Attack, patch
+from tests.test_selection import Brightness, brightness_data
+
+VOID = {"meta", "img", "br", "source", "link", "input"}
+HOSTILE = '"><script>alert(1)</script>'
+
+
+class Page(HTMLParser):
+    """Checks that tags are closed in order, and collects what a test asks for."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.links, self.text = [], [], [], []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "srcset")]
+        assert not [name for name, _ in attributes if name.startswith("on")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+
+class Dark(nnx.Module):
+    """Class 0 for all images."""
+
+    def __call__(self, x):
+        return jnp.stack([jnp.ones(len(x)), jnp.zeros(len(x)), jnp.zeros(len(x))], axis=1)
+
+
+def rounds():
+    delta = np.zeros((1, 4, 4, 1), np.float32)
+    delta[0, -1, -1] = 0.8
+    return (Round(1, delta, 0.8, 0.0, 0.0, 1.0),)
+
+
+def evidence(rng, attack=None):
+    return gather(Brightness(), Dark(), brightness_data(rng, wrong=10), 3, rounds(), UnlearnConfig(), attack, 2)
+
+
+CORNER = Attack("corner", patch(slice(3, 4), slice(3, 4)))
+
+
+def test_evidence_is_what_the_models_say(rng):
+    found = evidence(rng, CORNER)
+    assert found.counts.tolist() == [20, 20, 0]
+    np.testing.assert_allclose(found.accuracy.before, [0.75, 0.75, np.nan])
+    np.testing.assert_allclose(found.accuracy.after, [1.0, 0.0, np.nan])
+    assert found.unlearned[0].share.before.tolist() == [0, 0, 1]  # 0.2 + 0.8 is above 0.9 in the last pixel
+    assert found.unlearned[0].share.after.tolist() == [1, 0, 0]
+    assert {example.triggered_classes for example in found.examples} == {(2, 0)}
+    assert all(example.triggered[-1, -1, 0] == 1 for example in found.examples)
+    assert evidence(rng).examples == []
+
+
+def audits(classes=14):
+    def view(unit, triggers):
+        sizes = np.linspace(1, 3, classes)
+        return ViewFindings(unit, sizes, sizes / 3, sizes / 4, sizes - 1, triggers, sizes / 5)
+
+    views = {
+        "perturbation": view("l2 norm", np.random.default_rng(0).normal(size=(classes, 1, 4, 4, 3))),
+        "patch": view("pixels", {"mask": np.ones((classes, 1, 4, 4, 1)), "pattern": np.zeros((classes, 1, 4, 4, 3))}),
+    }
+    return {when: Audit("backdoored", (), views, 1.0) for when in ("before", "after")}
+
+
+def result():
+    figures = {"acc": 0.9, "asr": 0.99, "asr_all": 0.99, "ra": 0.01}
+    standing = {"acc": 0.8, "residual": 0.1}
+    record = {**figures, "asr": 0.031, "round": 1, "standing": standing, "undone": False}
+    return {
+        "checkpoint": HOSTILE,
+        "model": "small_vgg",
+        "num_classes": 3,
+        "status": "completed",
+        "config": {"n_clean": 5, "clean_set": HOSTILE, "n_evaluation": 5, "dataset": "d", "attack": HOSTILE, "target_label": 2,
+                   "checkpoint_sha256": "abc123", "lr": 0.001, "mean": None},
+        "execution": {"devices": 1},
+        "device": "cpu",
+        "versions": {"jax": "0.0"},
+        "before": figures,
+        "after": {name: record[name] for name in figures},
+        "initial": standing,
+        "kept_round": 1,
+        "rounds": [record],
+        "relearning": {"cleaned": [record, record], "as it came": [record, record]},
+        "seconds": {"total": 1.5},
+        "cleaned": {"file": "model.pth", "sha256": "def456"},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def page(rng):
+    conclusion = Conclusion("good", "The headline", ("a reason",))
+    return render(result(), conclusion, evidence(rng, CORNER), audits())
+
+
+def test_it_needs_nothing_else(page):
+    parsed = Page(page)
+    assert "script" not in parsed.tags
+    assert all(link.startswith("data:image/") for link in parsed.links)
+    assert not re.findall(r"url\(|@import|https?://", re.sub(r"data:[^\"]*", "", page))
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_the_verdict_comes_first_and_all_is_there(page):
+    text = " ".join(Page(page).text)
+    order = ["The headline", "a reason", "Before and after", "Round by round", "What was unlearned", "Audit without",
+             "Examples", "Does it come back?", "Accuracy of each class", "How it was done"]  # fmt: skip
+    places = [text.rindex(part) for part in order]
+    assert places == sorted(places)
+    for part in ("3.1\N{NO-BREAK SPACE}%", "\N{MINUS SIGN}95.9", "abc123", "def456", "2 more classes", "round 1 of 1"):
+        assert part in text, part
+
+
+def test_names_from_files_are_text(page):
+    assert HOSTILE not in page
+    assert HOSTILE in "".join(Page(page).text)
+
+
+def test_pictures_are_the_images(rng, page):
+    shown = re.findall(r'src="data:image/png;base64,([^"]*)" alt="the same with the trigger"', page)
+    example = evidence(rng, CORNER).examples[0]
+    pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0]))))
+    np.testing.assert_array_equal(pixels, np.round(example.triggered[:, :, 0] * 255))
+
+
+def test_a_run_without_attack_or_audit_or_images_of_a_class(rng):
+    bare = result()
+    for metrics in (bare["before"], bare["after"], bare["rounds"][0]):
+        metrics |= {"asr": None, "asr_all": None, "ra": None}
+    bare["config"]["attack"] = None
+    bare |= {"initial": None, "relearning": None}
+    bare["rounds"][0]["standing"] = None
+    text = " ".join(Page(render(bare, Conclusion("doubtful", "x", ()), evidence(rng), {})).text)
+    assert "No attack was named" in text
+    assert "Examples" not in text
+    assert "Does it come back" not in text
+    assert "–" in text
