@@ -10,6 +10,7 @@ from ibau_jax.errors import ConfigError
 
 Solver = Literal["neumann", "cg", "normal_cg", "gmres", "bicgstab"]
 Schedule = Literal["constant", "cosine"]
+Mirror = Literal["never", "tolerated", "always"]
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,12 @@ class UnlearnConfig:
     """a round goes through the clean batches as often as it takes to have so many"""
     schedule: Schedule = "constant"
     """learning rate of the rounds: the same for all, or falling along a cosine"""
+    distillation: float = 0.0
+    """weight of the divergence from what the model as it came says of images that are not perturbed"""
     crop: int = 0
     """pixels by which the images of the outer step may move, anew in each round"""
-    flip: bool = False
-    """whether they may be mirrored"""
+    mirror: Mirror = "never"
+    """whether they may be mirrored: never, always, or where the model as it came classifies mirrored ones as well"""
     targeted: int = 0
     """perturbations in a round that lead to suspected targets; 0 for the published one, away from the labels"""
     untargeted_rounds: int = 0
@@ -87,11 +90,16 @@ class UnlearnConfig:
         _require_each(self, ("n_rounds", "batch_size", "K", "min_batches", "suspects"), _AT_LEAST_1)
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
         _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
+        _require(self.mirror in get_args(Mirror), f"mirror is {self.mirror!r}; choose never, tolerated or always")
         low, high = self.reach
         _require(0 < low <= high, f"reach is {low}, {high}; it must be two positive norms, the smaller one first")
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
         _require(0 <= self.held_out < 1, f"held_out is {self.held_out}; it must be at least 0 and less than 1")
-        _require_each(self, ("regularization", "crop", "targeted", "untargeted_rounds", "max_acc_drop"), _NOT_NEGATIVE)
+        _require_each(
+            self,
+            ("regularization", "distillation", "crop", "targeted", "untargeted_rounds", "max_acc_drop"),
+            _NOT_NEGATIVE,
+        )
         bound = self.norm_bound
         _require(bound is None or bound > 0, f"norm_bound is {bound}; it must be positive (or none)")
         for name in ("optim", "inner_optim"):
@@ -233,7 +241,9 @@ PRESETS: dict[str, UnlearnConfig] = {
         schedule="cosine",
         portion=0.2,
         min_batches=20,
+        distillation=2.0,
         crop=2,
+        mirror="tolerated",
         norm_bound=20.0,
         targeted=4,
         untargeted_rounds=1,

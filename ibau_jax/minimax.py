@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from flax import nnx
 
+from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError
@@ -63,7 +64,7 @@ def unlearn(
         clean_set: clean images with their true labels.
         config: the algorithm's constants; the preset `cifar10` by default.
         execution: precision, memory and devices.
-        state: where to go on, as `on_round` got it; `model` is then ignored.
+        state: where to go on, as `on_round` got it; `model` is still the one that came.
         on_round: called after every good round.
         on_batch: called with the phase, the round's number, the batches done and how many there are.
 
@@ -139,6 +140,9 @@ def _begun(
             found = find_suspects(scan, state.model, member.clean_set, member.config.suspects, report)
             initial = measure(state.model, member.held_out, found) if member.held_out else None
             state = replace(state, suspects=found, initial=initial)
+        if not state.rounds:
+            mirrored = may_mirror(member.config.mirror, state.model, member.clean_set)
+            state = replace(state, mirrored=mirrored)
         begun.append(replace(member, state=state))
     return begun
 
@@ -146,7 +150,8 @@ def _begun(
 def _stack(members: Sequence[Member], execution: Execution) -> Stack:
     states = [member.state or initial_state(member.model, member.config) for member in members]
     clean_sets, configs = [member.clean_set for member in members], [member.config for member in members]
-    return Stack(states, clean_sets, configs, execution, [member.held_out for member in members])
+    held_out, originals = [member.held_out for member in members], [member.model for member in members]
+    return Stack(states, clean_sets, configs, execution, held_out, originals)
 
 
 def _check(members: Sequence[Member]) -> None:

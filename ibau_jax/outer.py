@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -25,6 +26,7 @@ class OuterConstants(NamedTuple):
         rest: what the model holds beside θ.
         lr: the outer optimiser's learning rate.
         aims: of targeted δ.
+        before: θ of the model as it came, where the outer loss holds on to it.
     """
 
     delta: Perturbation
@@ -32,14 +34,23 @@ class OuterConstants(NamedTuple):
     rest: Rest
     lr: Float[AnyArray, ""]
     aims: Aims | None = None
+    before: Params | None = None
 
 
 class OuterBatch(NamedTuple):
-    """One clean batch, the mask m_b of those of its images that are perturbed, and by which of several δ."""
+    """One clean batch and what goes with it.
+
+    Attributes:
+        batch: the images.
+        patched: the mask m_b of those of them that are perturbed.
+        which: by which of several δ.
+        said: what the model as it came says of them, probabilities, where the outer loss holds on to it.
+    """
 
     batch: Batches
     patched: Float[AnyArray, "*b n"]
     which: Int[AnyArray, "*b n"] | None = None
+    said: Float[AnyArray, "*b n classes"] | None = None
 
 
 def outer_loss(
@@ -50,14 +61,22 @@ def outer_loss(
     outer: OuterBatch,
     execution: Execution = DEFAULT_EXECUTION,
 ) -> Float[Array, ""]:
-    """L_out(δ, θ) = mean CE(f_θ(clip(x_b + m_b ⊙ δ)), y_b) on one batch."""
+    """L_out(δ, θ) = mean CE(f_θ(clip(x_b + m_b ⊙ δ)), y_b) on one batch.
+
+    With distillation λ it is + λ mean (1 − m_b) KL(softmax f_before(x_b) ‖ softmax f_θ(x_b)) (Hinton et al., 2015, at
+    temperature 1): images that are not perturbed are to be classified as they were.
+    """
 
     def losses(delta: Perturbation, params: Params, part: OuterBatch) -> Float[Array, " m"]:
         mask = part.patched[:, None, None, None]
         logits = forward(
             params, perturbed(to_unit(part.batch.images), mask * of_images(delta, part.which), config.clip)
         )
-        return cross_entropies(logits, part.batch.labels)
+        wrong = cross_entropies(logits, part.batch.labels)
+        if part.said is None:
+            return wrong
+        divergence = optax.losses.kl_divergence(jax.nn.log_softmax(logits), part.said)
+        return wrong + config.distillation * (1 - part.patched) * divergence
 
     return mean_over(delta, params, outer, outer.batch.weights, losses, execution)
 
@@ -76,6 +95,9 @@ def outer_step(
     def step(carry: tuple[Params, Any], outer: OuterBatch, constants: OuterConstants) -> Any:
         params, state = carry
         forward = partial(apply, constants.rest)
+        if constants.before is not None:
+            said = jax.nn.softmax(forward(constants.before, to_unit(outer.batch.images)))
+            outer = outer._replace(said=said)
         loss, gradient = hypergradient(
             partial(outer_loss, forward, config, outer=outer, execution=execution),
             partial(inner_loss, forward, config, batch=constants.first, aims=constants.aims, execution=execution),

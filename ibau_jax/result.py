@@ -67,6 +67,7 @@ class State:
         rounds: those done.
         suspects: the classes that targeted perturbations lead to, where the configuration asks for them.
         initial: how the model stood as it came, where images are held out.
+        mirrored: whether images that unlearn are mirrored.
         best: the model after the round with the best score, where images are held out and a round was not undone.
     """
 
@@ -75,6 +76,7 @@ class State:
     rounds: tuple[Round, ...] = ()
     suspects: Suspects | None = None
     initial: Standing | None = None
+    mirrored: bool = False
     best: nnx.Module | None = field(default=None, repr=False)
 
     def after(self, done: Round, model: nnx.Module, optimizer_state: Any) -> "State":

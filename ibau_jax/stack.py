@@ -65,7 +65,8 @@ class CompiledSteps(dict[int, CompiledRound]):
 class Stack:
     """Members with equal shapes: `states[i]` unlearns on `clean_sets[i]` with `configs[i]`, `held_out[i]` measures.
 
-    `configs` differ in seed and learning rate only.
+    `originals` are the models as they came, by default those of `states`. `configs` differ in seed and learning rate
+    only.
     """
 
     states: list[State]
@@ -73,6 +74,7 @@ class Stack:
     configs: list[UnlearnConfig]
     execution: Execution
     held_out: Sequence[Dataset | None] = ()
+    originals: Sequence[nnx.Module] = ()
     stopped: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -90,6 +92,9 @@ class Stack:
         self.batches = jax.tree.map(lambda array: np.concatenate([array] * passes), self.batches)
         self.count = len(self.batches.labels)
         self.graph = nnx.split(self.states[0].model)[0]
+        originals = self.originals or [state.model for state in self.states]
+        before = _stacked([split_weights(model).params for model in originals]) if self.config.distillation else None
+        self.before = self.placement.weights(before)
         self.rest = self.placement.members(_stacked([split_weights(state.model).rest for state in self.states]))
 
     def status(self, index: int) -> Status:
@@ -104,13 +109,13 @@ class Stack:
     def augmented(self, number: int, batches: Batches) -> Batches:
         """The batches of a round with images moved and mirrored anew, where the configuration says so."""
         config = self.config
-        if not (config.crop or config.flip):
+        if not config.crop and config.mirror == "never":
             return batches
         images = np.empty_like(self.batches.images)
-        for index, of_member in enumerate(self.configs):
+        for index, (of_member, state) in enumerate(zip(self.configs, self.states, strict=True)):
             key = jax.random.fold_in(jax.random.key(of_member.seed), AUGMENTATION + number)
             whole = self.batches.images[:, index]
-            moved = augmented(key, whole.reshape(-1, *whole.shape[2:]), config.crop, config.flip)
+            moved = augmented(key, whole.reshape(-1, *whole.shape[2:]), config.crop, state.mirrored)
             images[:, index] = np.asarray(moved).reshape(whole.shape)
         return self.put(self.batches._replace(images=images))
 
@@ -153,7 +158,9 @@ class Stack:
         """What the outer steps of a round see."""
         first = self.placement.batch(jax.tree.map(lambda array: array[0], self.batches))
         lr = np.asarray([learning_rate(config, number) for config in self.configs], np.float32)
-        return OuterConstants(self.placement.members(delta), first, self.rest, self.placement.members(lr), aims)
+        return OuterConstants(
+            self.placement.members(delta), first, self.rest, self.placement.members(lr), aims, self.before
+        )
 
 
 def learning_rate(config: UnlearnConfig, number: int) -> float:

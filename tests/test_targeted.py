@@ -74,32 +74,36 @@ def test_perturbations_stay_in_their_balls(case):
 
 
 @pytest.mark.parametrize(
-    "execution",
+    ("execution", "distillation"),
     [
-        DEFAULT_EXECUTION,
-        pytest.param(Execution(microbatch=6), marks=pytest.mark.slow),
-        pytest.param(Execution(remat=True), marks=pytest.mark.slow),
+        (DEFAULT_EXECUTION, 0.0),
+        (DEFAULT_EXECUTION, 2.0),
+        pytest.param(Execution(microbatch=6), 2.0, marks=pytest.mark.slow),
+        pytest.param(Execution(remat=True), 0.0, marks=pytest.mark.slow),
     ],
 )
-def test_outer_step_matches_torch(case, execution):
+def test_outer_step_matches_torch(case, rng, execution, distillation):
     model, batch, delta, aims = case
+    original, config = randomised(SmallVGG(10, 32, nnx.Rngs(1)), rng), replace(CONFIG, distillation=distillation)
     which = np.asarray([-1, 0, 1, -1, 1, 0, -1, -1, 1, 0, -1, 1], np.int32)
     weights = split_weights(model)
-    constants = OuterConstants(delta, batch, weights.rest, np.float32(CONFIG.lr), aims)
+    nnx.update(original, weights.rest)  # running statistics never change
+    before = split_weights(original).params if distillation else None
+    constants = OuterConstants(delta, batch, weights.rest, np.float32(CONFIG.lr), aims, before)
     outer = OuterBatch(batch, (which >= 0).astype(np.float32), np.maximum(which, 0))
-    step = jax.jit(outer_step(make_apply(model, execution), CONFIG, execution))
+    step = jax.jit(outer_step(make_apply(model, execution), config, execution))
     state = make_optimizer(CONFIG.optim, CONFIG.lr).init(weights.params)
     (params, _), _ = step((weights.params, state), outer, constants)
 
     twin = torch_twin(model)
     gradients = torch_ibau.targeted_hypergradient(
         twin, as_torch(delta), images_of(batch), torch.as_tensor(batch.labels).long(), which.tolist(),
-        images_of(batch), TARGETS, terms=CONFIG.K,
+        images_of(batch), TARGETS, terms=CONFIG.K, before=torch_twin(original), distillation=distillation,
     )  # fmt: skip
     expected = dict(zip(dict(twin.named_parameters()), gradients, strict=True))
-    before = dict(nnx.to_flat_state(weights.params))
+    start = dict(nnx.to_flat_state(weights.params))
     for path, leaf in nnx.to_flat_state(params):
-        moved = to_torch(path, np.asarray(before[path][...])) - to_torch(path, np.asarray(leaf[...]))
+        moved = to_torch(path, np.asarray(start[path][...])) - to_torch(path, np.asarray(leaf[...]))
         gradient = expected[torch_name(path)].numpy()
         assert np.linalg.norm(moved / CONFIG.lr - gradient) <= 5e-3 * np.linalg.norm(gradient), path
 

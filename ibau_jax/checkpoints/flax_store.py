@@ -6,6 +6,8 @@ DIR/envelope.pth    the file's content around the weights, whose tensors are emp
 """
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,14 +29,24 @@ def is_flax_checkpoint(path: Path) -> bool:
 
 
 def write_leaves(leaves: Leaves, directory: Path) -> None:
-    """Writes the leaves with Orbax. `directory` must not exist."""
+    """Writes the leaves with Orbax. `directory` must not exist.
+
+    Raises:
+        OSError: the disk is full, say.
+    """
     import orbax.checkpoint as ocp
 
     # Trained weights hardly compress, and Orbax would hold a second copy of all of them for it.
     alone = _this_process_alone()
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(_nested(leaves)))
+        try:
+            checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(_nested(leaves)))
+        except ValueError as error:  # what TensorStore raises for everything
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(directory)) from error
 
 
 def read_leaves(directory: Path, paths: Mapping[Any, tuple[int, ...]]) -> Leaves:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from ibau_jax.config import PRESETS, AuditConfig, RelearnConfig, Schedule, Solver, UnlearnConfig
+from ibau_jax.config import PRESETS, AuditConfig, Mirror, RelearnConfig, Schedule, Solver, UnlearnConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Precision
 
@@ -160,10 +160,12 @@ class MethodOptions:
     """a round goes through the clean batches as often as it takes to have so many"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "constant, robust cosine")] = None
     """learning rate over the rounds"""
+    distillation: Annotated[float | None, option("X", "0, robust 2")] = None
+    """weight of the divergence from what the model as it came says of clean images"""
     crop: Annotated[int | None, option("N", "0, robust 2")] = None
     """pixels by which the images that unlearn may move, anew in each round"""
-    flip: Annotated[bool | None, option("True|False", "False")] = None
-    """whether they may be mirrored"""
+    mirror: Annotated[Mirror | None, option("never|tolerated|always", "never, robust tolerated")] = None
+    """whether they may be mirrored; tolerated: where the model as it came classifies mirrored ones as well"""
     targeted: Annotated[int | None, option("N", "0, robust 4")] = None
     """perturbations in a round that lead to suspected targets, instead of one away from the labels"""
     untargeted_rounds: Annotated[int | None, option("N", "0, robust 1")] = None

@@ -8,6 +8,7 @@ need no keeping. A round's folder appears complete, by one renaming, and only th
 process that is killed at any moment, or a disk that is full, leaves the last good one.
 """
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -61,13 +62,20 @@ class StoredRun:
                 leaves = _leaves_of(state)
                 write_leaves(leaves, prepared / LEAVES)
                 shapes = [[list(path), list(leaf.shape)] for path, leaf in leaves.items()]
-                content = {"identity": self.identity, "initial": _as_json(state.initial), "leaves": shapes, **found}
+                content = {
+                    "identity": self.identity,
+                    "initial": _as_json(state.initial),
+                    "mirrored": state.mirrored,
+                    "leaves": shapes,
+                    **found,
+                }
                 (prepared / STATE).write_text(json.dumps({**content, "digests": _digests(prepared)}))
                 put_in_place(prepared, target)
-        except Exception as error:  # Orbax and TensorStore have no common error for a full disk
-            reason = " ".join(str(error).split())[:200]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self.folder.rmdir()  # unless a state is in it
             raise ConfigError(
-                f"can't store the state after round {len(state.rounds)} in {self.folder}: {reason}. "
+                f"can't store the state after round {len(state.rounds)} in {self.folder}: {error.strerror or error}. "
                 "Mend that; the same command with --resume then goes on from the last state stored, if any"
             ) from error
         self._forget_all_but(self._rounds()[-KEPT:])
@@ -165,6 +173,7 @@ def _restored(fresh: State, folder: Path, stored: dict[str, Any]) -> State:
         tuple(_round(record, leaves["perturbation", record["round"]]) for record in stored["rounds"]),
         Suspects(**suspects) if suspects else None,
         Standing(**stored["initial"]) if stored["initial"] else None,
+        stored["mirrored"],
         nnx.merge(graph, tree("best", weights)) if ("best", 0) in leaves else None,
     )
 

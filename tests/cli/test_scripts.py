@@ -1,5 +1,6 @@
 """The command line as a user runs it: a subprocess, its exit code, its one line, its files."""
 
+import hashlib
 import json
 import os
 import signal
@@ -112,8 +113,22 @@ def test_what_is_printed(finished):
 
 def test_nothing_but_results_is_left(finished):
     folder, _ = finished
-    assert sorted(path.name for path in folder.iterdir()) == ["flax", "model.pth", "perturbation.png", "result.json"]
+    names = ["flax", "model.pth", "perturbation.png", "report.html", "result.json"]
+    assert sorted(path.name for path in folder.iterdir()) == names
     assert [path.name for path in folder.parent.iterdir()] == ["logs"]
+
+
+def test_the_report_has_the_files_digests(finished):
+    folder, done = finished
+    result, page = json.loads((folder / "result.json").read_text()), (folder / "report.html").read_text()
+    for file, digest in (
+        (EXAMPLE, result["config"]["checkpoint_sha256"]),
+        (folder / "model.pth", result["cleaned"]["sha256"]),
+    ):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
+        assert digest in page
+    assert result["conclusion"]["headline"] in page
+    assert result["conclusion"]["headline"] in done.stdout
 
 
 def test_results_are_not_overwritten_unless_asked(finished, small_digits):
@@ -267,37 +282,69 @@ def test_divergence_in_the_first_round_writes_nothing(tmp_path, small_digits):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", [["--preset", "cifar10"], ["--preset", "robust", "--min-batches", 3]])
-def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits, preset):
+@pytest.mark.parametrize(
+    ("preset", "number"),
+    [
+        (["--preset", "cifar10"], signal.SIGTERM),
+        (["--preset", "robust", "--min-batches", 3, "--max-acc-drop", 0.9], signal.SIGKILL),
+    ],
+)
+def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits, preset, number):
     arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST[2:], "--n-rounds", 12, *preset, "--no-audit"]
     process = subprocess.Popen(
         [*UNLEARN, *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    partial = tmp_path / "runs" / ".badnets_digits.partial" / "result.json"
+    partial = tmp_path / "runs" / ".badnets_digits.partial"
     deadline = time.monotonic() + 120
-    while not partial.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (partial / "round-00001").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "--resume" in errors
+    assert process.returncode == {signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}[number], errors
+    assert ("--resume" in errors) == (number == signal.SIGTERM)
     assert not (tmp_path / "runs" / "badnets_digits").exists()
-    done_before = len(json.loads(partial.read_text())["rounds"])
-    assert 1 <= done_before < 12
+    last = max(folder for folder in partial.iterdir() if folder.name.startswith("round-"))
+    assert 1 <= len(json.loads((last / "state.json").read_text())["rounds"]) < 12
 
     other = unlearn(*arguments, "--lr", 0.5, "--resume", cwd=tmp_path)
     assert (other.returncode, "other options: lr" in other.stderr) == (2, True)
     resumed = unlearn(*arguments, "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    assert not partial.parent.exists()
+    assert not partial.exists()
     whole = unlearn(*arguments, "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     one, two = (tmp_path / "runs" / "badnets_digits", tmp_path / "whole")
     assert (one / "model.pth").read_bytes() == (two / "model.pth").read_bytes()
     records = [json.loads((folder / "result.json").read_text())["rounds"] for folder in (one, two)]
-    assert [[r["acc"], r["perturbation_norm"]] for r in records[0]] == [
-        [r["acc"], r["perturbation_norm"]] for r in records[1]
+    assert [[r["acc"], r["perturbation_norm"], r["standing"]] for r in records[0]] == [
+        [r["acc"], r["perturbation_norm"], r["standing"]] for r in records[1]
     ]
+
+
+def test_relearning(tmp_path, small_digits):
+    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST, "--relearn", 3, "--relearn-epochs", 2]
+    done = unlearn(*arguments, "--clean-ckpt", EXAMPLE, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "runs" / "badnets_digits" / "result.json").read_text())["relearning"]
+    assert {name: len(figures) for name, figures in found.items()} == {
+        "cleaned": 3,
+        "as it came": 3,
+        "never backdoored": 3,
+    }
+    assert found["as it came"] == found["never backdoored"]  # the same file
+    assert found["as it came"][0]["asr"] > 0.9
+    assert "as it came" in done.stdout
+    for wrong, text in ((["--relearn", 900], "choose 1 to"), (["--clean-ckpt", "nosuch.pth"], "nosuch.pth")):
+        refused = unlearn(*arguments, *wrong, "--out", "other", cwd=tmp_path)
+        assert (refused.returncode, text in refused.stderr) == (2, True), refused.stderr
+
+
+def test_rounds_that_cost_accuracy_leave_nothing(tmp_path, small_digits):
+    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST, "--lr", 0.5, "--held-out", 0.3]
+    done = unlearn(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "every round lost more than 5 points of held-out accuracy" in done.stderr
+    assert not list(tmp_path.rglob("*.pth"))
 
 
 def test_a_safetensors_checkpoint_comes_back_as_one(tmp_path, small_digits):

@@ -64,12 +64,26 @@ def targeted_loss(model, deltas, images, targets, *, regularization=0.001):
     return total
 
 
-def targeted_hypergradient(model, deltas, images, labels, which, first, targets, *, terms, step=0.1):
-    """dL_out/dθ where image i of the outer batch gets `deltas[which[i]]`, or none where that is -1."""
+def targeted_hypergradient(
+    model, deltas, images, labels, which, first, targets, *, terms, step=0.1, before=None, distillation=0.0
+):
+    """dL_out/dθ where image i of the outer batch gets `deltas[which[i]]`, or none where that is -1.
+
+    The others are held to what the model `before` says, with the weight `distillation`.
+    """
 
     def loss(deltas):
         stamped = [x if w < 0 else (x + deltas[w]).clamp(0, 1) for x, w in zip(images, which, strict=True)]
-        return functional.cross_entropy(model(torch.stack(stamped)), labels)
+        logits = model(torch.stack(stamped))
+        total = functional.cross_entropy(logits, labels)
+        for index, w in enumerate(which):
+            if before is not None and w < 0:
+                said = before(images[index : index + 1]).log_softmax(1).detach()
+                divergence = functional.kl_div(
+                    logits[index : index + 1].log_softmax(1), said, log_target=True, reduction="sum"
+                )
+                total = total + distillation * divergence / len(which)
+        return total
 
     return implicit(model, deltas, loss, lambda deltas: targeted_loss(model, deltas, first, targets), terms, step)[1]
 
