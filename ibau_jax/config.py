@@ -68,7 +68,8 @@ class UnlearnConfig:
     held_out: float = 0.0
     """share of the clean set that does not unlearn, but tells which rounds to keep"""
     max_acc_drop: float = 0.05
-    """a round that leaves the held-out accuracy lower than at first by more than this share is taken back"""
+    """a round that leaves the held-out accuracy lower than at first by more than this share, and by more than chance
+    may, is taken back"""
     seed: int = 2
     """seed of the choice of perturbed and of held-out images, and of the norms of targeted perturbations"""
 

@@ -1,5 +1,6 @@
 """What unlearning reports: its rounds, where it stands, how it ended."""
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,15 +21,22 @@ class Standing:
         acc: images classified rightly.
         residual: images of other classes that the suspected short cuts of the model as it came still lead to their
             classes; of several suspects, the largest share.
+        images: how many measured.
     """
 
     acc: float
     residual: float
+    images: int
 
     @property
     def score(self) -> float:
         """Accurate, and the short cut is closed."""
         return self.acc - self.residual
+
+    @property
+    def standard_error(self) -> float:
+        """Of the accuracy: how far chance alone may move it."""
+        return math.sqrt(self.acc * (1 - self.acc) / self.images)
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class State:
         suspects: the classes that targeted perturbations lead to, where the configuration asks for them.
         initial: how the model stood as it came, where images are held out.
         mirrored: whether images that unlearn are mirrored.
-        best: the model after the round with the best score, where images are held out and a round was not undone.
+        best: the model of `kept_round`, where images are held out and a round was not undone.
     """
 
     model: nnx.Module
@@ -90,11 +98,18 @@ class State:
 
     @property
     def kept_round(self) -> int:
-        """The number of the round whose model is kept: the last one, or of those not undone the best; 0 for none."""
+        """The number of the round whose model is kept; 0 for none.
+
+        It is the last of those not undone that is no worse than the best of them by more than a standard error
+        (Breiman et al., 1984): images that are held out are few.
+        """
         kept = [done for done in self.rounds if not done.undone]
-        if not kept:
-            return 0
-        return max(kept, key=lambda done: (done.standing.score if done.standing else 0.0, done.number)).number
+        standings = [done.standing for done in kept if done.standing]
+        if not standings:
+            return kept[-1].number if kept else 0
+        best = max(standings, key=lambda standing: standing.score)
+        enough = best.score - best.standard_error
+        return [done for done in kept if done.standing and done.standing.score >= enough][-1].number
 
     @property
     def kept(self) -> nnx.Module:

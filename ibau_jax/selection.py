@@ -44,7 +44,7 @@ def measure(model: nnx.Module, held_out: Dataset, suspects: Suspects) -> Standin
         follow(model, held_out, int(label), perturbation)
         for label, perturbation in zip(suspects.labels, suspects.perturbations, strict=True)
     ]
-    return Standing(acc, max(residuals))
+    return Standing(acc, max(residuals), len(held_out))
 
 
 def follow(model: nnx.Module, images: Dataset, label: int, perturbation: np.ndarray) -> float:
@@ -57,9 +57,9 @@ def follow(model: nnx.Module, images: Dataset, label: int, perturbation: np.ndar
 
 
 def judge(state: State, done: Round, model: nnx.Module, held_out: Dataset, config: UnlearnConfig) -> Round:
-    """The round with how its model stands, undone if that costs too much accuracy."""
+    """The round with how its model stands, undone if that costs too much accuracy, beyond a standard error."""
     assert state.initial is not None
     assert state.suspects is not None
     standing = measure(model, held_out, state.suspects)
-    undone = state.initial.acc - standing.acc > config.max_acc_drop
+    undone = state.initial.acc - standing.acc - standing.standard_error > config.max_acc_drop
     return replace(done, standing=standing, undone=undone)

@@ -16,7 +16,7 @@ from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.minimax import Member, initial_state, unlearn, unlearn_many
 from ibau_jax.result import Round, Standing
-from ibau_jax.selection import ENLARGED, follow, hold_out, measure
+from ibau_jax.selection import ENLARGED, follow, hold_out, judge, measure
 from tests.test_minimax import Tiny, tiny_data
 
 CONFIG = UnlearnConfig(n_rounds=3, batch_size=10, K=1, inner_lr=0.1, held_out=0.25)
@@ -47,7 +47,7 @@ def suspects(value):
 @pytest.mark.parametrize(("value", "share"), [(0.75, 1.0), (0.65, 0.0)])
 def test_standing_counts_right_answers_and_who_follows_the_enlarged_perturbation(rng, value, share):
     found = measure(Brightness(), brightness_data(rng, wrong=10), suspects(value))
-    assert found == Standing(0.75, share)
+    assert found == Standing(0.75, share, 40)
     assert found.score == 0.75 - share
 
 
@@ -100,18 +100,35 @@ def test_one_members_undone_round_does_not_disturb_another(rng):
             assert one.kept_round == other.kept_round
 
 
-def kept(scores):
+def kept(accuracies, images=10000):
     """The kept round of rounds with these accuracies; None is one that is undone."""
     state, model = initial_state(Tiny(nnx.Rngs(0)), CONFIG), {}
-    for number, acc in enumerate(scores, 1):
-        done = Round(number, np.zeros((1, 4, 4, 3)), 0.0, 0.0, 0.0, 0.0, Standing(acc or 0.0, 0.0), undone=acc is None)
+    for number, acc in enumerate(accuracies, 1):
+        standing = Standing(acc or 0.0, 0.0, images)
+        done = Round(number, np.zeros((1, 4, 4, 3)), 0.0, 0.0, 0.0, 0.0, standing, undone=acc is None)
         model[number] = Tiny(nnx.Rngs(number))
         state = state.undone(done) if done.undone else state.after(done, model[number], None)
-    assert state.kept is (model[state.kept_round] if state.kept_round else state.model)
+    if state.kept_round:
+        assert state.kept is model[state.kept_round]
     return state.kept_round
 
 
-def test_the_best_round_is_kept_and_of_equals_the_last():
+def test_the_last_round_within_a_standard_error_of_the_best_is_kept():
     assert kept([0.5, 0.7, 0.7, 0.6]) == 3
     assert kept([None, 0.4, None]) == 2
     assert kept([None, None]) == 0
+    assert kept([0.9, 0.8], images=9) == 2  # a standard error is 0.1 there
+    assert kept([0.9, 0.8], images=8) == 2
+    assert kept([0.9, 0.79], images=9) == 1
+
+
+def test_few_images_take_back_only_what_chance_can_not_explain(rng):
+    """Drops of 0.075 and 0.2, where 0.05 is allowed."""
+    before = initial_state(Brightness(), CONFIG)
+    for wrong, undone in ((5, False), (10, True)):  # 0.875 and 0.75, standard errors 0.05 and 0.07
+        held_out = brightness_data(rng, wrong=wrong)
+        state = replace(before, initial=Standing(0.95, 0.0, 40), suspects=suspects(0.0))
+        done = Round(1, np.zeros((1, 4, 4, 1)), 0.0, 0.0, 0.0, 0.0)
+        found = judge(state, done, Brightness(), held_out, CONFIG)
+        assert found.standing.acc == 1 - wrong / 40
+        assert found.undone == undone

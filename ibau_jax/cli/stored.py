@@ -13,6 +13,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ class StoredRun:
             raise ConfigError(f"the interrupted run in {self.folder} had other options: {', '.join(changed)} changed")
 
 
-def _as_json(standing: Standing | None) -> dict[str, float] | None:
-    return {"acc": standing.acc, "residual": standing.residual} if standing else None
+def _as_json(standing: Standing | None) -> dict[str, Any] | None:
+    return asdict(standing) if standing else None
 
 
 def _trees(state: State) -> Iterator[tuple[str, Any]]:

@@ -36,7 +36,7 @@ def states():
 
 
 def record(done):
-    standing = {"acc": done.standing.acc, "residual": done.standing.residual} if done.standing else None
+    standing = vars(done.standing) if done.standing else None
     return {"round": done.number, "standing": standing, **{name: getattr(done, name) for name in RECORD}}
 
 
