@@ -19,8 +19,8 @@ class Standing:
 
     Attributes:
         acc: images classified rightly.
-        residual: images of other classes that the suspected short cuts of the model as it came still lead to their
-            classes; of several suspects, the largest share.
+        residual: images that the suspected short cuts of the model as it came still lead to their classes, of those
+            that are not there anyway; of several suspects, the largest share.
         images: how many measured.
     """
 

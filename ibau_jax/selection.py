@@ -9,6 +9,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float, Int
 
 from ibau_jax.aims import Suspects
 from ibau_jax.auditing.views import PERTURBATION
@@ -39,19 +40,29 @@ def hold_out(clean_set: Dataset, config: UnlearnConfig) -> tuple[Dataset, Datase
 
 def measure(model: nnx.Module, held_out: Dataset, suspects: Suspects) -> Standing:
     """How a model stands; `suspects` are those of the model as it came."""
-    acc = float(np.mean(predict(model, held_out) == held_out.labels))
+    plain = predict(model, held_out)
     residuals = [
-        follow(model, held_out, int(label), perturbation)
+        follow(model, held_out, plain, int(label), perturbation)
         for label, perturbation in zip(suspects.labels, suspects.perturbations, strict=True)
     ]
-    return Standing(acc, max(residuals), len(held_out))
+    return Standing(float(np.mean(plain == held_out.labels)), max(residuals), len(held_out))
 
 
-def follow(model: nnx.Module, images: Dataset, label: int, perturbation: np.ndarray) -> float:
-    """The share of images of other classes that the enlarged perturbation takes to the class `label`; 0 of none."""
-    others = images.take(np.flatnonzero(images.labels != label))
-    if not len(others):
+def follow(
+    model: nnx.Module,
+    images: Dataset,
+    plain: Int[np.ndarray, " n"],
+    label: int,
+    perturbation: Float[np.ndarray, "h w c"],
+) -> float:
+    """The share of images that the enlarged perturbation takes to the class `label`, where they don't belong.
+
+    Those that `plain`, what the model says of images as they are, puts there anyway do not count; 0 of none.
+    """
+    elsewhere = np.flatnonzero((images.labels != label) & (plain != label))
+    if not len(elsewhere):
         return 0.0
+    others = images.take(elsewhere)
     stamped = PERTURBATION.stamp(ENLARGED * perturbation[None], to_unit(jnp.asarray(others.images)))
     return float(np.mean(predict(model, Dataset(np.asarray(stamped), others.labels)) == label))
 

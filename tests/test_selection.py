@@ -14,6 +14,7 @@ from ibau_jax.aims import Suspects
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError
+from ibau_jax.metrics import predict
 from ibau_jax.minimax import Member, initial_state, unlearn, unlearn_many
 from ibau_jax.result import Round, Standing
 from ibau_jax.selection import ENLARGED, follow, hold_out, judge, measure
@@ -52,8 +53,10 @@ def test_standing_counts_right_answers_and_who_follows_the_enlarged_perturbation
 
 
 def test_images_of_the_class_itself_do_not_follow(rng):
-    data = brightness_data(rng)
-    assert follow(Brightness(), data.take(np.flatnonzero(data.labels == 1)), 1, np.zeros((4, 4, 1), np.float32)) == 0.0
+    data, zero = brightness_data(rng, wrong=10), np.zeros((4, 4, 1), np.float32)
+    assert follow(Brightness(), data.take(np.flatnonzero(data.labels == 1)), np.zeros(20), 1, zero) == 0.0
+    assert follow(Brightness(), data, np.zeros(40), 1, zero) == 0.25  # those that are wrong anyway, taken for moved
+    assert follow(Brightness(), data, predict(Brightness(), data), 1, zero) == 0.0
 
 
 @given(size=st.integers(2, 60), share=st.floats(0.01, 0.99), seed=st.integers(0, 9))
