@@ -67,6 +67,8 @@ class UnlearnConfig:
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     held_out: float = 0.0
     """share of the clean set that does not unlearn, but tells which rounds to keep"""
+    closed: float = 0.002
+    """unlearning stops after a round that leaves no larger a share of images following the suspects' short cuts"""
     max_acc_drop: float = 0.05
     """a round that leaves the held-out accuracy lower than at first by more than this share, and by more than chance
     may, is taken back"""
@@ -98,7 +100,7 @@ class UnlearnConfig:
         _require(0 <= self.held_out < 1, f"held_out is {self.held_out}; it must be at least 0 and less than 1")
         _require_each(
             self,
-            ("regularization", "distillation", "crop", "targeted", "untargeted_rounds", "max_acc_drop"),
+            ("regularization", "distillation", "crop", "targeted", "untargeted_rounds", "closed", "max_acc_drop"),
             _NOT_NEGATIVE,
         )
         bound = self.norm_bound

@@ -138,7 +138,7 @@ def _begun(
             scan = scan or compile_scan(member.model, member.clean_set, execution)
             report = (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
             found = find_suspects(scan, state.model, member.clean_set, member.config.suspects, report)
-            initial = measure(state.model, member.held_out, found) if member.held_out else None
+            initial = measure(state.model, member.held_out, member.clean_set, found) if member.held_out else None
             state = replace(state, suspects=found, initial=initial)
         if not state.rounds:
             mirrored = may_mirror(member.config.mirror, state.model, member.clean_set)

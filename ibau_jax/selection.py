@@ -21,6 +21,7 @@ from ibau_jax.metrics import predict
 from ibau_jax.result import Round, Standing, State
 
 ENLARGED = 2.0  # in units of the smallest perturbation, which most but not all images follow
+PROBES = 500  # images that may follow it, at most
 
 
 def hold_out(clean_set: Dataset, config: UnlearnConfig) -> tuple[Dataset, Dataset | None]:
@@ -38,14 +39,25 @@ def hold_out(clean_set: Dataset, config: UnlearnConfig) -> tuple[Dataset, Datase
     return split.clean_set, split.evaluation
 
 
-def measure(model: nnx.Module, held_out: Dataset, suspects: Suspects) -> Standing:
-    """How a model stands; `suspects` are those of the model as it came."""
-    plain = predict(model, held_out)
+def measure(model: nnx.Module, held_out: Dataset, clean_set: Dataset, suspects: Suspects) -> Standing:
+    """How a model stands.
+
+    Args:
+        model: the model.
+        held_out: images that did not unlearn; they alone tell accuracy.
+        clean_set: those that did. Whether they follow a short cut can be asked of them as well: no label is needed.
+        suspects: those of the model as it came.
+    """
+    right = predict(model, held_out) == held_out.labels
+    images = np.concatenate([held_out.images[:PROBES], clean_set.images[: max(0, PROBES - len(held_out))]])
+    labels = np.concatenate([held_out.labels[:PROBES], clean_set.labels[: max(0, PROBES - len(held_out))]])
+    probes = Dataset(images, labels)
+    plain = predict(model, probes)
     residuals = [
-        follow(model, held_out, plain, int(label), perturbation)
+        follow(model, probes, plain, int(label), perturbation)
         for label, perturbation in zip(suspects.labels, suspects.perturbations, strict=True)
     ]
-    return Standing(float(np.mean(plain == held_out.labels)), max(residuals), len(held_out))
+    return Standing(float(np.mean(right)), max(residuals), len(held_out))
 
 
 def follow(
@@ -67,10 +79,20 @@ def follow(
     return float(np.mean(predict(model, Dataset(np.asarray(stamped), others.labels)) == label))
 
 
-def judge(state: State, done: Round, model: nnx.Module, held_out: Dataset, config: UnlearnConfig) -> Round:
+def judge(
+    state: State, done: Round, model: nnx.Module, held_out: Dataset, clean_set: Dataset, config: UnlearnConfig
+) -> Round:
     """The round with how its model stands, undone if that costs too much accuracy, beyond a standard error."""
     assert state.initial is not None
     assert state.suspects is not None
-    standing = measure(model, held_out, state.suspects)
+    standing = measure(model, held_out, clean_set, state.suspects)
     undone = state.initial.acc - standing.acc - standing.standard_error > config.max_acc_drop
     return replace(done, standing=standing, undone=undone)
+
+
+def is_closed(state: State, config: UnlearnConfig) -> bool:
+    """Whether the last round was kept and closed the short cuts, so that there is nothing left to do."""
+    if not state.rounds or state.rounds[-1].undone:
+        return False
+    standing = state.rounds[-1].standing
+    return standing is not None and standing.residual <= config.closed

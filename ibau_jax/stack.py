@@ -26,7 +26,7 @@ from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import InnerConstants, inner_optimizer, inner_step, project
 from ibau_jax.placement import DATA, MEMBER, Placement, make_mesh
 from ibau_jax.result import Phase, Result, Round, State, Status
-from ibau_jax.selection import judge
+from ibau_jax.selection import is_closed, judge
 
 OnBatch = Callable[[Phase, int, int, int], None]
 PyTree = Any
@@ -100,6 +100,10 @@ class Stack:
     def status(self, index: int) -> Status:
         """How a member ended."""
         return "diverged" if index in self.stopped else "completed"
+
+    def closed(self) -> set[int]:
+        """Members with nothing left to do."""
+        return {index for index, state in enumerate(self.states) if is_closed(state, self.configs[index])}
 
     def carry(self) -> tuple[PyTree, PyTree]:
         """Parameters and optimiser states, placed."""
@@ -226,6 +230,8 @@ def run_stack(
     compiled_before = steps.seconds
     carry, batches, seconds = stack.carry(), stack.put(stack.batches), 0.0
     for number in range(len(stack.states[0].rounds) + 1, stack.config.n_rounds + 1):
+        if len(stack.stopped | stack.closed()) == len(stack.states):
+            break
         carry, rounds = run_round(
             stack,
             steps.of_round(stack, number),
@@ -238,8 +244,6 @@ def run_stack(
         take_in(stack, carry, rounds, on_round)
         if any(state.rounds and state.rounds[-1].undone for state in stack.states):
             carry = stack.carry()
-        if len(stack.stopped) == len(stack.states):
-            break
     share = seconds / len(stack.states)
     return [
         Result(state.kept, state.rounds, state.kept_round, stack.status(index), steps.seconds - compiled_before, share)
@@ -295,7 +299,7 @@ def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable
     """
     local = stack.placement.local(carry)
     for index, done in enumerate(rounds):
-        if index in stack.stopped:
+        if index in stack.stopped or index in stack.closed():
             continue
         params, optimizer_state = _member(local, index)
         figures = [done.inner_loss, done.outer_loss, done.perturbation_norm]
@@ -306,7 +310,7 @@ def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable
         model = nnx.merge(stack.graph, params, split_weights(before.model).rest)
         held_out = stack.held_out[index]
         if held_out is not None:
-            done = judge(before, done, model, held_out, stack.configs[index])
+            done = judge(before, done, model, held_out, stack.clean_sets[index], stack.configs[index])
         stack.states[index] = before.undone(done) if done.undone else before.after(done, model, optimizer_state)
         if on_round:
             on_round(index, stack.states[index])

@@ -17,7 +17,7 @@ from ibau_jax.errors import ConfigError
 from ibau_jax.metrics import predict
 from ibau_jax.minimax import Member, initial_state, unlearn, unlearn_many
 from ibau_jax.result import Round, Standing
-from ibau_jax.selection import ENLARGED, follow, hold_out, judge, measure
+from ibau_jax.selection import ENLARGED, follow, hold_out, is_closed, judge, measure
 from tests.test_minimax import Tiny, tiny_data
 
 CONFIG = UnlearnConfig(n_rounds=3, batch_size=10, K=1, inner_lr=0.1, held_out=0.25)
@@ -47,9 +47,10 @@ def suspects(value):
 
 @pytest.mark.parametrize(("value", "share"), [(0.75, 1.0), (0.65, 0.0)])
 def test_standing_counts_right_answers_and_who_follows_the_enlarged_perturbation(rng, value, share):
-    found = measure(Brightness(), brightness_data(rng, wrong=10), suspects(value))
-    assert found == Standing(0.75, share, 40)
-    assert found.score == 0.75 - share
+    data = brightness_data(rng, wrong=10)
+    found = measure(Brightness(), data.take(np.arange(30)), data.take(np.arange(30, 40)), suspects(value))
+    assert found == Standing(2 / 3, share, 30)
+    assert found.score == 2 / 3 - share
 
 
 def test_images_of_the_class_itself_do_not_follow(rng):
@@ -132,6 +133,20 @@ def test_few_images_take_back_only_what_chance_can_not_explain(rng):
         held_out = brightness_data(rng, wrong=wrong)
         state = replace(before, initial=Standing(0.95, 0.0, 40), suspects=suspects(0.0))
         done = Round(1, np.zeros((1, 4, 4, 1)), 0.0, 0.0, 0.0, 0.0)
-        found = judge(state, done, Brightness(), held_out, CONFIG)
+        found = judge(state, done, Brightness(), held_out, held_out, CONFIG)
         assert found.standing.acc == 1 - wrong / 40
         assert found.undone == undone
+
+
+def test_it_stops_when_the_short_cut_is_closed(rng):
+    """Any residue will do: the first round is the last, of several members as of one, and going on changes nothing."""
+    config, states = replace(CONFIG, closed=1.0, max_acc_drop=1.0), []
+    members = [Member(Tiny(nnx.Rngs(index)), tiny_data(rng, 40), config) for index in range(2)]
+    alone = unlearn(members[0].model, members[0].clean_set, config, on_round=states.append)
+    assert len(alone.rounds) == alone.kept_round == 1
+    assert [len(found.rounds) for found in unlearn_many(members, together=True)] == [1, 1]
+    again = unlearn(members[0].model, members[0].clean_set, config, state=states[0], on_round=states.append)
+    assert len(states) == len(again.rounds) == 1
+    assert not is_closed(states[0], replace(config, closed=0.0)) or states[0].rounds[0].standing.residual == 0.0
+    undone = replace(states[0], rounds=(replace(states[0].rounds[0], undone=True),))
+    assert not is_closed(undone, config)

@@ -178,6 +178,8 @@ class MethodOptions:
     """weight of the perturbation's squared norm"""
     held_out: Annotated[float | None, option("X", "0, robust 0.1")] = None
     """share of the clean images that do not unlearn, but tell which rounds to keep"""
+    closed: Annotated[float | None, option("X", "0.002")] = None
+    """with --held-out: stop after a round that leaves no larger a share of images following the suspects' short cuts"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
     """with --held-out: a round that leaves accuracy lower than at first by more than this share is taken back"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None
