@@ -22,6 +22,7 @@ from ibau_jax.result import Round, Standing, State
 
 ENLARGED = 2.0  # in units of the smallest perturbation, which most but not all images follow
 PROBES = 500  # images that may follow it, at most
+CHANCE = 2.0  # standard errors
 
 
 def hold_out(clean_set: Dataset, config: UnlearnConfig) -> tuple[Dataset, Dataset | None]:
@@ -82,17 +83,17 @@ def follow(
 def judge(
     state: State, done: Round, model: nnx.Module, held_out: Dataset, clean_set: Dataset, config: UnlearnConfig
 ) -> Round:
-    """The round with how its model stands, undone if that costs too much accuracy, beyond a standard error."""
+    """The round with how its model stands, undone if that costs too much accuracy, and more than chance explains."""
     assert state.initial is not None
     assert state.suspects is not None
     standing = measure(model, held_out, clean_set, state.suspects)
-    undone = state.initial.acc - standing.acc - standing.standard_error > config.max_acc_drop
+    undone = state.initial.acc - standing.acc > max(config.max_acc_drop, CHANCE * standing.standard_error)
     return replace(done, standing=standing, undone=undone)
 
 
 def is_closed(state: State, config: UnlearnConfig) -> bool:
-    """Whether the last round was kept and closed the short cuts, so that there is nothing left to do."""
-    if not state.rounds or state.rounds[-1].undone:
+    """Whether the last round left nothing to do: short cuts closed, accuracy as at first but for a standard error."""
+    if not state.rounds or state.rounds[-1].standing is None or state.initial is None or state.rounds[-1].undone:
         return False
     standing = state.rounds[-1].standing
-    return standing is not None and standing.residual <= config.closed
+    return standing.residual <= config.closed and standing.acc >= state.initial.acc - standing.standard_error
