@@ -1,0 +1,145 @@
+"""Unlearns many checkpoints over several seeds, and writes the table of docs/experiments.md.
+
+    python -m benchmarks.unlearning FILE.pth [FILE.pth ...] [--preset robust] [--n-clean 5000] [--seeds 0 1 2] [--store]
+
+Data, attack and target are told from the names: the published ones, and those of `benchmarks.zoo`. The seed chooses the
+clean images too; up to 3000 others evaluate. `--store` adds what was found to
+benchmarks/results/unlearning/small_vgg.json and renders it into docs/experiments.md.
+"""
+
+import argparse
+import json
+import re
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.cases import ROOT, SHARED
+from benchmarks.report import machine, put_between
+from benchmarks.zoo import SHAPE, ZOO, attack_of, images_of
+from ibau_jax import PRESETS, Attack, Dataset, State, evaluate, load, load_attack, load_dataset, split_dataset, unlearn
+
+RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "unlearning" / "small_vgg.json", ROOT / "docs" / "experiments.md"
+BEGIN, END = "<!-- unlearning: written by python -m benchmarks.unlearning -->", "<!-- end of unlearning -->"
+EVALUATED = 3000
+PUBLISHED = re.compile(r"(?P<gtsrb>gtsrb)?(?P<attack>\w+)_(?P<target>\d+)_02_ckpt")
+
+
+def case_of(name: str) -> tuple[Dataset, Attack | None, int | None]:
+    """Images that did not train the model, its attack and target."""
+    if name in ZOO:
+        return (images_of(name.split("-")[0])[1], *attack_of(name))
+    if name == "badnets_digits":
+        return images_of("digits")[1], load_attack("badnets", SHAPE), 3
+    match = PUBLISHED.fullmatch(name)
+    if match is None:
+        raise SystemExit(f"{name}: neither a published name nor one of benchmarks.zoo")
+    data = "gtsrb_test.npz" if match["gtsrb"] else "cifar10_test.npz"
+    attack = load_attack(match["attack"], SHAPE, [SHARED / "triggers"])
+    return load_dataset(str(SHARED / "data" / data), SHAPE), attack, int(match["target"])
+
+
+def run(file: Path, preset: str, n_clean: int, seed: int) -> dict[str, Any]:
+    """One run: figures before, after each round and of the round that is kept, and seconds without evaluation."""
+    (images, attack, target), checkpoint = case_of(file.stem), load(file)
+    split = split_dataset(images, n_clean, seed)
+    others = split.evaluation.take(np.arange(min(EVALUATED, len(split.evaluation))))
+    rounds: list[dict[str, Any]] = []
+    evaluating, begin = 0.0, time.perf_counter()
+
+    def on_round(state: State) -> None:
+        nonlocal evaluating
+        start, done = time.perf_counter(), state.rounds[-1]
+        standing = asdict(done.standing) if done.standing else None
+        rounds.append(
+            {**asdict(evaluate(state.model, others, attack, target)), "undone": done.undone, "standing": standing}
+        )
+        evaluating += time.perf_counter() - start
+
+    result = unlearn(checkpoint.model(), split.clean_set, replace(PRESETS[preset], seed=seed), on_round=on_round)
+    seconds = time.perf_counter() - begin - evaluating
+    before = asdict(evaluate(checkpoint.model(), others, attack, target))
+    after = asdict(evaluate(result.model, others, attack, target))
+    return {
+        "before": before,
+        "after": after,
+        "rounds": rounds,
+        "kept_round": result.kept_round,
+        "seconds": seconds,
+        "machine": machine(),
+    }
+
+
+def figures(metrics: dict[str, float | None]) -> str:
+    """ACC, ASR and RA in percent."""
+    shown = (metrics[name] for name in ("acc", "asr", "ra"))
+    return " / ".join("–" if share is None else f"{100 * share:.1f}" for share in shown)
+
+
+def row(name: str, kind: str, runs: dict[str, dict[str, Any]]) -> str:
+    """A line of the table: a checkpoint over its seeds."""
+
+    def mean(when: str) -> dict[str, float | None]:
+        shares = {key: [run[when][key] for run in runs.values()] for key in ("acc", "asr", "ra")}
+        return {key: None if None in values else float(np.mean(values)) for key, values in shares.items()}
+
+    preset, n_clean = kind.split(",")
+    each = "; ".join(f"{seed}: {figures(run['after'])}" for seed, run in sorted(runs.items()))
+    seconds = np.median([run["seconds"] for run in runs.values()])
+    cells = (
+        f"`{name}`",
+        preset,
+        n_clean,
+        figures(mean("before")),
+        f"**{figures(mean('after'))}**",
+        each,
+        f"{seconds:.0f}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """All runs, as Markdown."""
+    heads = ("checkpoint", "preset", "clean images", "before", "after, mean", "each seed", "s, median")
+    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    kinds = sorted(
+        {kind for of_file in results.values() for kind in of_file}, key=lambda kind: (-int(kind.split(",")[1]), kind)
+    )
+    lines += [
+        row(name, kind, results[name][kind]) for kind in kinds for name in sorted(results) if kind in results[name]
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Unlearns what the command line names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument("--preset", default="robust")
+    parser.add_argument("--n-clean", type=int, default=5000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--store", action="store_true")
+    options = parser.parse_args()
+    results: dict[str, dict[str, dict[str, Any]]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for seed in options.seeds:
+        for file in options.files:
+            found = run(file, options.preset, options.n_clean, seed)
+            kind = f"{options.preset},{options.n_clean}"
+            results.setdefault(file.stem, {}).setdefault(kind, {})[str(seed)] = found
+            print(
+                f"{file.stem} {kind} seed {seed}: {figures(found['before'])} → {figures(found['after'])} "
+                f"(round {found['kept_round']} of {len(found['rounds'])}) {found['seconds']:.0f} s",
+                flush=True,
+            )
+            if options.store:
+                RESULTS.parent.mkdir(parents=True, exist_ok=True)
+                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+    if options.store:
+        put_between(DOCUMENT, BEGIN, END, table(results))
+
+
+if __name__ == "__main__":
+    main()
