@@ -21,6 +21,16 @@ def check_writable(target: Path) -> None:
         raise ConfigError(f"can't write {target}: no permission to write in {ancestor}")
 
 
+def check_space(folder: Path, size: int) -> None:
+    """Raises OSError if `folder` can't take a file of `size` bytes; where the system can tell without writing them.
+
+    TensorStore's threads print tracebacks when a write fails half-way, so that it is better not to begin.
+    """
+    if size and hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
 @contextmanager
 def staging_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside `target` to prepare files in; what is left there at the end is deleted.

@@ -56,8 +56,11 @@ def test_l0_invisible_on_gtsrb(shared, tmp_path):
 
 @pytest.mark.slow
 def test_robust_on_l2_invisible(shared, tmp_path):
-    """The published PyTorch code leaves 75.8 % ACC (76.8 before) and 1.1 % ASR after three rounds, 70.5 / 4.2 after one."""
+    """The published PyTorch code leaves 75.8 % ACC (76.8 before) and 1.1 % ASR after three rounds, 70.5 / 4.2 after one.
+
+    The first round costs this model too much accuracy and is taken back.
+    """
     files = ("l2_inv_0_02_ckpt.pth", "cifar10_test.npz")
-    before, after = unlearn_published(shared, tmp_path, *files, "l2_inv", 0, "robust", 1)
+    before, after = unlearn_published(shared, tmp_path, *files, "l2_inv", 0, "robust", 3)
     assert after["asr"] <= 0.05
-    assert after["acc"] >= before["acc"] - 0.005
+    assert after["acc"] >= before["acc"] - 0.01

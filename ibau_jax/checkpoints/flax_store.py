@@ -16,6 +16,7 @@ import numpy as np
 
 from ibau_jax.checkpoints.conversion import Leaves
 from ibau_jax.errors import CheckpointError
+from ibau_jax.files import check_space
 
 MANIFEST = "checkpoint.json"
 LEAVES = "leaves"
@@ -36,6 +37,7 @@ def write_leaves(leaves: Leaves, directory: Path) -> None:
     """
     import orbax.checkpoint as ocp
 
+    check_space(directory.absolute().parent, sum(leaf.nbytes for leaf in leaves.values()))
     # Trained weights hardly compress, and Orbax would hold a second copy of all of them for it.
     alone = _this_process_alone()
     handler = ocp.PyTreeCheckpointHandler(use_compression=False, multiprocessing_options=alone)

@@ -153,6 +153,9 @@ def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[s
         results = unlearn_many(members, execution=execution, on_round=on_round, on_batch=bar.on_batch)
     for task, result in zip(tasks, results, strict=True):
         task.result = result
+        if result.status == "completed" and len(result.rounds) < task.config.n_rounds:
+            name = f"{console.escaped(task.name)}: " if count > 1 else ""
+            console.console.print(f"{name}over after round {len(result.rounds)}: the short cut is closed")
     return failures
 
 

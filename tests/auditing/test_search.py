@@ -133,9 +133,9 @@ def test_searched_and_measured_images_are_different(monkeypatch):
 
     original = module._findings
 
-    def spy(search, model, searched, measured, on_step):
+    def spy(search, model, searched, measured, *others):
         seen.append((searched, measured))
-        return original(search, model, searched, measured, on_step)
+        return original(search, model, searched, measured, *others)
 
     monkeypatch.setattr(module, "_findings", spy)
     audit(random_linear(), grey_images(50), AuditConfig(steps=2))
