@@ -8,16 +8,15 @@ found to benchmarks/results/audits/small_vgg.json and renders it into docs/exper
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import ROOT, SHARED
+from benchmarks.cases import ROOT
 from benchmarks.report import put_between
-from benchmarks.zoo import SHAPE, ZOO, attack_of, images_of
-from ibau_jax import AuditConfig, Auditor, Dataset, load, load_dataset
+from benchmarks.zoo import others_of, target_of
+from ibau_jax import AuditConfig, Auditor, Dataset, load
 from ibau_jax.auditing.judgement import anomaly_index, find_suspects, judge
 from ibau_jax.cli.audit import audit_record
 
@@ -26,32 +25,16 @@ BEGIN, END = "<!-- audits: written by python -m benchmarks.audits -->", "<!-- en
 N_IMAGES = 1000
 
 
-def true_target(name: str) -> int | None:
-    """The target that the file's name says; None for a clean model."""
-    if name in ZOO:
-        return attack_of(name)[1]
-    if "clean" in name:
-        return None
-    if match := re.search(r"_(\d+)_02_ckpt$", name):
-        return int(match[1])
-    return 3 if name == "badnets_digits" else None
-
-
 def images_for(name: str) -> Dataset:
-    """Images that did not train the model."""
-    if "digits" in name:
-        return images_of("digits")[1]
-    if "gtsrb" in name or name.startswith("cifar-"):
-        images = images_of("gtsrb" if "gtsrb" in name else "cifar")[1]
-    else:
-        images = load_dataset(str(SHARED / "data" / "cifar10_test.npz"), SHAPE)
+    """Images that did not train the model, as many as an audit takes."""
+    images = others_of(name)
     return images.take(np.random.default_rng(0).permutation(len(images))[:N_IMAGES])
 
 
 def row(name: str, seed: int, record: dict[str, Any]) -> str:
     """A line of the table; the verdict is today's on the sizes that were found."""
     sizes = {view: np.asarray(findings["sizes"]) for view, findings in record["views"].items()}
-    target, suspects = true_target(name), find_suspects(sizes)
+    target, suspects = target_of(name), find_suspects(sizes)
     verdict, most = judge(suspects), []
     for of_view in sizes.values():
         order = np.argsort(of_view)

@@ -9,7 +9,6 @@ benchmarks/results/unlearning/small_vgg.json and renders it into docs/experiment
 
 import argparse
 import json
-import re
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,35 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import ROOT, SHARED
+from benchmarks.cases import ROOT
 from benchmarks.report import machine, put_between
-from benchmarks.zoo import SHAPE, ZOO, attack_of, images_of
-from ibau_jax import PRESETS, Attack, Dataset, State, evaluate, load, load_attack, load_dataset, split_dataset, unlearn
+from benchmarks.zoo import ZOO, attack_of, others_of
+from ibau_jax import PRESETS, State, evaluate, load, split_dataset, unlearn
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "unlearning" / "small_vgg.json", ROOT / "docs" / "experiments.md"
 BEGIN, END = "<!-- unlearning: written by python -m benchmarks.unlearning -->", "<!-- end of unlearning -->"
 EVALUATED = 3000
-PUBLISHED = re.compile(r"(?P<gtsrb>gtsrb)?(?P<attack>\w+)_(?P<target>\d+)_02_ckpt")
-
-
-def case_of(name: str) -> tuple[Dataset, Attack | None, int | None]:
-    """Images that did not train the model, its attack and target."""
-    if name in ZOO:
-        return (images_of(name.split("-")[0])[1], *attack_of(name))
-    if name == "badnets_digits":
-        return images_of("digits")[1], load_attack("badnets", SHAPE), 3
-    match = PUBLISHED.fullmatch(name)
-    if match is None:
-        raise SystemExit(f"{name}: neither a published name nor one of benchmarks.zoo")
-    data = "gtsrb_test.npz" if match["gtsrb"] else "cifar10_test.npz"
-    attack = load_attack(match["attack"], SHAPE, [SHARED / "triggers"])
-    return load_dataset(str(SHARED / "data" / data), SHAPE), attack, int(match["target"])
 
 
 def run(file: Path, preset: str, n_clean: int, seed: int) -> dict[str, Any]:
     """One run: figures before, after each round and of the round that is kept, and seconds without evaluation."""
-    (images, attack, target), checkpoint = case_of(file.stem), load(file)
-    split = split_dataset(images, n_clean, seed)
+    attack, target = attack_of(file.stem)
+    if attack is None and file.stem not in ZOO:
+        raise SystemExit(f"{file.stem}: neither a published name nor one of benchmarks.zoo")
+    checkpoint = load(file)
+    split = split_dataset(others_of(file.stem), n_clean, seed)
     others = split.evaluation.take(np.arange(min(EVALUATED, len(split.evaluation))))
     rounds: list[dict[str, Any]] = []
     evaluating, begin = 0.0, time.perf_counter()

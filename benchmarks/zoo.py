@@ -6,6 +6,7 @@ Small VGGs on the real data of `../shared`, and on handwritten digits; 2 to 5 mi
 FOLDER/NAME.pth and prints ACC and ASR.
 """
 
+import re
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from ibau_jax.training import Poison, train
 from ibau_jax.triggers import Stamp, additive, masked
 
 SHAPE = (32, 32, 3)
+PUBLISHED = re.compile(r"(gtsrb)?(?P<attack>\w+)_(?P<target>\d+)_02_ckpt")
 CIFAR_TRAIN = 7000  # of the 10,000 images there are; the others evaluate
 
 
@@ -89,8 +91,30 @@ ZOO = (
 )
 
 
+def others_of(name: str) -> Dataset:
+    """The images that did not train the model of that name: one of `ZOO`, a published one, or the embedded example."""
+    if "digits" in name:
+        return images_of("digits")[1]
+    if "gtsrb" in name or name.startswith("cifar-"):
+        return images_of("gtsrb" if "gtsrb" in name else "cifar")[1]
+    return _shared("cifar10_test.npz")
+
+
+def target_of(name: str) -> int | None:
+    """The target of that model; None for a clean one."""
+    if name in ZOO:
+        return attack_of(name)[1]
+    if match := PUBLISHED.fullmatch(name):
+        return int(match["target"])
+    return 3 if name == "badnets_digits" else None
+
+
 def attack_of(name: str) -> tuple[Attack | None, int | None]:
-    """The attack that a model's name says, and its target."""
+    """The attack that a model's name says, and its target; neither for a clean one."""
+    if name not in ZOO:
+        match = PUBLISHED.fullmatch(name)
+        known = match["attack"] if match else "badnets" if name == "badnets_digits" else None
+        return (load_attack(known, SHAPE, [SHARED / "triggers"]) if known else None), target_of(name)
     _, attack, *numbers = name.split("-")
     if attack == "clean":
         return None, None

@@ -105,7 +105,6 @@ def relearn(
 
 
 def _step(apply: Any, optimizer: optax.GradientTransformation, execution: Execution) -> Callable[..., Any]:
-
     def losses(rest: Rest, _: Any, params: Params, batch: Batches) -> Float[Array, " n"]:
         return cross_entropies(apply(rest, params, batch.images), batch.labels)
 

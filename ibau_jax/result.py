@@ -124,8 +124,7 @@ class Result:
     Attributes:
         model: the cleaned model, after `kept_round`.
         rounds: the good rounds.
-        kept_round: the last good one; where images are held out, of those not undone the best; 0 where none is kept,
-            and the model is as it came.
+        kept_round: see `State.kept_round`; 0 where none is kept, and the model is as it came.
         status: `completed`, or `diverged` where a loss became NaN or infinite.
         compile_seconds: time taken by compilation; of models that share the compiled steps, the first one's only.
         unlearn_seconds: time taken by the rounds, this process's only.

@@ -49,16 +49,19 @@ def measure(model: nnx.Module, held_out: Dataset, clean_set: Dataset, suspects: 
         clean_set: those that did. Whether they follow a short cut can be asked of them as well: no label is needed.
         suspects: those of the model as it came.
     """
-    right = predict(model, held_out) == held_out.labels
-    images = np.concatenate([held_out.images[:PROBES], clean_set.images[: max(0, PROBES - len(held_out))]])
-    labels = np.concatenate([held_out.labels[:PROBES], clean_set.labels[: max(0, PROBES - len(held_out))]])
-    probes = Dataset(images, labels)
-    plain = predict(model, probes)
+    count, more = len(held_out), max(0, PROBES - len(held_out))
+    images = Dataset(
+        np.concatenate([held_out.images, clean_set.images[:more]]),
+        np.concatenate([held_out.labels, clean_set.labels[:more]]),
+    )
+    plain = predict(model, images)
+    acc = float(np.mean(plain[:count] == held_out.labels))
+    probes = images.take(np.arange(min(PROBES, len(images))))
     residuals = [
-        follow(model, probes, plain, int(label), perturbation)
+        follow(model, probes, plain[: len(probes)], int(label), perturbation)
         for label, perturbation in zip(suspects.labels, suspects.perturbations, strict=True)
     ]
-    return Standing(float(np.mean(right)), max(residuals), len(held_out))
+    return Standing(acc, max(residuals), count)
 
 
 def follow(

@@ -101,9 +101,11 @@ class Stack:
         """How a member ended."""
         return "diverged" if index in self.stopped else "completed"
 
-    def closed(self) -> set[int]:
-        """Members with nothing left to do."""
-        return {index for index, state in enumerate(self.states) if is_closed(state, self.configs[index])}
+    def over(self) -> set[int]:
+        """Members that do not go on: stopped, or with nothing left to do."""
+        return self.stopped | {
+            index for index, state in enumerate(self.states) if is_closed(state, self.configs[index])
+        }
 
     def carry(self) -> tuple[PyTree, PyTree]:
         """Parameters and optimiser states, placed."""
@@ -132,9 +134,7 @@ class Stack:
             weights = self.batches.weights[:, index, : self.batch_size]
             chosen[:, index, : self.batch_size] = assigned_images(key, weights, config.portion, of_round.perturbations)
         patched = self.put((chosen >= 0).astype(np.float32))
-        return OuterBatch(
-            self.augmented(number, batches), patched, self.put(np.maximum(chosen, 0)) if of_round.targeted else None
-        )
+        return OuterBatch(batches, patched, self.put(np.maximum(chosen, 0)) if of_round.targeted else None)
 
     def put(self, batches: PyTree) -> PyTree:
         """Batches as the loop wants them: all on the devices to be scanned, or here, to go there one at a time."""
@@ -230,7 +230,7 @@ def run_stack(
     compiled_before = steps.seconds
     carry, batches, seconds = stack.carry(), stack.put(stack.batches), 0.0
     for number in range(len(stack.states[0].rounds) + 1, stack.config.n_rounds + 1):
-        if len(stack.stopped | stack.closed()) == len(stack.states):
+        if len(stack.over()) == len(stack.states):
             break
         carry, rounds = run_round(
             stack,
@@ -266,7 +266,7 @@ def run_round(
         delta = jax.vmap(partial(project, norm_bound=stack.config.norm_bound))(delta)
     carry, outer = steps.outer.run(
         carry,
-        stack.outer_batches(number, batches),
+        stack.outer_batches(number, stack.augmented(number, batches)),
         stack.constants(number, delta, aims),
         lambda done: on_batch("outer", number, done, stack.count),
     )
@@ -297,9 +297,9 @@ def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable
 
     One whose round is undone stays where it was; its next carry is that of its state.
     """
-    local = stack.placement.local(carry)
+    local, over = stack.placement.local(carry), stack.over()
     for index, done in enumerate(rounds):
-        if index in stack.stopped or index in stack.closed():
+        if index in over:
             continue
         params, optimizer_state = _member(local, index)
         figures = [done.inner_loss, done.outer_loss, done.perturbation_norm]

@@ -29,7 +29,9 @@ errors = Console(stderr=True, highlight=False)
 
 
 def run_command(command: Callable[[], int]) -> None:
-    """Runs a script's main function and exits: 2 after one line where the input is to blame, 130 when interrupted."""
+    """Runs a script's main function and exits: 2 after one line where the input is to blame, 130 interrupted, 143
+    terminated.
+    """
     end_on_sigterm()
     try:
         sys.exit(command())

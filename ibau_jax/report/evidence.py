@@ -16,7 +16,6 @@ from ibau_jax.result import Round
 from ibau_jax.triggers import Attack
 
 EXAMPLES, TRIED = 8, 500
-Predictions = Int[np.ndarray, " n"]
 
 
 @dataclass(frozen=True)
