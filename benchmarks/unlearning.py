@@ -66,6 +66,15 @@ def figures(metrics: dict[str, float | None]) -> str:
     return " / ".join("–" if share is None else f"{100 * share:.1f}" for share in shown)
 
 
+def shortfall(run: dict[str, Any]) -> tuple[float, float]:
+    """What the round that is kept lacks of the best one in hindsight: ACC lost, ASR left, in [-1, 1].
+
+    The best one has the largest ACC − ASR, of the rounds that were done; the model as it came is none of them.
+    """
+    best = max(run["rounds"], key=lambda figures: figures["acc"] - (figures["asr"] or 0.0))
+    return best["acc"] - run["after"]["acc"], (run["after"]["asr"] or 0.0) - (best["asr"] or 0.0)
+
+
 def row(name: str, kind: str, runs: dict[str, dict[str, Any]]) -> str:
     """A line of the table: a checkpoint over its seeds."""
 
@@ -76,6 +85,7 @@ def row(name: str, kind: str, runs: dict[str, dict[str, Any]]) -> str:
     preset, n_clean = kind.split(",")
     each = "; ".join(f"{seed}: {figures(run['after'])}" for seed, run in sorted(runs.items()))
     seconds = np.median([run["seconds"] for run in runs.values()])
+    lacking = np.max([shortfall(run) for run in runs.values()], axis=0)
     cells = (
         f"`{name}`",
         preset,
@@ -83,6 +93,7 @@ def row(name: str, kind: str, runs: dict[str, dict[str, Any]]) -> str:
         figures(mean("before")),
         f"**{figures(mean('after'))}**",
         each,
+        " / ".join(f"{100 * share:.1f}" for share in lacking),
         f"{seconds:.0f}",
     )
     return "| " + " | ".join(cells) + " |"
@@ -90,7 +101,7 @@ def row(name: str, kind: str, runs: dict[str, dict[str, Any]]) -> str:
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """All runs, as Markdown."""
-    heads = ("checkpoint", "preset", "clean images", "before", "after, mean", "each seed", "s, median")
+    heads = ("checkpoint", "preset", "clean images", "before", "after, mean", "each seed", "kept, behind the best", "s, median")
     lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
     kinds = sorted(
         {kind for of_file in results.values() for kind in of_file}, key=lambda kind: (-int(kind.split(",")[1]), kind)

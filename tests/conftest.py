@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -32,23 +33,28 @@ def shared_checkpoints(shared) -> list[Path]:
     return sorted((shared / "checkpoints").glob("*.pth"))
 
 
-TABLE: list[tuple] = []
+ROW = "row of the architectures' table"
 
 
 @pytest.fixture
-def conversion_table() -> list[tuple]:
-    """Rows for the table of architectures printed at the end: see tests/models/test_architectures.py."""
-    return TABLE
+def conversion_table(record_property) -> Callable[..., None]:
+    """Takes a row for the table of architectures printed at the end: see tests/models/test_architectures.py.
+
+    A property of the test's report, since the test may run in another process than the one that prints.
+    """
+    return lambda *row: record_property(ROW, row)
 
 
 def pytest_terminal_summary(terminalreporter):
-    if TABLE:
+    reports = [*terminalreporter.stats.get("passed", []), *terminalreporter.stats.get("failed", [])]
+    rows = [row for report in reports if report.when == "call" for name, row in report.user_properties if name == ROW]
+    if rows:
         terminalreporter.section("architectures: relative difference to PyTorch")
         columns = ("image", "parameters", "logits", "gradient", "worst", "load")
         widths = (6, 14, 10, 10, 10, 8)
         heads = "".join(f"{column:>{width}}" for column, width in zip(columns, widths, strict=True))
         terminalreporter.line(f"{'':28}{heads}")
-    for name, size, parameters, logits, gradient, worst, seconds in TABLE:
+    for name, size, parameters, logits, gradient, worst, seconds in sorted(rows):
         numbers = f"{size:>6}{parameters:>14,}{logits:>10.1e}{gradient:>10.1e}{worst:>10.1e}{seconds:>6.1f} s"
         terminalreporter.line(f"{name:28}{numbers}")
 

@@ -134,8 +134,8 @@ def test_architecture(name, tmp_path, conversion_table):
     assert list(back) == list(state)
     assert all(torch.equal(back[key], state[key]) and back[key].dtype == state[key].dtype for key in state)
     parameters = sum(map(torch.numel, module.parameters()))
-    row = (name, size, parameters, logits_off.max(), np.median(gradient_off), gradient_off.max(), seconds)
-    conversion_table.append(row)
+    differ = map(float, (logits_off.max(), np.median(gradient_off), gradient_off.max()))
+    conversion_table(name, size, parameters, *differ, seconds)
     assert logits_off.max() <= 1e-4
     # The median of the images: in some, rounding puts a feature on the other side of a ReLU or of a maximum, in either
     # framework, and their gradients jump. The next test looks at such images with finer rounding.
