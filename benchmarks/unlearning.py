@@ -101,8 +101,8 @@ def row(name: str, kind: str, runs: dict[str, dict[str, Any]]) -> str:
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     """All runs, as Markdown."""
-    heads = ("checkpoint", "preset", "clean images", "before", "after, mean", "each seed", "kept, behind the best", "s, median")
-    lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
+    heads = "checkpoint | preset | clean images | before | after, mean | each seed | behind the best round | s, median"
+    lines = [f"| {heads} |", "|" + " --- |" * len(heads.split("|"))]
     kinds = sorted(
         {kind for of_file in results.values() for kind in of_file}, key=lambda kind: (-int(kind.split(",")[1]), kind)
     )
