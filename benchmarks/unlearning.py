@@ -20,6 +20,7 @@ from benchmarks.cases import ROOT
 from benchmarks.report import machine, put_between
 from benchmarks.zoo import ZOO, attack_of, others_of
 from ibau_jax import PRESETS, State, evaluate, load, split_dataset, unlearn
+from ibau_jax.config import suited
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "unlearning" / "small_vgg.json", ROOT / "docs" / "experiments.md"
 BEGIN, END = "<!-- unlearning: written by python -m benchmarks.unlearning -->", "<!-- end of unlearning -->"
@@ -46,7 +47,8 @@ def run(file: Path, preset: str, n_clean: int, seed: int) -> dict[str, Any]:
         )
         evaluating += time.perf_counter() - start
 
-    result = unlearn(checkpoint.model(), split.clean_set, replace(PRESETS[preset], seed=seed), on_round=on_round)
+    config = replace(PRESETS[suited(preset, n_clean)], seed=seed)
+    result = unlearn(checkpoint.model(), split.clean_set, config, on_round=on_round)
     seconds = time.perf_counter() - begin - evaluating
     before = asdict(evaluate(checkpoint.model(), others, attack, target))
     after = asdict(evaluate(result.model, others, attack, target))

@@ -81,7 +81,7 @@ ATTACKS = {"blended": _blended, "sig": _sig, "corner": _corner}
 
 # DATA-clean-SEED and DATA-ATTACK-TARGET-SEED
 ZOO = (
-    *(f"{data}-clean-{seed}" for data in ("digits", "cifar", "gtsrb") for seed in range(4)),
+    *(f"{data}-clean-{seed}" for data, count in (("digits", 5), ("cifar", 4), ("gtsrb", 1)) for seed in range(count)),
     "cifar-blended-5-1",
     "cifar-corner-1-2",
     "cifar-trojan_sq-9-3",

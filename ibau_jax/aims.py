@@ -3,7 +3,7 @@
 They are larger than the smallest that does it: what an attacker stamps is no optimum, and takes more room.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import jax
@@ -34,13 +34,37 @@ class Suspects:
 
     Attributes:
         labels: the classes.
-        norms: l2 norms of the smallest perturbations that lead most images to them.
-        perturbations: those perturbations, in units of the image range.
+        sizes: l2 norms of the smallest perturbations that lead most images to each class of the model.
+        perturbations: those that lead to the suspects, in units of the image range.
     """
 
     labels: Int[np.ndarray, " t"]
-    norms: Float[np.ndarray, " t"]
+    sizes: Float[np.ndarray, " classes"]
     perturbations: Float[np.ndarray, "t h w c"] = field(repr=False)
+
+    @property
+    def norms(self) -> Float[np.ndarray, " t"]:
+        """Those of the suspects' perturbations."""
+        return self.sizes[self.labels]
+
+    @property
+    def ratio(self) -> float:
+        """How many times smaller the first suspect's perturbation is than the median class's."""
+        return float(np.median(self.sizes) / self.norms[0])
+
+
+def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:
+    """The configuration with what depends on the suspects settled.
+
+    Where one stands out, targeted perturbations close its short cut, and the published one, which finds the same short
+    cut, goes so far beyond it that nothing in the image is left to learn from.
+    """
+    if config.untargeted_reach:
+        radius = config.untargeted_reach * float(suspects.norms[0])
+        config = replace(config, norm_bound=min(config.norm_bound or radius, radius))
+    if config.untargeted_max_ratio and suspects.ratio > config.untargeted_max_ratio:
+        config = replace(config, untargeted_rounds=0)
+    return config
 
 
 def aims_of_round(config: UnlearnConfig, suspects: Suspects, number: int) -> Aims:

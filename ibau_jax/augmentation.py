@@ -1,13 +1,15 @@
-"""Images as they might also have been taken: moved a little, mirrored."""
+"""Images as they might also have been taken: moved a little, mirrored; and mixed with one another."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
+from ibau_jax.batches import AnyArray
 from ibau_jax.config import Mirror
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.metrics import predict
@@ -25,6 +27,32 @@ def augmented(key: Array, images: Shaped[Array, "n h w c"], crop: int, flip: boo
     moved = cut(padded, corners)
     mirrored = jax.random.bernoulli(flip_key, 0.5 if flip else 0.0, (len(images),))
     return jnp.where(mirrored[:, None, None, None], moved[:, :, ::-1], moved)
+
+
+class Mixture(NamedTuple):
+    """What is mixed into images.
+
+    Attributes:
+        labels: of the others.
+        shares: how much of them there is, in [0, 0.5].
+    """
+
+    labels: Int[AnyArray, "*b n"]
+    shares: Float[AnyArray, "*b n"]
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def mixed(
+    key: Array, images: Shaped[Array, "n h w c"], labels: Int[Array, " n"], share: float
+) -> tuple[Shaped[Array, "n h w c"], Mixture]:
+    """Into each image something of another, up to `share` of it (mixup, Zhang et al., 2018)."""
+    order_key, share_key = jax.random.split(key)
+    order = jax.random.permutation(order_key, len(images))
+    shares = jax.random.uniform(share_key, (len(images),), maxval=share)
+    whole, others = images.astype(jnp.float32), shares[:, None, None, None]
+    mixture = (1 - others) * whole + others * whole[order]
+    mixture = (jnp.round(mixture) if images.dtype == jnp.uint8 else mixture).astype(images.dtype)
+    return mixture, Mixture(labels[order], shares)
 
 
 def may_mirror(mirror: Mirror, model: nnx.Module, images: Dataset) -> bool:

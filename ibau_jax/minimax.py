@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from flax import nnx
 
+from ibau_jax.aims import adapted
 from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.data.dataset import Dataset
@@ -108,11 +109,10 @@ def unlearn_many(
     """
     _check(members)
     whole = together if together is not None else execution.loop_form == "scan" or execution.devices > 1
-    groups = [list(range(len(members)))] if whole else [[index] for index in range(len(members))]
     members = _begun([_divided(member) for member in members], execution, on_batch)
     results: dict[int, Result] = {}
     steps = CompiledSteps()
-    for group in groups:
+    for group in _groups(members) if whole else [[index] for index in range(len(members))]:
         stack = _stack([members[index] for index in group], execution)
         report = (lambda i, state, group=group: on_round(group[i], state)) if on_round else None
         results |= dict(zip(group, run_stack(stack, steps, report, on_batch), strict=True))
@@ -143,8 +143,15 @@ def _begun(
         if not state.rounds:
             mirrored = may_mirror(member.config.mirror, state.model, member.clean_set)
             state = replace(state, mirrored=mirrored)
-        begun.append(replace(member, state=state))
+        config = adapted(member.config, state.suspects) if state.suspects else member.config
+        begun.append(replace(member, config=config, state=state))
     return begun
+
+
+def _groups(members: Sequence[Member]) -> list[list[int]]:
+    """Those of members whose rounds are of the same kinds."""
+    kinds = [member.config.untargeted_rounds for member in members]
+    return [[index for index, kind in enumerate(kinds) if kind == of_group] for of_group in dict.fromkeys(kinds)]
 
 
 def _stack(members: Sequence[Member], execution: Execution) -> Stack:

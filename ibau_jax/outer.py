@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ibau_jax.aims import Aims
+from ibau_jax.augmentation import Mixture
 from ibau_jax.batches import AnyArray, Batches, to_unit
 from ibau_jax.config import UnlearnConfig, make_optimizer
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
@@ -44,12 +45,14 @@ class OuterBatch(NamedTuple):
         batch: the images.
         patched: the mask m_b of those of them that are perturbed.
         which: by which of several δ.
+        mixture: what is mixed into them, where anything is.
         said: what the model as it came says of them, probabilities, where the outer loss holds on to it.
     """
 
     batch: Batches
     patched: Float[AnyArray, "*b n"]
     which: Int[AnyArray, "*b n"] | None = None
+    mixture: Mixture | None = None
     said: Float[AnyArray, "*b n classes"] | None = None
 
 
@@ -64,7 +67,8 @@ def outer_loss(
     """L_out(δ, θ) = mean CE(f_θ(clip(x_b + m_b ⊙ δ)), y_b) on one batch.
 
     With distillation λ it is + λ mean (1 − m_b) KL(softmax f_before(x_b) ‖ softmax f_θ(x_b)) (Hinton et al., 2015, at
-    temperature 1): images that are not perturbed are to be classified as they were.
+    temperature 1): images that are not perturbed are to be classified as they were. Of images
+    with a share of another in them, the other's label counts in that share (mixup, Zhang et al., 2018).
     """
 
     def losses(delta: Perturbation, params: Params, part: OuterBatch) -> Float[Array, " m"]:
@@ -73,6 +77,9 @@ def outer_loss(
             params, perturbed(to_unit(part.batch.images), mask * of_images(delta, part.which), config.clip)
         )
         wrong = cross_entropies(logits, part.batch.labels)
+        if part.mixture is not None:
+            others = cross_entropies(logits, part.mixture.labels)
+            wrong += part.mixture.shares * (others - wrong)
         if part.said is None:
             return wrong
         divergence = optax.losses.kl_divergence(jax.nn.log_softmax(logits), part.said)

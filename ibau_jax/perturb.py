@@ -153,8 +153,6 @@ def inner_step(
     return step
 
 
-def project(delta: Perturbation, norm_bound: float | Float[Array, ""] | None) -> Perturbation:
-    """The nearest point to δ in the ℓ2 ball of radius C, where there is one."""
-    if norm_bound is None:
-        return delta
+def project(delta: Perturbation, norm_bound: float | Float[Array, ""]) -> Perturbation:
+    """The nearest point to δ in the ℓ2 ball of radius C, which may be infinite."""
     return delta * jnp.minimum(1, norm_bound / jnp.maximum(jnp.linalg.norm(delta), 1e-12))

@@ -35,7 +35,9 @@ def hold_out(clean_set: Dataset, config: UnlearnConfig) -> tuple[Dataset, Datase
         return clean_set, None
     count = round(config.held_out * len(clean_set))
     if not 0 < count < len(clean_set):
-        raise ConfigError(f"held_out is {config.held_out}, {count} of {len(clean_set)} clean images; choose another")
+        raise ConfigError(
+            f"held_out is {config.held_out}, {count} of {len(clean_set)} clean images; choose a larger share, or 0"
+        )
     split: Split = split_dataset(clean_set, len(clean_set) - count, config.seed)
     return split.clean_set, split.evaluation
 

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from ibau_jax.aims import aims_of_round
-from ibau_jax.augmentation import augmented
+from ibau_jax.augmentation import Mixture, augmented, mixed
 from ibau_jax.batches import Batches, assigned_images, filled_size, make_batches
 from ibau_jax.compilation import release_memory
 from ibau_jax.config import UnlearnConfig
@@ -112,20 +113,30 @@ class Stack:
         params = _stacked([split_weights(state.model).params for state in self.states])
         return self.placement.weights((params, _stacked([state.optimizer_state for state in self.states])))
 
-    def augmented(self, number: int, batches: Batches) -> Batches:
-        """The batches of a round with images moved and mirrored anew, where the configuration says so."""
-        config = self.config
-        if not config.crop and config.mirror == "never":
-            return batches
-        images = np.empty_like(self.batches.images)
+    @property
+    def unmixed(self) -> Mixture | None:
+        """Where images are to be mixed: with nothing yet."""
+        labels = self.batches.labels
+        return Mixture(labels.copy(), np.zeros(labels.shape, np.float32)) if self.config.mix else None
+
+    def augmented(self, number: int, batches: Batches) -> tuple[Batches, Mixture | None]:
+        """The batches of a round with images moved, mirrored and mixed anew, where the configuration says so."""
+        config, mixture = self.config, self.unmixed
+        if not config.crop and mixture is None and config.mirror == "never":
+            return batches, None
+        images = self.batches.images.copy()
         for index, (of_member, state) in enumerate(zip(self.configs, self.states, strict=True)):
             key = jax.random.fold_in(jax.random.key(of_member.seed), AUGMENTATION + number)
-            whole = self.batches.images[:, index]
-            moved = augmented(key, whole.reshape(-1, *whole.shape[2:]), config.crop, state.mirrored)
-            images[:, index] = np.asarray(moved).reshape(whole.shape)
-        return self.put(self.batches._replace(images=images))
+            real = self.batches.weights[:, index] > 0
+            moved = augmented(key, images[:, index][real], config.crop, state.mirrored)
+            if mixture is not None:
+                labels, again = self.batches.labels[:, index][real], jax.random.fold_in(key, 0)
+                moved, (others, shares) = mixed(again, moved, labels, config.mix)
+                mixture.labels[:, index][real], mixture.shares[:, index][real] = others, shares
+            images[:, index][real] = moved
+        return self.put(self.batches._replace(images=images)), mixture
 
-    def outer_batches(self, number: int, batches: PyTree) -> OuterBatch:
+    def outer_batches(self, number: int, batches: Batches, mixture: Mixture | None) -> OuterBatch:
         """The batches of a round with their perturbed images; each member has its own (batches, members, images)."""
         of_round = self.config.of_round(number)
         chosen = np.full(self.batches.weights.shape, -1, np.int32)
@@ -134,7 +145,8 @@ class Stack:
             weights = self.batches.weights[:, index, : self.batch_size]
             chosen[:, index, : self.batch_size] = assigned_images(key, weights, config.portion, of_round.perturbations)
         patched = self.put((chosen >= 0).astype(np.float32))
-        return OuterBatch(batches, patched, self.put(np.maximum(chosen, 0)) if of_round.targeted else None)
+        which = self.put(np.maximum(chosen, 0)) if of_round.targeted else None
+        return OuterBatch(batches, patched, which, self.put(mixture) if mixture else None)
 
     def put(self, batches: PyTree) -> PyTree:
         """Batches as the loop wants them: all on the devices to be scanned, or here, to go there one at a time."""
@@ -157,6 +169,10 @@ class Stack:
             if state.suspects
         ]
         return self.placement.members(_stacked(each))
+
+    def radii(self) -> Float[Array, " members"]:
+        """Of the balls of the members' published perturbations."""
+        return jnp.asarray([config.norm_bound or jnp.inf for config in self.configs])
 
     def constants(self, number: int, delta: PyTree, aims: PyTree) -> OuterConstants:
         """What the outer steps of a round see."""
@@ -207,7 +223,9 @@ def compile_round(stack: Stack, number: int) -> CompiledRound:
     outer = over_members(outer_step(apply, config, stack.execution), stack)
     steps = CompiledRound(
         compiled(inner, (delta, inner_state), batches, InnerConstants(weights, aims)),
-        compiled(outer, carry, stack.outer_batches(number, batches), stack.constants(number, delta, aims)),
+        compiled(
+            outer, carry, stack.outer_batches(number, batches, stack.unmixed), stack.constants(number, delta, aims)
+        ),
     )
     release_memory()
     return steps
@@ -263,10 +281,10 @@ def run_round(
     )
     delta = stack.placement.local(delta)
     if aims is None:  # targeted ones are in their balls
-        delta = jax.vmap(partial(project, norm_bound=stack.config.norm_bound))(delta)
+        delta = jax.vmap(project)(delta, stack.radii())
     carry, outer = steps.outer.run(
         carry,
-        stack.outer_batches(number, stack.augmented(number, batches)),
+        stack.outer_batches(number, *stack.augmented(number, batches)),
         stack.constants(number, delta, aims),
         lambda done: on_batch("outer", number, done, stack.count),
     )

@@ -35,4 +35,4 @@ def find_suspects(
     """The `count` classes that the smallest perturbations lead to."""
     found = run_search(scan, model, clean_set, on_step)
     labels = np.argsort(found.sizes, kind="stable")[:count]
-    return Suspects(labels.astype(np.int32), found.sizes[labels], found.triggers[labels, 0])
+    return Suspects(labels.astype(np.int32), found.sizes, found.triggers[labels, 0])

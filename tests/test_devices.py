@@ -58,7 +58,10 @@ def test_two_processes_give_what_one_gives(tmp_path):
 
     digits = load_dataset("digits", (32, 32, 3))
     np.savez(tmp_path / "small.npz", x=digits.images[:80], y=digits.labels[:80])
-    fast = ["--n-rounds", 1, "--K", 2, "--n-clean", 30, "--batch-size", 15, "--inner-lr", 0.1, "--device", "cpu"]
+    fast = [
+        "--preset", "cifar10", "--n-rounds", 1, "--K", 2, "--n-clean", 30, "--batch-size", 15, "--inner-lr", 0.1,
+        "--device", "cpu",
+    ]  # fmt: skip
     arguments = ["--ckpt", EXAMPLE, "--dataset", "small.npz", *fast]
     one = run(*UNLEARN, *arguments, "--out", "one", cwd=tmp_path)
     assert one.returncode == 0, one.stderr

@@ -91,7 +91,7 @@ def test_inner_maximisation_matches_torch(rng, preset):
     carry = (delta, make_optimizer(config.inner_optim, config.inner_lr).init(delta))
     step = inner_step(make_apply(model, DEFAULT_EXECUTION), config)
     (delta, _), _ = loop_of(step, carry, make_batches(data, BATCH), InnerConstants(Weights(params, rest)))
-    found = np.asarray(project(delta, config.norm_bound))
+    found = np.asarray(project(delta, config.norm_bound or np.inf))
 
     expected = torch_ibau.perturbation(
         torch_twin(model),

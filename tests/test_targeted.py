@@ -11,17 +11,19 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibau_jax.aims import Aims, Suspects, aims_of_round
+from ibau_jax.aims import Aims, Suspects, adapted, aims_of_round
+from ibau_jax.augmentation import Mixture
 from ibau_jax.batches import assigned_images, make_batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
-from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer
+from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer, suited
 from ibau_jax.data import Dataset
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import make_apply, split_weights
-from ibau_jax.minimax import unlearn
+from ibau_jax.minimax import Member, initial_state, unlearn, unlearn_many
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import STRIDE, InnerConstants, inner_optimizer, inner_step
+from ibau_jax.result import Standing
 from ibau_jax.stack import learning_rate
 from ibau_jax.suspects import compile_scan, find_suspects
 from tests.oracles import torch_ibau
@@ -74,15 +76,15 @@ def test_perturbations_stay_in_their_balls(case):
 
 
 @pytest.mark.parametrize(
-    ("execution", "distillation"),
+    ("execution", "distillation", "mix"),
     [
-        (DEFAULT_EXECUTION, 0.0),
-        (DEFAULT_EXECUTION, 2.0),
-        pytest.param(Execution(microbatch=6), 2.0, marks=pytest.mark.slow),
-        pytest.param(Execution(remat=True), 0.0, marks=pytest.mark.slow),
+        (DEFAULT_EXECUTION, 0.0, False),
+        (DEFAULT_EXECUTION, 2.0, True),
+        pytest.param(Execution(microbatch=6), 2.0, True, marks=pytest.mark.slow),
+        pytest.param(Execution(remat=True), 0.0, False, marks=pytest.mark.slow),
     ],
 )
-def test_outer_step_matches_torch(case, rng, execution, distillation):
+def test_outer_step_matches_torch(case, rng, execution, distillation, mix):
     model, batch, delta, aims = case
     original, config = randomised(SmallVGG(10, 32, nnx.Rngs(1)), rng), replace(CONFIG, distillation=distillation)
     which = np.asarray([-1, 0, 1, -1, 1, 0, -1, -1, 1, 0, -1, 1], np.int32)
@@ -90,14 +92,19 @@ def test_outer_step_matches_torch(case, rng, execution, distillation):
     nnx.update(original, weights.rest)  # running statistics never change
     before = split_weights(original).params if distillation else None
     constants = OuterConstants(delta, batch, weights.rest, np.float32(CONFIG.lr), aims, before)
-    outer = OuterBatch(batch, (which >= 0).astype(np.float32), np.maximum(which, 0))
+    others, shares = rng.permutation(batch.labels).astype(np.int32), rng.uniform(0, 0.5, 12).astype(np.float32)
+    mixture = Mixture(others, shares) if mix else None
+    outer = OuterBatch(batch, (which >= 0).astype(np.float32), np.maximum(which, 0), mixture)
     step = jax.jit(outer_step(make_apply(model, execution), config, execution))
     state = make_optimizer(CONFIG.optim, CONFIG.lr).init(weights.params)
     (params, _), _ = step((weights.params, state), outer, constants)
 
     twin = torch_twin(model)
+    labels = torch.eye(10)[batch.labels]
+    if mix:
+        labels = torch.lerp(labels, torch.eye(10)[others], torch.as_tensor(shares)[:, None])
     gradients = torch_ibau.targeted_hypergradient(
-        twin, as_torch(delta), images_of(batch), torch.as_tensor(batch.labels).long(), which.tolist(),
+        twin, as_torch(delta), images_of(batch), labels, which.tolist(),
         images_of(batch), TARGETS, terms=CONFIG.K, before=torch_twin(original), distillation=distillation,
     )  # fmt: skip
     expected = dict(zip(dict(twin.named_parameters()), gradients, strict=True))
@@ -131,9 +138,37 @@ def test_the_class_of_a_planted_shortcut_is_suspected(rng):
     assert 0.4 < found.norms[0] < 0.8 < found.norms[1]  # 0.58 leads there in that pixel alone, where the contrast is 5
 
 
+def _sizes(of_classes):
+    sizes = np.full(10, 3.0, np.float32)
+    for label, size in of_classes.items():
+        sizes[label] = size
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("smallest", "norm_bound", "rounds", "radius"),
+    [(1.0, None, 1, 15.0), (1.0, 12.0, 1, 12.0), (0.59, 20.0, 0, 8.85), (0.61, 20.0, 1, 9.15)],
+)
+def test_the_published_perturbation_is_bounded_by_the_suspects_and_left_out_where_one_stands_out(
+    smallest, norm_bound, rounds, radius
+):
+    config = replace(PRESETS["robust"], norm_bound=norm_bound)
+    suspects = Suspects(np.asarray([4], np.int32), _sizes({4: smallest}), np.zeros((1, 4, 4, 3)))
+    found = adapted(config, suspects)
+    assert found.untargeted_rounds == rounds
+    np.testing.assert_allclose(found.norm_bound, radius, rtol=1e-6)
+    assert adapted(PRESETS["gtsrb"], suspects) == PRESETS["gtsrb"]
+
+
+def test_few_images_have_their_own_robust_preset():
+    assert [suited("robust", count) for count in (999, 1000)] == ["robust-few", "robust"]
+    assert suited("cifar10", 10) == "cifar10"
+    assert {suited(name, count) for name in PRESETS for count in (10, 5000)} == set(PRESETS)
+
+
 def test_norms_are_drawn_anew_within_reach_and_suspects_take_turns():
     config = replace(CONFIG, targeted=5, suspects=2, reach=(2.0, 8.0))
-    suspects = Suspects(np.asarray([4, 9], np.int32), np.asarray([0.5, 2.0], np.float32), np.zeros((2, 4, 4, 3)))
+    suspects = Suspects(np.asarray([4, 9], np.int32), _sizes({4: 0.5, 9: 2.0}), np.zeros((2, 4, 4, 3)))
     first, second = (aims_of_round(config, suspects, number) for number in (1, 2))
     assert first.target.tolist() == [4, 9, 4, 9, 4]
     times = first.radius / suspects.norms[[0, 1, 0, 1, 0]]
@@ -157,6 +192,7 @@ def test_patched_images_get_the_perturbations_in_turn(size, portion, count, seed
 def test_batches_of_a_round_and_the_learning_rate(rng):
     done = []
     config = replace(PRESETS["robust"], n_rounds=2, batch_size=10, min_batches=7, targeted=2, max_acc_drop=1.0)
+    config = replace(config, untargeted_max_ratio=None)
     result = unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 40), config, on_batch=lambda *progress: done.append(progress))
     assert [entry for entry in done if entry[0] == "outer"] == [
         ("outer", number, batch, 8)
@@ -177,3 +213,22 @@ def test_going_on_from_a_state_keeps_the_suspects(rng):
     rest = unlearn(model, data, config, state=states[0])
     for a, b in zip(jax.tree.leaves(nnx.state(whole.model)), jax.tree.leaves(nnx.state(rest.model)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_members_with_and_without_an_untargeted_round_unlearn_together(rng):
+    """A stack has rounds of one kind: whose suspect stands out and whose does not are stacked apart."""
+    config = replace(PRESETS["robust"], n_rounds=1, batch_size=20, min_batches=1, targeted=2, max_acc_drop=1.0)
+    config = replace(config, inner_lr=1e5)  # beyond any ball
+    members = []
+    for index, smallest in enumerate((1.0, 0.1, 0.9)):
+        model = Tiny(nnx.Rngs(index))
+        suspects = Suspects(
+            np.asarray([1], np.int32), np.asarray([1, smallest, 1], np.float32), np.zeros((1, 4, 4, 3), np.float32)
+        )
+        state = replace(initial_state(model, config), suspects=suspects, initial=Standing(0.5, 1.0, 4))
+        members.append(Member(model, tiny_data(rng, 40), config, state))
+    stacked = unlearn_many(members, together=True)
+    assert [len(found.rounds[0].perturbation) for found in stacked] == [1, 2, 1]
+    assert [found.rounds[0].perturbation_norm for found in stacked[::2]] == pytest.approx([15.0, 13.5], rel=1e-5)
+    for found, alone in zip(stacked, unlearn_many(members, together=False), strict=True):
+        assert found.rounds[0].outer_loss == pytest.approx(alone.rounds[0].outer_loss, rel=1e-4)

@@ -8,7 +8,7 @@ import torch
 from flax import nnx
 
 from ibau_jax import Dataset, evaluate, load_dataset
-from ibau_jax.augmentation import augmented
+from ibau_jax.augmentation import augmented, mixed
 from ibau_jax.config import TrainConfig
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.metrics import predict
@@ -109,6 +109,22 @@ def test_crops_move_by_at_most_the_border_and_flips_mirror():
         for moved in np.asarray(augmented(jax.random.key(0), many, 1, flip)):
             seen[flip].add(moved[:, :, 0].tobytes())
     assert seen == {False: allowed, True: allowed_mirrored}
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.uint8, 255), (np.float32, 1.0)])
+def test_mixed_images_keep_at_least_the_rest_of_themselves(dtype, white):
+    images = np.zeros((400, 2, 2, 1), dtype)
+    images[:200] = white  # so that a pixel tells how much of the other kind is in it
+    labels = jnp.repeat(jnp.asarray([1, 0]), 200)
+    found, mixture = mixed(jax.random.key(0), jnp.asarray(images), labels, 0.4)
+    assert found.dtype == dtype
+    found, shares = np.asarray(found, float), np.where(mixture.labels == labels, 0, mixture.shares)
+    assert (found == found[:, :1, :1]).all()
+    other = np.abs(found[:, 0, 0, 0] - images[:, 0, 0, 0]) / white
+    np.testing.assert_allclose(other, shares, atol=1 / 255)
+    assert mixture.shares.max() <= 0.4
+    assert mixture.shares.mean() == pytest.approx(0.2, abs=0.03)
+    assert np.mean(shares > 0) == pytest.approx(0.5, abs=0.1)
 
 
 def test_poison_takes_its_share_from_other_classes():

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from ibau_jax.config import PRESETS, AuditConfig, Mirror, RelearnConfig, Schedule, Solver, UnlearnConfig
+from ibau_jax.config import PRESETS, AuditConfig, Mirror, RelearnConfig, Schedule, Solver, UnlearnConfig, suited
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Precision
 
@@ -133,50 +133,57 @@ class AttackOptions:
 class MethodOptions:
     """I-BAU. What is not given is as the preset has it."""
 
-    preset: Literal["cifar10", "gtsrb", "robust"] = "cifar10"
-    """the published command line's settings (cifar10), the published GTSRB notebook's (gtsrb), or
-    perturbations towards the class that a short audit suspects (robust; see docs/experiments.md)"""
-    n_rounds: Annotated[int | None, option("N", "cifar10 5, gtsrb 1, robust 3")] = None
+    preset: Literal["robust", "robust-few", "cifar10", "gtsrb"] = "robust"
+    """robust: what cleans best (docs/experiments.md), with a short audit that says which class to suspect, and
+    robust-few below 1000 clean images; or the published command line's settings (cifar10), or the published GTSRB
+    notebook's (gtsrb)"""
+    n_rounds: Annotated[int | None, option("N", "robust 3, robust-few and gtsrb 1, cifar10 5")] = None
     """rounds"""
     batch_size: Annotated[int | None, option("N", "100")] = None
     """clean images in a batch"""
-    K: Annotated[int | None, option("N", "5, robust 1")] = None
+    K: Annotated[int | None, option("N", "robust 1, published 5")] = None
     """terms of the Neumann series, or iterations of another --solver"""
     optim: Annotated[str | None, option("NAME", "adam")] = None
     """optimiser of the weights: adam, sgd or any optax optimiser"""
-    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001")] = None
+    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001, robust-few 0.0005")] = None
     """its learning rate; each of several is tried"""
-    inner_optim: Annotated[str | None, option("NAME", "cifar10 sgd, gtsrb adam")] = None
+    inner_optim: Annotated[str | None, option("NAME", "gtsrb adam, others sgd")] = None
     """optimiser of the perturbation"""
-    inner_lr: Annotated[float | None, option("X", "cifar10 10, gtsrb 1")] = None
+    inner_lr: Annotated[float | None, option("X", "gtsrb 1, others 10")] = None
     """its learning rate"""
-    norm_bound: Annotated[float | None, option("X", "cifar10 none, gtsrb 10, robust 20")] = None
+    norm_bound: Annotated[float | None, option("X", "gtsrb 10, others none")] = None
     """radius of the l2 ball that the perturbation is projected onto"""
     clip: Annotated[bool | None, option("True|False", "gtsrb True, others False")] = None
     """clip perturbed images to [0, 1]"""
-    portion: Annotated[float | None, option("X", "0.01, robust 0.2")] = None
+    portion: Annotated[float | None, option("X", "robust 0.2, published 0.01")] = None
     """share of each batch that is perturbed"""
-    min_batches: Annotated[int | None, option("N", "1, robust 20")] = None
+    min_batches: Annotated[int | None, option("N", "robust 20, robust-few 40, published 1")] = None
     """a round goes through the clean batches as often as it takes to have so many"""
-    schedule: Annotated[Schedule | None, option("constant|cosine", "constant, robust cosine")] = None
+    schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
     """learning rate over the rounds"""
-    distillation: Annotated[float | None, option("X", "0, robust 2")] = None
+    distillation: Annotated[float | None, option("X", "robust 1.5, robust-few 5, published 0")] = None
     """weight of the divergence from what the model as it came says of clean images"""
-    crop: Annotated[int | None, option("N", "0, robust 2")] = None
+    crop: Annotated[int | None, option("N", "robust 2, published 0")] = None
     """pixels by which the images that unlearn may move, anew in each round"""
-    mirror: Annotated[Mirror | None, option("never|tolerated|always", "never, robust tolerated")] = None
+    mix: Annotated[float | None, option("X", "robust-few 0.5, others 0")] = None
+    """share of another image that is mixed into each of them, at most"""
+    mirror: Annotated[Mirror | None, option("never|tolerated|always", "robust tolerated, published never")] = None
     """whether they may be mirrored; tolerated: where the model as it came classifies mirrored ones as well"""
-    targeted: Annotated[int | None, option("N", "0, robust 4")] = None
+    targeted: Annotated[int | None, option("N", "robust 4, published 0")] = None
     """perturbations in a round that lead to suspected targets, instead of one away from the labels"""
-    untargeted_rounds: Annotated[int | None, option("N", "0, robust 1")] = None
+    untargeted_rounds: Annotated[int | None, option("N", "robust 1, published 0")] = None
     """rounds with the published perturbation before those with --targeted ones"""
+    untargeted_max_ratio: Annotated[float | None, option("X", "robust 5, published none")] = None
+    """none of them where a suspect stands out more: the median class's smallest perturbation is so many times its"""
+    untargeted_reach: Annotated[float | None, option("X", "robust 15, published none")] = None
+    """norm of the published perturbation, at most, in units of the smallest one that leads to the suspect"""
     suspects: Annotated[int | None, option("N", "1")] = None
     """classes that are suspected: those reached by the smallest perturbations"""
     reach: Annotated[tuple[float, float] | None, option("X X", "2 8")] = None
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
-    regularization: Annotated[float | None, option("X", "0.001, robust 0")] = None
+    regularization: Annotated[float | None, option("X", "robust 0, published 0.001")] = None
     """weight of the perturbation's squared norm"""
-    held_out: Annotated[float | None, option("X", "0, robust 0.1")] = None
+    held_out: Annotated[float | None, option("X", "robust 0.1, published 0")] = None
     """share of the clean images that do not unlearn, but tell which rounds to keep"""
     closed: Annotated[float | None, option("X", "0.002")] = None
     """with --held-out: stop after a round that leaves no larger a share of images following the suspects' short cuts"""
@@ -184,7 +191,7 @@ class MethodOptions:
     """with --held-out: a round that leaves accuracy lower than at first by more than this share is taken back"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None
     """linear solver of the hypergradient"""
-    fixed_point_step: Annotated[float | None, option("X", "0.1, robust 0.001")] = None
+    fixed_point_step: Annotated[float | None, option("X", "robust 0.001, published 0.1")] = None
     """step size of the inner gradient step in the hypergradient"""
     seed: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]")] = (2,)
     """seed of the clean set's choice and of the images perturbed or held out; each of several is tried"""
@@ -195,14 +202,21 @@ class MethodOptions:
         Raises:
             ConfigError: a value makes no sense.
         """
-        given = {field.name: getattr(self, field.name) for field in fields(UnlearnConfig)}
-        given = {name: value for name, value in given.items() if value is not None}
-        preset = PRESETS[self.preset]
-        sweeps = itertools.product(dict.fromkeys(self.seed), dict.fromkeys(self.lr or (preset.lr,)))
-        configs = [replace(preset, **{**given, "seed": seed, "lr": lr}) for seed, lr in sweeps]
+        sweeps = itertools.product(dict.fromkeys(self.seed), dict.fromkeys(self.lr or (None,)))
+        configs = [self._config(self.preset, seed, lr) for seed, lr in sweeps]
         if not configs:
             raise ConfigError("--seed names no seed")
         return configs
+
+    def suited(self, config: UnlearnConfig, n_clean: int) -> tuple[str, UnlearnConfig]:
+        """The preset that holds for so many clean images, and one of `configs` with that preset."""
+        preset = suited(self.preset, n_clean)
+        return preset, self._config(preset, config.seed, config.lr if self.lr else None)
+
+    def _config(self, preset: str, seed: int, lr: float | None) -> UnlearnConfig:
+        given = {field.name: getattr(self, field.name) for field in fields(UnlearnConfig)}
+        given |= {"seed": seed, "lr": lr}
+        return replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True)

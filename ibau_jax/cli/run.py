@@ -8,7 +8,7 @@ from typing import Any
 
 from ibau_jax.cli import console
 from ibau_jax.cli.audit import audit_tasks, verdict_lines
-from ibau_jax.cli.device import device_name, is_first_process, start
+from ibau_jax.cli.device import is_first_process, start
 from ibau_jax.cli.options import UnlearnOptions
 from ibau_jax.cli.plan import Planned, plan_runs
 from ibau_jax.cli.relearn import relearn_task, relearning_table
@@ -37,7 +37,7 @@ def run(options: UnlearnOptions) -> int:
     for run in planned:
         check_folder(run.folder, options.output.overwrite)
     tasks, failures = _prepared(planned, options, execution)
-    _describe(tasks, options.method.preset)
+    _describe(tasks)
     with _resumable(tasks):
         for group in _groups(tasks):
             failures |= _run_together(group, execution, len(planned))
@@ -112,15 +112,12 @@ def _attempt(name: str, action: Callable[[], Any], count: int) -> dict[str, str]
     return {}
 
 
-def _describe(tasks: list[Task], preset: str) -> None:
-    if not tasks:
-        return
+def _describe(tasks: list[Task]) -> None:
     if len(tasks) == 1:
-        console.describe(tasks[0].description(preset))
-        return
-    config = tasks[0].config
-    method = f"I-BAU, preset {preset}, {config.n_rounds} rounds, K = {config.K}, on {device_name()}"
-    console.describe({"runs": f"{len(tasks)}: {', '.join(task.name for task in tasks)}", "method": method})
+        console.describe(tasks[0].description())
+    elif tasks:
+        names = ", ".join(task.name for task in tasks)
+        console.describe({"runs": f"{len(tasks)}: {names}", "method": tasks[0].method})
 
 
 def _groups(tasks: list[Task]) -> Iterator[list[Task]]:

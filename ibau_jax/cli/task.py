@@ -203,7 +203,13 @@ class Task:
         verdicts = {"verdicts": {when: audit.verdict for when, audit in self.audits.items()}} if self.audits else {}
         return {**record, **status, **verdicts, "before": asdict(self.before), "after": asdict(self.after())}
 
-    def description(self, preset: str) -> dict[str, Any]:
+    @property
+    def method(self) -> str:
+        """How it unlearns, for the screen."""
+        preset, rounds = self.settings["preset"], self.config.n_rounds
+        return f"I-BAU, preset {preset}, {rounds} round{'s' * (rounds > 1)}, K = {self.config.K}, on {device_name()}"
+
+    def description(self) -> dict[str, Any]:
         """What is about to be done, for the screen."""
         split, norm = self.split, self.subject.normalization
         left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
@@ -215,7 +221,7 @@ class Task:
             "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
             "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}",
             "attack": f"{attack}{target}",
-            "method": f"I-BAU, preset {preset}, {self.config.n_rounds} rounds, K = {self.config.K}, on {device_name()}",
+            "method": self.method,
         }
 
 
@@ -230,15 +236,16 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     subject = load_subject(planned.subject)
     split = load_split(options.data, subject, planned.config.seed)
     threat = load_threat(options.attack, subject, split.used)
-    settings = _settings(subject, split, threat, options.method.preset, planned.config, execution)
-    fresh = minimax.initial_state(subject.model, planned.config)
+    preset, config = options.method.suited(planned.config, len(split.clean_set))
+    settings = _settings(subject, split, threat, preset, config, execution)
+    fresh = minimax.initial_state(subject.model, config)
     task = Task(
         planned.name,
         planned.subject,
         subject,
         split,
         threat,
-        planned.config,
+        config,
         planned.folder,
         execution,
         settings,

@@ -59,7 +59,22 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
 
 
 def test_unlearning_audits_before_and_after(tmp_path):
-    fast = ["--n-rounds", 1, "--K", 1, "--n-clean", 100, "--out", "out", "--audit-steps", 5, "--audit-images", 20]
+    fast = [
+        "--preset",
+        "cifar10",
+        "--n-rounds",
+        1,
+        "--K",
+        1,
+        "--n-clean",
+        100,
+        "--out",
+        "out",
+        "--audit-steps",
+        5,
+        "--audit-images",
+        20,
+    ]
     done = run(*AUDITED_UNLEARN, "--ckpt", EXAMPLE, *fast, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     audits = json.loads((tmp_path / "out" / "result.json").read_text())["audit"]
@@ -69,7 +84,7 @@ def test_unlearning_audits_before_and_after(tmp_path):
 
 
 def test_too_few_clean_images_are_not_audited_but_unlearn(tmp_path):
-    few = ["--n-clean", 8, "--n-rounds", 1, "--K", 1, "--out", "out"]
+    few = ["--preset", "cifar10", "--n-clean", 8, "--n-rounds", 1, "--K", 1, "--out", "out"]
     done = run(*AUDITED_UNLEARN, "--ckpt", EXAMPLE, *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "out is not audited: an audit takes 10 clean images" in done.stderr

@@ -16,7 +16,7 @@ from ibau_jax.data import load_dataset
 from ibau_jax.errors import ConfigError
 from tests.cli.commands import EXAMPLE, UNLEARN, run
 
-FAST = ["--n-rounds", 1, "--K", 1, "--n-clean", 40, "--batch-size", 20, "--dataset", "small.npz"]
+FAST = ["--preset", "cifar10", "--n-rounds", 1, "--K", 1, "--n-clean", 40, "--batch-size", 20, "--dataset", "small.npz"]
 
 
 @pytest.fixture

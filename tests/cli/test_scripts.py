@@ -18,7 +18,7 @@ from ibau_jax.data import load_dataset
 from tests.cli.commands import EVALUATE, EXAMPLE, UNLEARN, run
 from tests.conftest import ROOT
 
-FAST = ["--n-rounds", "1", "--K", "1", "--n-clean", "40", "--batch-size", "20"]
+FAST = ["--preset", "cifar10", "--n-rounds", "1", "--K", "1", "--n-clean", "40", "--batch-size", "20"]
 QUICK_AUDIT = ["--audit-steps", "2", "--audit-images", "10"]
 
 
@@ -149,7 +149,7 @@ def test_results_are_not_overwritten_unless_asked(finished, small_digits):
 def test_without_an_attack_its_figures_are_null(tmp_path, small_digits):
     plain = tmp_path / "plain.pth"
     torch.save(torch.load(EXAMPLE, weights_only=True)["net"], plain)
-    done = unlearn("--ckpt", plain, "--dataset", small_digits, "--clean-set", small_digits, *FAST, "--preset", "gtsrb",
+    done = unlearn("--ckpt", plain, "--dataset", small_digits, "--clean-set", small_digits, *FAST[2:], "--preset", "gtsrb",
                    "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--clip", "False", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "runs" / "plain" / "result.json").read_text())
@@ -290,7 +290,7 @@ def test_divergence_in_the_first_round_writes_nothing(tmp_path, small_digits):
     ],
 )
 def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits, preset, number):
-    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST[2:], "--n-rounds", 12, *preset, "--no-audit"]
+    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST[4:], "--n-rounds", 12, *preset, "--no-audit"]
     process = subprocess.Popen(
         [*UNLEARN, *map(str, arguments)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -53,6 +53,8 @@ def test_its_commands(tmp_path, net):
     options = [
         "--dataset",
         "clean.npz",
+        "--preset",
+        "cifar10",
         "--n-rounds",
         "1",
         "--batch-size",
