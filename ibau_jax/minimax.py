@@ -9,7 +9,9 @@ mode. Several models of one architecture unlearn as a stack (`ibau_jax.stack`); 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
+import numpy as np
 from flax import nnx
 
 from ibau_jax.aims import adapted
@@ -19,7 +21,8 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.models.inference import count_classes
-from ibau_jax.result import Phase, Result, State
+from ibau_jax.rehearsal import Run, rehearse
+from ibau_jax.result import OnBatch, Result, State
 from ibau_jax.selection import hold_out, measure
 from ibau_jax.stack import CompiledSteps, Stack, run_stack
 from ibau_jax.suspects import compile_scan, find_suspects
@@ -55,7 +58,7 @@ def unlearn(
     execution: Execution = DEFAULT_EXECUTION,
     state: State | None = None,
     on_round: Callable[[State], None] | None = None,
-    on_batch: Callable[[Phase, int, int, int], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> Result:
     """Unlearns whatever backdoor `model` has.
 
@@ -87,7 +90,7 @@ def unlearn_many(
     execution: Execution = DEFAULT_EXECUTION,
     together: bool | None = None,
     on_round: Callable[[int, State], None] | None = None,
-    on_batch: Callable[[Phase, int, int, int], None] | None = None,
+    on_batch: OnBatch | None = None,
 ) -> list[Result]:
     """Unlearns several models of one architecture by the same compiled steps.
 
@@ -110,6 +113,8 @@ def unlearn_many(
     _check(members)
     whole = together if together is not None else execution.loop_form == "scan" or execution.devices > 1
     members = _begun([_divided(member) for member in members], execution, on_batch)
+    run = partial(unlearn_many, execution=execution, together=together)
+    members = [_rehearsed(member, run, not whole, on_batch) for member in members]
     results: dict[int, Result] = {}
     steps = CompiledSteps()
     for group in _groups(members) if whole else [[index] for index in range(len(members))]:
@@ -127,9 +132,7 @@ def _divided(member: Member) -> Member:
     return replace(member, clean_set=clean_set, held_out=held_out)
 
 
-def _begun(
-    members: Sequence[Member], execution: Execution, on_batch: Callable[[Phase, int, int, int], None] | None
-) -> list[Member]:
+def _begun(members: Sequence[Member], execution: Execution, on_batch: OnBatch | None) -> list[Member]:
     """The members with states that know the suspects and how the models stood, where the configuration asks for it."""
     scan, begun = None, []
     for member in members:
@@ -146,6 +149,17 @@ def _begun(
         config = adapted(member.config, state.suspects) if state.suspects else member.config
         begun.append(replace(member, config=config, state=state))
     return begun
+
+
+def _rehearsed(member: Member, run: Run, one_by_one: bool, on_batch: OnBatch | None) -> Member:
+    """The member with what rehearsals say, where its configuration asks for them."""
+    state = member.state
+    if member.config.folds == 1 or member.held_out is not None or state is None or state.rehearsed:
+        return member
+    assert state.suspects is not None
+    initial = measure(state.model, member.clean_set, member.clean_set.take(np.arange(0)), state.suspects)
+    rehearsed = rehearse(member, run, one_by_one, on_batch)
+    return replace(member, state=replace(state, initial=initial, rehearsed=rehearsed))
 
 
 def _groups(members: Sequence[Member]) -> list[list[int]]:

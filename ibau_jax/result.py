@@ -1,6 +1,7 @@
 """What unlearning reports: its rounds, where it stands, how it ended."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ from flax import nnx
 from ibau_jax.aims import Suspects
 
 Status = Literal["completed", "diverged"]
-Phase = Literal["search", "inner", "outer"]
+Phase = Literal["search", "rehearsal", "inner", "outer"]
+OnBatch = Callable[[Phase, int, int, int], None]  # the phase, the round's number, batches done, and how many there are
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class State:
         initial: how the model stood as it came, where images are held out.
         mirrored: whether images that unlearn are mirrored.
         best: the model of `kept_round`, where images are held out and a round was not undone.
+        rehearsed: how models stood after each round of rehearsals, where the configuration asks for those.
     """
 
     model: nnx.Module
@@ -86,6 +89,7 @@ class State:
     initial: Standing | None = None
     mirrored: bool = False
     best: nnx.Module | None = field(default=None, repr=False)
+    rehearsed: tuple[Standing, ...] = ()
 
     def after(self, done: Round, model: nnx.Module, optimizer_state: Any) -> "State":
         """The state after a round."""

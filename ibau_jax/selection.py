@@ -57,7 +57,7 @@ def measure(model: nnx.Module, held_out: Dataset, clean_set: Dataset, suspects: 
         np.concatenate([held_out.labels, clean_set.labels[:more]]),
     )
     plain = predict(model, images)
-    acc = float(np.mean(plain[:count] == held_out.labels))
+    acc = float(np.mean(plain[:count] == held_out.labels)) if count else 0.0
     probes = images.take(np.arange(min(PROBES, len(images))))
     residuals = [
         follow(model, probes, plain[: len(probes)], int(label), perturbation)
@@ -86,19 +86,33 @@ def follow(
 
 
 def judge(
-    state: State, done: Round, model: nnx.Module, held_out: Dataset, clean_set: Dataset, config: UnlearnConfig
+    state: State, done: Round, model: nnx.Module, held_out: Dataset | None, clean_set: Dataset, config: UnlearnConfig
 ) -> Round:
-    """The round with how its model stands, undone if that costs too much accuracy, and more than chance explains."""
-    assert state.initial is not None
-    assert state.suspects is not None
-    standing = measure(model, held_out, clean_set, state.suspects)
+    """The round with how its model stands, undone if that costs too much accuracy, and more than chance explains.
+
+    Where no images are held out the rehearsals, if any, tell accuracy.
+    """
+    if state.initial is None or state.suspects is None:
+        return done
+    if held_out is not None:
+        standing = measure(model, held_out, clean_set, state.suspects)
+    elif len(state.rehearsed) >= done.number:
+        rehearsed, none = state.rehearsed[done.number - 1], clean_set.take(np.arange(0))
+        standing = replace(rehearsed, residual=measure(model, none, clean_set, state.suspects).residual)
+    else:
+        return done
     undone = state.initial.acc - standing.acc > max(config.max_acc_drop, CHANCE * standing.standard_error)
     return replace(done, standing=standing, undone=undone)
 
 
-def is_closed(state: State, config: UnlearnConfig) -> bool:
-    """Whether the last round left nothing to do: short cuts closed, accuracy as at first but for a standard error."""
-    if not state.rounds or state.rounds[-1].standing is None or state.initial is None or state.rounds[-1].undone:
+def is_over(state: State, config: UnlearnConfig) -> bool:
+    """Whether the last round left nothing to do: short cuts closed, accuracy as at first but for a standard error.
+
+    Or it was taken back, and rehearsals, which went on from it, say nothing of a next one.
+    """
+    if not state.rounds or state.rounds[-1].standing is None or state.initial is None:
         return False
+    if state.rounds[-1].undone:
+        return bool(state.rehearsed)
     standing = state.rounds[-1].standing
     return standing.residual <= config.closed and standing.acc >= state.initial.acc - standing.standard_error

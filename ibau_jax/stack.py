@@ -26,10 +26,9 @@ from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import InnerConstants, inner_optimizer, inner_step, project
 from ibau_jax.placement import DATA, MEMBER, Placement, make_mesh
-from ibau_jax.result import Phase, Result, Round, State, Status
-from ibau_jax.selection import is_closed, judge
+from ibau_jax.result import OnBatch, Result, Round, State, Status
+from ibau_jax.selection import is_over, judge
 
-OnBatch = Callable[[Phase, int, int, int], None]
 PyTree = Any
 AUGMENTATION = 2**30  # its keys are others than those for the images that are perturbed, and for norms
 
@@ -104,9 +103,7 @@ class Stack:
 
     def over(self) -> set[int]:
         """Members that do not go on: stopped, or with nothing left to do."""
-        return self.stopped | {
-            index for index, state in enumerate(self.states) if is_closed(state, self.configs[index])
-        }
+        return self.stopped | {index for index, state in enumerate(self.states) if is_over(state, self.configs[index])}
 
     def carry(self) -> tuple[PyTree, PyTree]:
         """Parameters and optimiser states, placed."""
@@ -326,9 +323,7 @@ def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable
             continue
         before = stack.states[index]
         model = nnx.merge(stack.graph, params, split_weights(before.model).rest)
-        held_out = stack.held_out[index]
-        if held_out is not None:
-            done = judge(before, done, model, held_out, stack.clean_sets[index], stack.configs[index])
+        done = judge(before, done, model, stack.held_out[index], stack.clean_sets[index], stack.configs[index])
         stack.states[index] = before.undone(done) if done.undone else before.after(done, model, optimizer_state)
         if on_round:
             on_round(index, stack.states[index])

@@ -34,8 +34,7 @@ def main() -> int:
     options = parse(Options)
     console.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
-    from ibau_jax.auditing import Auditor
-    from ibau_jax.cli.audit import AuditProgress, audit_record, audit_tables, verdict_lines
+    from ibau_jax.cli.audit import AuditProgress, audit_record, audit_tables, make_auditor, verdict_lines
     from ibau_jax.cli.device import start
     from ibau_jax.cli.job import load_images, load_subject
     from ibau_jax.cli.options import DataOptions
@@ -44,7 +43,7 @@ def main() -> int:
     subject = load_subject(options.subject)
     images = load_images(DataOptions(options.dataset), subject)
     with AuditProgress("audit") as bar:
-        audit = Auditor(options.audit.config())(subject.model, images, on_step=bar.on_step)
+        audit = make_auditor(options.audit.config())(subject.model, images, on_step=bar.on_step)
     if options.json:
         print(json.dumps(audit_record(audit)))
     else:

@@ -17,7 +17,7 @@ from ibau_jax.errors import ConfigError
 from ibau_jax.metrics import predict
 from ibau_jax.minimax import Member, initial_state, unlearn, unlearn_many
 from ibau_jax.result import Round, Standing
-from ibau_jax.selection import ENLARGED, follow, hold_out, is_closed, judge, measure
+from ibau_jax.selection import ENLARGED, follow, hold_out, is_over, judge, measure
 from tests.test_minimax import Tiny, tiny_data
 
 CONFIG = UnlearnConfig(n_rounds=3, batch_size=10, K=1, inner_lr=0.1, held_out=0.25)
@@ -138,7 +138,7 @@ def test_few_images_take_back_only_what_chance_can_not_explain(rng):
         assert found.undone == undone
 
 
-def test_it_stops_when_the_short_cut_is_closed(rng):
+def test_it_stops_when_the_short_cut_is_over(rng):
     """Any residue will do: the first round is the last, of several members as of one, and going on changes nothing."""
     config, states = replace(CONFIG, closed=1.0, max_acc_drop=1.0), []
     members = [Member(Tiny(nnx.Rngs(index)), tiny_data(rng, 40), config) for index in range(2)]
@@ -147,6 +147,6 @@ def test_it_stops_when_the_short_cut_is_closed(rng):
     assert [len(found.rounds) for found in unlearn_many(members, together=True)] == [1, 1]
     again = unlearn(members[0].model, members[0].clean_set, config, state=states[0], on_round=states.append)
     assert len(states) == len(again.rounds) == 1
-    assert not is_closed(states[0], replace(config, closed=0.0)) or states[0].rounds[0].standing.residual == 0.0
+    assert not is_over(states[0], replace(config, closed=0.0)) or states[0].rounds[0].standing.residual == 0.0
     undone = replace(states[0], rounds=(replace(states[0].rounds[0], undone=True),))
-    assert not is_closed(undone, config)
+    assert not is_over(undone, config)

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from ibau_jax.execution import Execution
 
 SHOWN_CLASSES = 5  # JSON has all
+ENOUGH_STEPS = (
+    80  # the size of a trigger can't shrink far enough in fewer: 50 find the embedded example suspicious only
+)
+
+
+def make_auditor(config: "AuditConfig", execution: "Execution | None" = None) -> Auditor:
+    """An auditor; a search that is too short to be trusted is warned of."""
+    if config.steps < ENOUGH_STEPS:
+        warn(f"{config.steps} steps are too few for a small trigger to show; --audit-steps {ENOUGH_STEPS} or more")
+    return Auditor(config, execution) if execution else Auditor(config)
 
 
 class AuditProgress:
@@ -40,7 +50,7 @@ class AuditProgress:
 
 def audit_tasks(tasks: "list[Task]", config: "AuditConfig", execution: "Execution") -> None:
     """Audits the models of runs, as they came and cleaned; searched on the clean set, measured on the other images."""
-    auditor = Auditor(config, execution)
+    auditor = make_auditor(config, execution)
     for task in tasks:
         if task.result is None or not task.result.rounds:
             continue

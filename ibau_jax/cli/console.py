@@ -125,6 +125,9 @@ def make_bar(**options: Any) -> Progress:
     return Progress(*columns, console=console, transient=True, **options)
 
 
+BEFORE_ROUNDS = {"search": "search for suspects", "rehearsal": "rehearsals"}
+
+
 class RoundProgress:
     """A bar over the batches of a round, and a line for every round done. Of several runs each line says which."""
 
@@ -144,8 +147,8 @@ class RoundProgress:
 
     def on_batch(self, phase: "Phase", number: int, done: int, count: int) -> None:
         """Moves the bar."""
-        if phase == "search":
-            self.progress.update(self.task, description="search for suspects", total=count, completed=done)
+        if phase in BEFORE_ROUNDS:
+            self.progress.update(self.task, description=BEFORE_ROUNDS[phase], total=count, completed=done)
             return
         self.number = number
         steps = {"inner": ("inner maximisation", 0), "outer": ("outer minimisation", count)}

@@ -183,12 +183,14 @@ class MethodOptions:
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     regularization: Annotated[float | None, option("X", "robust 0, published 0.001")] = None
     """weight of the perturbation's squared norm"""
-    held_out: Annotated[float | None, option("X", "robust 0.1, published 0")] = None
+    held_out: Annotated[float | None, option("X", "robust 0.1, others 0")] = None
     """share of the clean images that do not unlearn, but tell which rounds to keep"""
+    folds: Annotated[int | None, option("N", "robust-few 3, others 1")] = None
+    """instead of --held-out: rehearse the run N times, each without a part of the clean images, which then measures"""
     closed: Annotated[float | None, option("X", "0.002")] = None
-    """with --held-out: stop after a round that leaves no larger a share of images following the suspects' short cuts"""
+    """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
-    """with --held-out: a round that leaves accuracy lower than at first by more than this share is taken back"""
+    """with those: a round that leaves accuracy lower than at first by more than this share is taken back"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None
     """linear solver of the hypergradient"""
     fixed_point_step: Annotated[float | None, option("X", "robust 0.001, published 0.1")] = None

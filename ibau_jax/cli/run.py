@@ -152,7 +152,8 @@ def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[s
         task.result = result
         if result.status == "completed" and len(result.rounds) < task.config.n_rounds:
             name = f"{console.escaped(task.name)}: " if count > 1 else ""
-            console.console.print(f"{name}over after round {len(result.rounds)}: the short cut is closed")
+            why = "it was taken back" if result.rounds[-1].undone else "the short cut is closed"
+            console.console.print(f"{name}over after round {len(result.rounds)}: {why}")
     return failures
 
 

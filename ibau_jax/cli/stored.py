@@ -67,6 +67,7 @@ class StoredRun:
                     "identity": self.identity,
                     "initial": _as_json(state.initial),
                     "mirrored": state.mirrored,
+                    "rehearsed": [_as_json(standing) for standing in state.rehearsed],
                     "leaves": shapes,
                     **found,
                 }
@@ -176,6 +177,7 @@ def _restored(fresh: State, folder: Path, stored: dict[str, Any]) -> State:
         Standing(**stored["initial"]) if stored["initial"] else None,
         stored["mirrored"],
         nnx.merge(graph, tree("best", weights)) if ("best", 0) in leaves else None,
+        tuple(Standing(**standing) for standing in stored["rehearsed"]),
     )
 
 

@@ -33,6 +33,7 @@ def test_the_example_is_backdoored_and_its_target_named(audited):
 def test_what_a_person_sees(tmp_path):
     done = run(*AUDIT, "--ckpt", EXAMPLE, "--audit-steps", 3, "--audit-images", 20, cwd=tmp_path)
     assert done.returncode in (0, 1), done.stderr
+    assert "3 steps are too few for a small trigger to show" in done.stderr
     for text in ("Smallest perturbation for each class", "Smallest patch for each class", "median", "verdict: "):
         assert text in done.stdout
     assert max(map(len, done.stdout.split("verdict")[0].splitlines())) <= 80

@@ -1,0 +1,76 @@
+"""Cross-fitting: how accurate a run leaves a model, told by images that it unlearns with all the same.
+
+Where clean images are too few to hold any out, the run is rehearsed: once for each of several parts of them, which it
+then goes without, and which measures. All images together tell accuracy, and all of them unlearn in the run itself.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ibau_jax.data import Dataset
+from ibau_jax.errors import ConfigError
+from ibau_jax.result import OnBatch, Phase, Result, Standing, State
+from ibau_jax.selection import measure
+
+if TYPE_CHECKING:
+    from ibau_jax.minimax import Member
+
+Run = Callable[..., list[Result]]
+
+
+def folds_of(clean_set: Dataset, count: int, seed: int) -> list[tuple[Dataset, Dataset]]:
+    """For each of `count` equal parts of the images: the others, and the part; a remainder is in none of the parts.
+
+    Raises:
+        ConfigError: a part would be empty, or nothing would be left beside it.
+    """
+    size = len(clean_set) // count
+    if count < 2 or not size:
+        raise ConfigError(f"folds is {count}, with {len(clean_set)} clean images; choose 2 to {len(clean_set)}, or 1")
+    order = np.random.default_rng(seed).permutation(len(clean_set))
+    parts = [order[index * size : (index + 1) * size] for index in range(count)]
+    return [(clean_set.take(np.setdiff1d(order, part)), clean_set.take(part)) for part in parts]
+
+
+def pooled(standings: Sequence[Standing]) -> Standing:
+    """That of all the images that measured."""
+    images = [standing.images for standing in standings]
+
+    def mean(name: str) -> float:
+        return float(np.average([getattr(standing, name) for standing in standings], weights=images))
+
+    return Standing(mean("acc"), mean("residual"), sum(images))
+
+
+def rehearse(member: "Member", run: Run, one_by_one: bool, on_batch: OnBatch | None) -> tuple[Standing, ...]:
+    """How the model stands after each round, on images that did not unlearn.
+
+    Args:
+        member: with a state that knows the suspects.
+        run: unlearns several members, as `ibau_jax.minimax.unlearn_many` does.
+        one_by_one: whether it does so one after the other.
+        on_batch: called after every batch with the phase `rehearsal`.
+    """
+    state, config = member.state, replace(member.config, folds=1, held_out=0.0)
+    assert state is not None
+    assert state.suspects is not None
+    suspects, folds = state.suspects, folds_of(member.clean_set, member.config.folds, member.config.seed)
+    rounds: list[list[Standing]] = [[] for _ in folds]
+    batches = 0
+
+    def on_round(index: int, found: State) -> None:
+        rest, part = folds[index]
+        rounds[index].append(measure(found.model, part, rest, suspects))
+
+    def report(phase: Phase, number: int, done: int, count: int) -> None:
+        nonlocal batches
+        batches += 1
+        if on_batch:
+            on_batch("rehearsal", 1, batches, 2 * count * config.n_rounds * (len(folds) if one_by_one else 1))
+
+    members = [replace(member, clean_set=rest, config=config) for rest, _ in folds]
+    run(members, on_round=on_round, on_batch=report)
+    return tuple(pooled(of_round) for of_round in zip(*rounds, strict=False))  # one that diverges has fewer
