@@ -76,6 +76,8 @@ class UnlearnConfig:
     folds: int = 1
     """where none is held out and this is above 1: rehearsals of the run, each without a part of the clean set, which
     then measures"""
+    min_rounds: int = 1
+    """rounds before it may stop"""
     closed: float = 0.002
     """unlearning stops after a round that leaves no larger a share of images following the suspects' short cuts"""
     max_acc_drop: float = 0.05
@@ -99,7 +101,9 @@ class UnlearnConfig:
         return replace(self, targeted=0) if number <= self.untargeted_rounds else self
 
     def __post_init__(self) -> None:
-        _require_each(self, ("n_rounds", "batch_size", "K", "min_batches", "suspects", "folds"), _AT_LEAST_1)
+        _require_each(
+            self, ("n_rounds", "batch_size", "K", "min_batches", "suspects", "folds", "min_rounds"), _AT_LEAST_1
+        )
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
         _require(0 <= self.mix <= 0.5, f"mix is {self.mix}; it must be in [0, 0.5]")
         _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
@@ -249,6 +253,7 @@ _ROBUST = UnlearnConfig(
     # A larger step of Φ overshoots along a trigger: 0.1 leaves 16.8 % ASR after a round on l2_inv_0, 0.001 2.6 %.
     fixed_point_step=0.001,
     n_rounds=3,
+    min_rounds=2,
     K=1,
     schedule="cosine",
     portion=0.2,

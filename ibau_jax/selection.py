@@ -114,5 +114,7 @@ def is_over(state: State, config: UnlearnConfig) -> bool:
         return False
     if state.rounds[-1].undone:
         return bool(state.rehearsed)
+    if len(state.rounds) < config.min_rounds:
+        return False
     standing = state.rounds[-1].standing
     return standing.residual <= config.closed and standing.acc >= state.initial.acc - standing.standard_error

@@ -147,6 +147,7 @@ def test_it_stops_when_the_short_cut_is_over(rng):
     assert [len(found.rounds) for found in unlearn_many(members, together=True)] == [1, 1]
     again = unlearn(members[0].model, members[0].clean_set, config, state=states[0], on_round=states.append)
     assert len(states) == len(again.rounds) == 1
+    assert not is_over(states[0], replace(config, min_rounds=2))
     assert not is_over(states[0], replace(config, closed=0.0)) or states[0].rounds[0].standing.residual == 0.0
     undone = replace(states[0], rounds=(replace(states[0].rounds[0], undone=True),))
     assert not is_over(undone, config)
