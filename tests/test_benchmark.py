@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import torch_baseline
+from benchmarks import torch_baseline, unlearning
 from benchmarks.compare import SIDES
 from benchmarks.report import markdown
 from benchmarks.torch_models import SmallVGG
@@ -78,3 +78,23 @@ def test_both_sides_unlearn_the_embedded_example(tmp_path):
     ratios = next(row for row in rows if "ratio" in row[2])
     assert float(ratios[4].strip(" *x")) > 0
     assert np.isfinite(float(ratios[5].strip(" *x")))
+
+
+def test_the_table_of_unlearning_says_how_far_the_kept_round_is_behind_the_best():
+    rounds = [
+        {"acc": 0.70, "asr": 0.02, "ra": 0.6},
+        {"acc": 0.75, "asr": 0.04, "ra": 0.7},
+        {"acc": 0.75, "asr": 0.10, "ra": 0.6},
+    ]
+    run = {"before": {"acc": 0.8, "asr": 1.0, "ra": 0.0}, "after": rounds[2], "rounds": rounds, "seconds": 100.0}
+    np.testing.assert_allclose(unlearning.shortfall(run), (0.0, 0.06))
+    better = {**run, "after": rounds[1], "seconds": 200.0}
+    lines = unlearning.table({"x": {"robust,100": {"0": run, "1": better}, "robust,5000": {"0": better}}}).splitlines()
+    assert [line.split(" | ")[2] for line in lines[2:]] == ["5000", "100"]
+    cells = lines[3].strip("| ").split(" | ")
+    assert cells == [
+        "`x`", "robust", "100", "80.0 / 100.0 / 0.0", "**75.0 / 7.0 / 65.0**",
+        "0: 75.0 / 10.0 / 60.0; 1: 75.0 / 4.0 / 70.0", "0.0 / 6.0", "150",
+    ]  # fmt: skip
+    clean = {**run, "before": {"acc": 0.8, "asr": None, "ra": None}, "after": {"acc": 0.79, "asr": None, "ra": None}}
+    assert "**79.0 / – / –**" in unlearning.row("y", "robust,100", {"0": clean})

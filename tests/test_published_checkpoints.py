@@ -16,16 +16,6 @@ def unlearn(folder, *arguments):
     return json.loads((folder / "run" / "result.json").read_text())
 
 
-@pytest.mark.slow
-def test_the_embedded_example(tmp_path):
-    """With no other arguments everything is found out from the checkpoint. (tests/cli/test_audit.py audits it.)"""
-    result = unlearn(tmp_path, "--ckpt", ROOT / "examples" / "badnets_digits.pth", "--no-audit")
-    assert result["before"]["acc"] >= 0.95
-    assert result["before"]["asr"] >= 0.95
-    assert result["after"]["asr"] <= 0.10
-    assert result["after"]["acc"] >= result["before"]["acc"] - 0.02
-
-
 def unlearn_published(shared, folder, checkpoint, data, attack, target_label, preset, rounds):
     result = unlearn(
         folder, "--ckpt", shared / "checkpoints" / checkpoint, "--dataset", shared / "data" / data, "--n-clean", 5000,
@@ -61,7 +51,7 @@ def test_l0_invisible_on_gtsrb(shared, tmp_path):
 def test_robust_on_l2_invisible(shared, tmp_path):
     """The published PyTorch code leaves 75.8 % ACC (76.8 before) and 1.1 % ASR after three rounds, 70.5 / 4.2 after one.
 
-    The first round costs this model too much accuracy and is taken back.
+    Its target stands out, so that no round has the published perturbation, which costs this model much accuracy.
     """
     files = ("l2_inv_0_02_ckpt.pth", "cifar10_test.npz")
     before, after = unlearn_published(shared, tmp_path, *files, "l2_inv", 0, "robust", 3)
