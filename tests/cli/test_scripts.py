@@ -41,7 +41,7 @@ def finished(tmp_path_factory, small_digits):
     folder = tmp_path_factory.mktemp("run")
     done = unlearn(
         "--poi_path", EXAMPLE, "--dataset", small_digits, "--n_rounds", 2, "--batch_size", 20, "--K", 2, "--optim", "Adam",
-        "--lr", 0.001, "--device", "cpu", "--log_path", "logs", "--n-clean", 60, cwd=folder,
+        "--lr", 0.001, "--device", "cpu", "--log_path", "logs", "--n-clean", 60, "--preset", "cifar10", cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder / "logs", done
