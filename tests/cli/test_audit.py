@@ -25,7 +25,7 @@ def test_the_example_is_backdoored_and_its_target_named(audited):
     assert found["suspects"][0]["label"] == TARGET
     for view in ("perturbation", "patch"):
         assert np.argmin(found["views"][view]["sizes"]) == TARGET
-        counted = ("sizes", "norms", "success")
+        counted = ("sizes", "success", "anomaly_index")
         assert {len(found["views"][view][name]) for name in counted} == {10}
     assert found["views"]["patch"]["success"][TARGET] > 0.7
 

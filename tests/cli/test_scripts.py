@@ -286,7 +286,7 @@ def test_divergence_in_the_first_round_writes_nothing(tmp_path, small_digits):
     ("preset", "number"),
     [
         (["--preset", "cifar10"], signal.SIGTERM),
-        (["--preset", "robust", "--min-batches", 3, "--max-acc-drop", 0.9], signal.SIGKILL),
+        (["--folds", 1, "--held-out", 0.1, "--min-batches", 3, "--max-acc-drop", 0.9], signal.SIGKILL),  # robust-few
     ],
 )
 def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits, preset, number):
