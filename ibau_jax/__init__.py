@@ -5,7 +5,7 @@ import ibau_jax
 checkpoint = ibau_jax.load("suspicious.pth")
 images = ibau_jax.load_dataset("clean.npz", checkpoint.input_shape)
 split = ibau_jax.split_dataset(images, n_clean=5000, seed=0)
-result = ibau_jax.unlearn(checkpoint.model(), split.clean_set, ibau_jax.PRESETS["cifar10"])
+result = ibau_jax.unlearn(checkpoint.model(), split.clean_set, ibau_jax.PRESETS["robust"])
 print(ibau_jax.evaluate(result.model, split.evaluation))
 ibau_jax.save(checkpoint.with_weights(result.model), "cleaned.pth")
 """
