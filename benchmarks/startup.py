@@ -2,9 +2,9 @@
 
     python -m benchmarks.startup [--ckpt FILE --dataset SPEC ... ]
 
-The arguments are those of scripts/unlearn.py; by default the embedded example with a
-published preset, which searches nothing before its first round. Each run is a process of its own that
-ends where its first round would begin; the first has an empty cache of compiled programs, the others find what it left.
+The arguments are those of scripts/unlearn.py; by default the embedded example with a published preset, which searches
+nothing before its first round. Each run is a process of its own that ends where its first round would begin; the first
+has an empty cache of compiled programs, the others find what it left.
 """
 
 import os

@@ -57,13 +57,20 @@ def measure(model: nnx.Module, held_out: Dataset, clean_set: Dataset, suspects: 
         np.concatenate([held_out.labels, clean_set.labels[:more]]),
     )
     plain = predict(model, images)
-    acc = float(np.mean(plain[:count] == held_out.labels)) if count else 0.0
+    acc = float(np.mean(plain[:count] == held_out.labels))
+    return Standing(acc, residual(model, images, plain, suspects), count)
+
+
+def residual(model: nnx.Module, images: Dataset, plain: Int[np.ndarray, " n"], suspects: Suspects) -> float:
+    """The share of the first images that follow a suspect's short cut; of several suspects, the largest.
+
+    `plain` is what the model says of images as they are.
+    """
     probes = images.take(np.arange(min(PROBES, len(images))))
-    residuals = [
+    return max(
         follow(model, probes, plain[: len(probes)], int(label), perturbation)
         for label, perturbation in zip(suspects.labels, suspects.perturbations, strict=True)
-    ]
-    return Standing(acc, max(residuals), count)
+    )
 
 
 def follow(
@@ -97,8 +104,8 @@ def judge(
     if held_out is not None:
         standing = measure(model, held_out, clean_set, state.suspects)
     elif len(state.rehearsed) >= done.number:
-        rehearsed, none = state.rehearsed[done.number - 1], clean_set.take(np.arange(0))
-        standing = replace(rehearsed, residual=measure(model, none, clean_set, state.suspects).residual)
+        left = residual(model, clean_set, predict(model, clean_set), state.suspects)
+        standing = replace(state.rehearsed[done.number - 1], residual=left)
     else:
         return done
     undone = state.initial.acc - standing.acc > max(config.max_acc_drop, CHANCE * standing.standard_error)

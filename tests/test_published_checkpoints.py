@@ -28,14 +28,11 @@ def unlearn_published(shared, folder, checkpoint, data, attack, target_label, pr
 
 @pytest.mark.slow
 def test_badnets_on_cifar10(shared, tmp_path):
-    """The published notebook reports 83.1 % ACC (84.9 before) and 9.4 % ASR after one round on its checkpoint.
-
-    Three rounds, against PyTorch's: `python scripts/benchmark.py`, docs/performance.md.
-    """
+    """The published PyTorch code reaches 78.8 % ACC and 8.7 % ASR here, ASR on the images that unlearned."""
     files = ("badnets_8_02_ckpt.pth", "cifar10_test.npz")
-    before, after = unlearn_published(shared, tmp_path, *files, "badnets", 8, "cifar10", 1)
+    before, after = unlearn_published(shared, tmp_path, *files, "badnets", 8, "cifar10", 3)
     assert after["asr"] <= 0.12
-    assert abs(after["acc"] - before["acc"]) <= 0.025
+    assert abs(after["acc"] - before["acc"]) <= 0.015
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def test_few_images_take_back_only_what_chance_can_not_explain(rng):
         assert found.undone == undone
 
 
-def test_it_stops_when_the_short_cut_is_over(rng):
+def test_it_stops_when_the_short_cut_is_closed(rng):
     """Any residue will do: the first round is the last, of several members as of one, and going on changes nothing."""
     config, states = replace(CONFIG, closed=1.0, max_acc_drop=1.0), []
     members = [Member(Tiny(nnx.Rngs(index)), tiny_data(rng, 40), config) for index in range(2)]

@@ -10,6 +10,7 @@ from rich.table import Table
 from ibau_jax.auditing import Audit, Auditor
 from ibau_jax.cli.console import console, make_bar, percent, warn
 from ibau_jax.errors import DataError
+from ibau_jax.execution import DEFAULT_EXECUTION
 
 if TYPE_CHECKING:
     from ibau_jax.cli.task import Task
@@ -17,16 +18,14 @@ if TYPE_CHECKING:
     from ibau_jax.execution import Execution
 
 SHOWN_CLASSES = 5  # JSON has all
-ENOUGH_STEPS = (
-    80  # the size of a trigger can't shrink far enough in fewer: 50 find the embedded example suspicious only
-)
+ENOUGH_STEPS = 80  # in fewer a trigger can't shrink far enough: 50 find the embedded example only suspicious
 
 
-def make_auditor(config: "AuditConfig", execution: "Execution | None" = None) -> Auditor:
+def make_auditor(config: "AuditConfig", execution: "Execution" = DEFAULT_EXECUTION) -> Auditor:
     """An auditor; a search that is too short to be trusted is warned of."""
     if config.steps < ENOUGH_STEPS:
         warn(f"{config.steps} steps are too few for a small trigger to show; --audit-steps {ENOUGH_STEPS} or more")
-    return Auditor(config, execution) if execution else Auditor(config)
+    return Auditor(config, execution)
 
 
 class AuditProgress:
