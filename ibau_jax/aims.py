@@ -1,4 +1,4 @@
-"""What targeted perturbations aim at: suspected classes. (The published one leads away from the labels.)
+"""What targeted perturbations aim at: suspected classes. (Untargeted ones lead away from the labels.)
 
 They are larger than the smallest that does it: what an attacker stamps is no optimum, and takes more room.
 """
@@ -56,8 +56,8 @@ class Suspects:
 def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:
     """The configuration with what depends on the suspects settled.
 
-    Where one stands out, targeted perturbations close its short cut, and the published one, which finds the same short
-    cut, goes so far beyond it that nothing in the image is left to learn from.
+    Where one stands out, targeted perturbations close its short cut, and untargeted ones, which find the same short
+    cut, go so far beyond it that nothing in the image is left to learn from.
     """
     if config.untargeted_reach:
         radius = config.untargeted_reach * float(suspects.norms[0])
@@ -70,7 +70,7 @@ def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:
 def aims_of_round(config: UnlearnConfig, suspects: Suspects, number: int) -> Aims:
     """The suspects in turn, with norms drawn anew for each round."""
     key = jax.random.fold_in(jax.random.key(config.seed), ROUNDS + number)
-    which = np.arange(config.targeted) % len(suspects.labels)
+    which = np.arange(config.perturbations) % len(suspects.labels)
     low, high = config.reach
-    times = np.asarray(jax.random.uniform(key, (config.targeted,), minval=low, maxval=high))
+    times = np.asarray(jax.random.uniform(key, (config.perturbations,), minval=low, maxval=high))
     return Aims(suspects.labels[which], (suspects.norms[which] * times).astype(np.float32))

@@ -59,14 +59,16 @@ class UnlearnConfig:
     """share of another image that is mixed into each of them, at most (Zhang et al., 2018)"""
     mirror: Mirror = "never"
     """whether they may be mirrored: never, always, or where the model as it came classifies mirrored ones as well"""
-    targeted: int = 0
-    """perturbations in a round that lead to suspected targets; 0 for the published one, away from the labels"""
+    perturbations: int = 1
+    """perturbations in a round, each on its share of a batch"""
+    targeted: bool = False
+    """whether they lead to suspected targets, instead of away from the labels as the published one"""
     untargeted_rounds: int = 0
-    """rounds with the published perturbation before those with targeted ones"""
+    """rounds with untargeted perturbations before those with targeted ones"""
     untargeted_max_ratio: float | None = None
     """none of them where a suspect stands out more: the median class's smallest perturbation is so many times its"""
     untargeted_reach: float | None = None
-    """norm of the published perturbation, at most, in units of the smallest one that leads to the suspect"""
+    """norm of an untargeted perturbation, at most, in units of the smallest one that leads to the suspect"""
     suspects: int = 1
     """classes that are suspected: those reached by the smallest perturbations"""
     reach: tuple[float, float] = (2.0, 8.0)
@@ -87,22 +89,19 @@ class UnlearnConfig:
     """seed of the choice of perturbed and of held-out images, and of the norms of targeted perturbations"""
 
     @property
-    def perturbations(self) -> int:
-        """How many there are in a round."""
-        return self.targeted or 1
-
-    @property
     def needs_suspects(self) -> bool:
         """Whether unlearning has to know which classes are suspected."""
         return bool(self.targeted or self.held_out or self.folds > 1 or self.untargeted_reach)
 
     def of_round(self, number: int) -> "UnlearnConfig":
-        """What holds for one round: the first ones may have the published perturbation."""
-        return replace(self, targeted=0) if number <= self.untargeted_rounds else self
+        """What holds for one round: the first ones may have untargeted perturbations."""
+        return replace(self, targeted=False) if number <= self.untargeted_rounds else self
 
     def __post_init__(self) -> None:
         _require_each(
-            self, ("n_rounds", "batch_size", "K", "min_batches", "suspects", "folds", "min_rounds"), _AT_LEAST_1
+            self,
+            ("n_rounds", "batch_size", "K", "min_batches", "perturbations", "suspects", "folds", "min_rounds"),
+            _AT_LEAST_1,
         )
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
         _require(0 <= self.mix <= 0.5, f"mix is {self.mix}; it must be in [0, 0.5]")
@@ -117,7 +116,7 @@ class UnlearnConfig:
         )
         _require_each(
             self,
-            ("regularization", "distillation", "crop", "targeted", "untargeted_rounds", "closed", "max_acc_drop"),
+            ("regularization", "distillation", "crop", "untargeted_rounds", "closed", "max_acc_drop"),
             _NOT_NEGATIVE,
         )
         _require_each(self, ("norm_bound", "untargeted_max_ratio", "untargeted_reach"), _POSITIVE_OR_NONE)
@@ -253,7 +252,7 @@ _ROBUST = UnlearnConfig(
     # A larger step of Φ overshoots along a trigger: 0.1 leaves 16.8 % ASR after a round on l2_inv_0, 0.001 2.6 %.
     fixed_point_step=0.001,
     n_rounds=3,
-    min_rounds=2,
+    min_rounds=3,
     K=1,
     schedule="cosine",
     portion=0.2,
@@ -261,9 +260,11 @@ _ROBUST = UnlearnConfig(
     distillation=1.5,
     crop=2,
     mirror="tolerated",
-    targeted=4,
+    perturbations=4,
+    targeted=True,
     untargeted_rounds=1,
     untargeted_max_ratio=5.0,
+    reach=(2.0, 16.0),
     untargeted_reach=15.0,
     regularization=0.0,
     held_out=0.1,
@@ -273,7 +274,16 @@ PRESETS: dict[str, UnlearnConfig] = {
     # Chosen on the models of docs/experiments.md.
     "robust": _ROBUST,
     "robust-few": replace(
-        _ROBUST, n_rounds=1, lr=5e-4, min_batches=40, distillation=5.0, mix=0.5, held_out=0.0, folds=3
+        _ROBUST,
+        n_rounds=1,
+        min_rounds=1,
+        lr=8e-4,
+        min_batches=40,
+        distillation=5.0,
+        mix=0.5,
+        untargeted_reach=10.0,
+        held_out=0.0,
+        folds=3,
     ),
     # The published command line. Reaches 78.8 % ACC and 8.7 % ASR on badnets_8 after 3 rounds on 5000 images.
     "cifar10": UnlearnConfig(),

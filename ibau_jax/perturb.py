@@ -1,7 +1,7 @@
 """The inner maximisation: perturbations, shared by all images, that make the model contradict itself.
 
-The published algorithm has one in a round, away from the labels. There may be several that lead to suspected targets
-instead (`ibau_jax.aims`); each image of a batch then goes with one of them.
+The published algorithm has one in a round, away from the labels. There may be several, and they may lead to suspected
+targets instead (`ibau_jax.aims`); each image of a batch then goes with one of them.
 """
 
 from collections.abc import Callable
@@ -87,8 +87,8 @@ def inner_loss(
 ) -> Float[Array, ""]:
     """L_in(δ, θ; x, y) = −mean CE(f_θ(clip(x + δ)), y) + 0.001 ‖δ‖², on one batch with its `labels` as y.
 
-    For perturbations that aim at classes t it is Σ mean CE(f_θ(clip(x + δ)), t) + 0.001 ‖δ‖², each mean over its own
-    share of the images.
+    For several perturbations it is the sum of their losses, each mean over its own share of the images; where they aim
+    at classes t, mean CE(f_θ(clip(x + δ)), t) stands in place of the first term.
     """
 
     def losses(delta: Perturbation, params: Params, part: tuple[Batches, Array]) -> Float[Array, " m"]:

@@ -47,8 +47,7 @@ class Round:
 
     Attributes:
         number: counted from 1.
-        perturbation: δ, float32 (perturbations, height, width, channels), in units of the image range; the
-            published one, or the targeted ones.
+        perturbation: δ, float32 (perturbations, height, width, channels), in units of the image range.
         perturbation_norm: ℓ2 norm of the first one.
         inner_loss: mean of L_in over the batches.
         outer_loss: mean of L_out over the batches.

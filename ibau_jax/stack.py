@@ -45,8 +45,8 @@ class CompiledRound(NamedTuple):
         return self.inner.compile_seconds + self.outer.compile_seconds
 
 
-class CompiledSteps(dict[int, CompiledRound]):
-    """Those of each kind of round, by its number of targeted perturbations; compiled when first asked for."""
+class CompiledSteps(dict[bool, CompiledRound]):
+    """Those of each kind of round, by whether it is targeted; compiled when first asked for."""
 
     def of_round(self, stack: "Stack", number: int) -> CompiledRound:
         """Those of a round, by its number."""
@@ -142,7 +142,7 @@ class Stack:
             weights = self.batches.weights[:, index, : self.batch_size]
             chosen[:, index, : self.batch_size] = assigned_images(key, weights, config.portion, of_round.perturbations)
         patched = self.put((chosen >= 0).astype(np.float32))
-        which = self.put(np.maximum(chosen, 0)) if of_round.targeted else None
+        which = self.put(np.maximum(chosen, 0)) if of_round.perturbations > 1 else None
         return OuterBatch(batches, patched, which, self.put(mixture) if mixture else None)
 
     def put(self, batches: PyTree) -> PyTree:
@@ -157,7 +157,7 @@ class Stack:
         return self.placement.members(_stacked([carry] * len(self.states)))
 
     def aims(self, number: int) -> PyTree:
-        """What the members' targeted perturbations aim at in a round; None for published ones."""
+        """What the members' targeted perturbations aim at in a round; None for untargeted ones."""
         if not self.config.of_round(number).targeted:
             return None
         each = [
@@ -168,7 +168,7 @@ class Stack:
         return self.placement.members(_stacked(each))
 
     def radii(self) -> Float[Array, " members"]:
-        """Of the balls of the members' published perturbations."""
+        """Of the balls of the members' untargeted perturbations."""
         return jnp.asarray([config.norm_bound or jnp.inf for config in self.configs])
 
     def constants(self, number: int, delta: PyTree, aims: PyTree) -> OuterConstants:
@@ -278,7 +278,7 @@ def run_round(
     )
     delta = stack.placement.local(delta)
     if aims is None:  # targeted ones are in their balls
-        delta = jax.vmap(project)(delta, stack.radii())
+        delta = jax.vmap(jax.vmap(project, (0, None)))(delta, stack.radii())
     carry, outer = steps.outer.run(
         carry,
         stack.outer_batches(number, *stack.augmented(number, batches)),

@@ -17,7 +17,14 @@ from ibau_jax.result import Standing
 from tests.test_minimax import Tiny, tiny_data
 
 CONFIG = replace(
-    PRESETS["robust-few"], n_rounds=2, batch_size=10, min_batches=3, targeted=2, max_acc_drop=1.0, closed=0.0
+    PRESETS["robust-few"],
+    n_rounds=2,
+    batch_size=10,
+    min_batches=3,
+    perturbations=2,
+    targeted=True,
+    max_acc_drop=1.0,
+    closed=0.0,
 )
 
 

@@ -31,7 +31,7 @@ from tests.oracles.twins import as_torch, randomised, torch_twin
 from tests.test_minimax import Tiny, tiny_data, vgg_data
 
 TARGETS = [3, 7]
-CONFIG = UnlearnConfig(batch_size=12, targeted=2, clip=True, optim="sgd", lr=0.01, portion=0.5, K=2)
+CONFIG = UnlearnConfig(batch_size=12, perturbations=2, targeted=True, clip=True, optim="sgd", lr=0.01, portion=0.5, K=2)
 
 
 @pytest.fixture
@@ -73,6 +73,18 @@ def test_perturbations_stay_in_their_balls(case):
     assert (norms <= aims.radius * (1 + 1e-5)).all()
     assert (norms > 0.5 * aims.radius).all()
     assert losses[-1] < losses[0]
+
+
+def test_several_untargeted_perturbations_each_have_a_share_of_the_images(case):
+    model, batch, delta, _ = case
+    config, start = replace(CONFIG, targeted=False, inner_lr=0.5), jnp.zeros_like(delta)
+    step = jax.jit(inner_step(make_apply(model, DEFAULT_EXECUTION), config))
+    (found, _), _ = step((start, inner_optimizer(config, 1).init(start)), batch, InnerConstants(split_weights(model)))
+    settings = {"clip": True, "optimizer": "sgd", "learning_rate": 0.5, "bound": None}
+    for index in range(2):
+        share = (images_of(batch)[index::2], None)
+        expected = torch_ibau.perturbation(torch_twin(model), [share], **settings)[0].numpy().transpose(1, 2, 0)
+        np.testing.assert_allclose(found[index], expected, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
@@ -167,7 +179,7 @@ def test_few_images_have_their_own_robust_preset():
 
 
 def test_norms_are_drawn_anew_within_reach_and_suspects_take_turns():
-    config = replace(CONFIG, targeted=5, suspects=2, reach=(2.0, 8.0))
+    config = replace(CONFIG, perturbations=5, suspects=2, reach=(2.0, 8.0))
     suspects = Suspects(np.asarray([4, 9], np.int32), _sizes({4: 0.5, 9: 2.0}), np.zeros((2, 4, 4, 3)))
     first, second = (aims_of_round(config, suspects, number) for number in (1, 2))
     assert first.target.tolist() == [4, 9, 4, 9, 4]
@@ -191,7 +203,9 @@ def test_patched_images_get_the_perturbations_in_turn(size, portion, count, seed
 
 def test_batches_of_a_round_and_the_learning_rate(rng):
     done = []
-    config = replace(PRESETS["robust"], n_rounds=2, batch_size=10, min_batches=7, targeted=2, max_acc_drop=1.0)
+    config = replace(
+        PRESETS["robust"], n_rounds=2, batch_size=10, min_batches=7, perturbations=2, targeted=True, max_acc_drop=1.0
+    )
     config = replace(config, untargeted_max_ratio=None)
     result = unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 40), config, on_batch=lambda *progress: done.append(progress))
     assert [entry for entry in done if entry[0] == "outer"] == [
@@ -200,7 +214,7 @@ def test_batches_of_a_round_and_the_learning_rate(rng):
         for batch in range(1, 9)  # 36 images, 4 batches, twice
     ]
     assert done[0][0] == "search"
-    assert [len(done.perturbation) for done in result.rounds] == [1, 2]  # the published one, then targeted ones
+    assert [len(done.perturbation) for done in result.rounds] == [2, 2]
     rates = [learning_rate(replace(config, n_rounds=3, lr=1.0), number) for number in (1, 2, 3)]
     np.testing.assert_allclose(rates, [1.0, 0.75, 0.25])
     assert learning_rate(replace(config, schedule="constant"), 2) == config.lr
@@ -217,7 +231,9 @@ def test_going_on_from_a_state_keeps_the_suspects(rng):
 
 def test_members_with_and_without_an_untargeted_round_unlearn_together(rng):
     """A stack has rounds of one kind: whose suspect stands out and whose does not are stacked apart."""
-    config = replace(PRESETS["robust"], n_rounds=1, batch_size=20, min_batches=1, targeted=2, max_acc_drop=1.0)
+    config = replace(
+        PRESETS["robust"], n_rounds=1, batch_size=20, min_batches=1, perturbations=2, targeted=True, max_acc_drop=1.0
+    )
     config = replace(config, inner_lr=1e5)  # beyond any ball
     members = []
     for index, smallest in enumerate((1.0, 0.1, 0.9)):

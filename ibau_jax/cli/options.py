@@ -145,7 +145,7 @@ class MethodOptions:
     """terms of the Neumann series, or iterations of another --solver"""
     optim: Annotated[str | None, option("NAME", "adam")] = None
     """optimiser of the weights: adam, sgd or any optax optimiser"""
-    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001, robust-few 0.0005")] = None
+    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001, robust-few 0.0008")] = None
     """its learning rate; each of several is tried"""
     inner_optim: Annotated[str | None, option("NAME", "gtsrb adam, others sgd")] = None
     """optimiser of the perturbation"""
@@ -169,14 +169,16 @@ class MethodOptions:
     """share of another image that is mixed into each of them, at most"""
     mirror: Annotated[Mirror | None, option("never|tolerated|always", "robust tolerated, published never")] = None
     """whether they may be mirrored; tolerated: where the model as it came classifies mirrored ones as well"""
-    targeted: Annotated[int | None, option("N", "robust 4, published 0")] = None
-    """perturbations in a round that lead to suspected targets, instead of one away from the labels"""
+    perturbations: Annotated[int | None, option("N", "robust 4, published 1")] = None
+    """perturbations in a round, each on its share of a batch"""
+    targeted: Annotated[bool | None, option("True|False", "robust True, published False")] = None
+    """whether they lead to suspected targets, instead of away from the labels"""
     untargeted_rounds: Annotated[int | None, option("N", "robust 1, published 0")] = None
-    """rounds with the published perturbation before those with --targeted ones"""
+    """rounds with untargeted perturbations before those with --targeted ones"""
     untargeted_max_ratio: Annotated[float | None, option("X", "robust 5, published none")] = None
     """none of them where a suspect stands out more: the median class's smallest perturbation is so many times its"""
     untargeted_reach: Annotated[float | None, option("X", "robust 15, published none")] = None
-    """norm of the published perturbation, at most, in units of the smallest one that leads to the suspect"""
+    """norm of an untargeted perturbation, at most, in units of the smallest one that leads to the suspect"""
     suspects: Annotated[int | None, option("N", "1")] = None
     """classes that are suspected: those reached by the smallest perturbations"""
     reach: Annotated[tuple[float, float] | None, option("X X", "2 8")] = None

@@ -154,7 +154,7 @@ class Task:
         assert self.before is not None
         verdicts = {when: audit.verdict for when, audit in self.audits.items()}
         relearned = {name: found.asr for name, found in self.relearned.items()}
-        return conclude(self.before, self.after(), verdicts, relearned, targeted=bool(self.config.targeted))
+        return conclude(self.before, self.after(), verdicts, relearned, targeted=self.config.targeted)
 
     def after(self) -> Metrics:
         """The figures after the round that is kept."""
