@@ -161,7 +161,7 @@ class MethodOptions:
     """a round goes through the clean batches as often as it takes to have so many"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
     """learning rate over the rounds"""
-    distillation: Annotated[float | None, option("X", "robust 1.5, robust-few 5, published 0")] = None
+    distillation: Annotated[float | None, option("X", "robust 1, robust-few 5, published 0")] = None
     """weight of the divergence from what the model as it came says of clean images"""
     crop: Annotated[int | None, option("N", "robust 2, published 0")] = None
     """pixels by which the images that unlearn may move, anew in each round"""
@@ -169,7 +169,7 @@ class MethodOptions:
     """share of another image that is mixed into each of them, at most"""
     mirror: Annotated[Mirror | None, option("never|tolerated|always", "robust tolerated, published never")] = None
     """whether they may be mirrored; tolerated: where the model as it came classifies mirrored ones as well"""
-    perturbations: Annotated[int | None, option("N", "robust 4, published 1")] = None
+    perturbations: Annotated[int | None, option("N", "robust 2, robust-few 4, published 1")] = None
     """perturbations in a round, each on its share of a batch"""
     targeted: Annotated[bool | None, option("True|False", "robust True, published False")] = None
     """whether they lead to suspected targets, instead of away from the labels"""
@@ -177,11 +177,11 @@ class MethodOptions:
     """rounds with untargeted perturbations before those with --targeted ones"""
     untargeted_max_ratio: Annotated[float | None, option("X", "robust 5, published none")] = None
     """none of them where a suspect stands out more: the median class's smallest perturbation is so many times its"""
-    untargeted_reach: Annotated[float | None, option("X", "robust 15, published none")] = None
+    untargeted_reach: Annotated[float | None, option("X", "robust 15, robust-few 10, published none")] = None
     """norm of an untargeted perturbation, at most, in units of the smallest one that leads to the suspect"""
     suspects: Annotated[int | None, option("N", "1")] = None
     """classes that are suspected: those reached by the smallest perturbations"""
-    reach: Annotated[tuple[float, float] | None, option("X X", "2 8")] = None
+    reach: Annotated[tuple[float, float] | None, option("X X", "robust 2 16")] = None
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     regularization: Annotated[float | None, option("X", "robust 0, published 0.001")] = None
     """weight of the perturbation's squared norm"""
@@ -189,7 +189,7 @@ class MethodOptions:
     """share of the clean images that do not unlearn, but tell which rounds to keep"""
     folds: Annotated[int | None, option("N", "robust-few 3, others 1")] = None
     """instead of --held-out: rehearse the run N times, each without a part of the clean images, which then measures"""
-    min_rounds: Annotated[int | None, option("N", "robust 2, others 1")] = None
+    min_rounds: Annotated[int | None, option("N", "robust 3, others 1")] = None
     """rounds before it may stop"""
     closed: Annotated[float | None, option("X", "0.002")] = None
     """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
