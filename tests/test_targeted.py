@@ -244,7 +244,8 @@ def test_members_with_and_without_an_untargeted_round_unlearn_together(rng):
         state = replace(initial_state(model, config), suspects=suspects, initial=Standing(0.5, 1.0, 4))
         members.append(Member(model, tiny_data(rng, 40), config, state))
     stacked = unlearn_many(members, together=True)
-    assert [len(found.rounds[0].perturbation) for found in stacked] == [1, 2, 1]
-    assert [found.rounds[0].perturbation_norm for found in stacked[::2]] == pytest.approx([15.0, 13.5], rel=1e-5)
+    norms = np.linalg.norm([found.rounds[0].perturbation.reshape(2, -1) for found in stacked], axis=2)
+    np.testing.assert_allclose(norms[::2], [[15.0, 15.0], [13.5, 13.5]], rtol=1e-5)  # untargeted: each in its own ball
+    assert (norms[1] <= 1.6 * (1 + 1e-5)).all()  # targeted: up to 16 times the smallest
     for found, alone in zip(stacked, unlearn_many(members, together=False), strict=True):
         assert found.rounds[0].outer_loss == pytest.approx(alone.rounds[0].outer_loss, rel=1e-4)

@@ -152,9 +152,14 @@ class Task:
     def conclusion(self) -> Conclusion:
         """What the run amounts to."""
         assert self.before is not None
+        assert self.result is not None
         verdicts = {when: audit.verdict for when, audit in self.audits.items()}
         relearned = {name: found.asr for name, found in self.relearned.items()}
-        return conclude(self.before, self.after(), verdicts, relearned, targeted=self.config.targeted)
+        kept = self.result.rounds[self.result.kept_round - 1] if self.result.kept_round else None
+        residual = kept.standing.residual if kept and kept.standing else None
+        return conclude(
+            self.before, self.after(), verdicts, relearned, targeted=self.config.targeted, residual=residual
+        )
 
     def after(self) -> Metrics:
         """The figures after the round that is kept."""

@@ -10,6 +10,7 @@ Level = Literal["good", "doubtful", "bad"]
 WORKED = 0.5  # an attack that succeeds less often than this did not work
 DEFEATED = 0.1  # and one that succeeds less often than this works no longer
 COSTLY = 0.03  # accuracy lost
+OPEN = 0.1  # images that still follow a short cut
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ def conclude(
     relearned: dict[str, list[float]] | None = None,
     *,
     targeted: bool,
+    residual: float | None = None,
 ) -> Conclusion:
     """Weighs a run's figures.
 
@@ -44,6 +46,7 @@ def conclude(
         relearned: the attack's success before and after each epoch of fine-tuning with triggered images, by model, the
             cleaned one first.
         targeted: whether the unlearning closed the very short cuts that an audit looks for.
+        residual: the share of clean images that still follow the suspects' short cuts, where that was measured.
     """
     level, headline = _of_attack(before.asr, after.asr) if before.asr is not None else _of_audits(audits)
     lost = before.acc - after.acc
@@ -51,7 +54,15 @@ def conclude(
         level, headline = "doubtful", f"{headline}, at the cost of {100 * lost:.1f} points of accuracy"
     if level == "good" and relearned and _returns(relearned):
         level, headline = "doubtful", f"{headline}, but it is relearned within an epoch"
-    reasons = (*_figures(before, after), *_of_trust(audits, targeted), *_of_relearning(relearned or {}))
+    open_to = residual if residual and residual > OPEN else None
+    if level == "good" and open_to and before.asr is None:
+        level, headline = "doubtful", f"{headline}, but the short cut to the suspected class is still open"
+    reasons = (
+        *_figures(before, after),
+        *_of_trust(audits, targeted),
+        *_of_residual(open_to),
+        *_of_relearning(relearned or {}),
+    )
     return Conclusion(level, headline, reasons)
 
 
@@ -85,6 +96,15 @@ def _of_relearning(relearned: dict[str, list[float]]) -> tuple[str, ...]:
         return ()
     each = ", ".join(f"{name} {100 * asr[1]:.1f} %" for name, asr in relearned.items())
     return (f"attack success after an epoch of fine-tuning with triggered images: {each}",)
+
+
+def _of_residual(residual: float | None) -> tuple[str, ...]:
+    if residual is None:
+        return ()
+    return (
+        f"{100 * residual:.1f} % of clean images still follow the suspected short cut of the model as it came: "
+        "more clean images or more rounds (--n-clean, --n-rounds) may close it",
+    )
 
 
 def _figures(before: Metrics, after: Metrics) -> tuple[str, ...]:

@@ -43,6 +43,22 @@ def test_what_is_relearned_at_once_was_only_hidden(cleaned, clean, level):
     assert any(f"cleaned {100 * cleaned:.1f} %" in reason for reason in found.reasons)
 
 
+@pytest.mark.parametrize(
+    ("asr", "residual", "level", "said"),
+    [
+        (None, 0.3, "doubtful", True),
+        (None, 0.05, "good", False),
+        (None, None, "good", False),
+        (0.02, 0.3, "good", True),
+    ],
+)
+def test_an_open_short_cut_is_said_and_counts_where_the_attack_is_unknown(asr, residual, level, said):
+    before, after = figures(0.9, None if asr is None else 0.99), figures(0.9, asr)
+    found = conclude(before, after, FOUND, targeted=True, residual=residual)
+    assert found.level == level
+    assert any("30.0 % of clean images still follow" in reason for reason in found.reasons) == said
+
+
 def test_a_targeted_unlearnings_audit_is_no_proof():
     reasons = [conclude(figures(0.9), figures(0.9), FOUND, targeted=targeted).reasons for targeted in (True, False)]
     assert ["no proof" in " ".join(each) for each in reasons] == [True, False]
