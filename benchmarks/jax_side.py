@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import BATCH_SIZE, LR, SEED, Case
-from ibau_jax import stack
+from ibau_jax import rounds
 from ibau_jax.checkpoints import load
 from ibau_jax.cli.device import choose_device, device_name
 from ibau_jax.cli.run_folder import versions
@@ -23,6 +23,7 @@ from ibau_jax.minimax import initial_state
 from ibau_jax.outer import OuterBatch, outer_step
 from ibau_jax.perturb import InnerConstants, inner_step
 from ibau_jax.result import State
+from ibau_jax.stack import Stack
 
 
 class JaxSide:
@@ -35,8 +36,8 @@ class JaxSide:
         config = UnlearnConfig(n_rounds=case.rounds, batch_size=BATCH_SIZE, K=case.K, lr=LR, seed=SEED)
         clean_set = make_dataset(self.work["images"], self.work["labels"], case.name)
         model = checkpoint.model()
-        self.stack = stack.Stack([initial_state(model, config)], [clean_set], [config], Execution(precision=precision))  # type: ignore[arg-type]
-        self.steps = stack.compile_round(self.stack, 1)
+        self.stack = Stack([initial_state(model, config)], [clean_set], [config], Execution(precision=precision))  # type: ignore[arg-type]
+        self.steps = rounds.compile_round(self.stack, 1)
         self.carry, self.batches, self.number = self.stack.carry(), self.stack.put(self.stack.batches), 0
 
     def facts(self) -> dict[str, Any]:
@@ -69,11 +70,11 @@ class JaxSide:
     def round(self) -> None:
         """The next round."""
         self.number += 1
-        self.carry, done = stack.run_round(
+        self.carry, done = rounds.run_round(
             self.stack, self.steps, self.number, self.batches, self.carry, lambda *progress: None
         )
         jax.block_until_ready(self.carry)
-        stack.take_in(self.stack, self.carry, done, None)
+        rounds.take_in(self.stack, self.carry, done, None)
 
     def evaluate(self) -> dict[str, float | None]:
         """ACC and ASR of the model as it is."""

@@ -27,7 +27,8 @@ def outer_step_memory(
 
     from ibau_jax.minimax import initial_state
     from ibau_jax.models import get_architecture
-    from ibau_jax.stack import Stack, compile_round
+    from ibau_jax.rounds import compile_round
+    from ibau_jax.stack import Stack
 
     rng, config = np.random.default_rng(0), UnlearnConfig(batch_size=batch_size, K=K)
     images = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)

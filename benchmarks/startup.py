@@ -19,13 +19,13 @@ WARM_RUNS = 3
 # Prints the seconds since this process was started (its age, as the system counts it) and how many of them compiled.
 PROGRAM = """
 import os, runpy, sys, time
-from ibau_jax import stack
+from ibau_jax import rounds
 def at_first_round(stack, steps, *rest):
     ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
     age = float(open("/proc/uptime").read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
     print("first round after", age, "of which compiling", steps.seconds, flush=True)
     os._exit(0)
-stack.run_round = at_first_round
+rounds.run_round = at_first_round
 sys.argv[0] = {script!r}
 runpy.run_path({script!r}, run_name="__main__")
 """

@@ -23,8 +23,9 @@ from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.models.inference import count_classes
 from ibau_jax.rehearsal import Run, rehearse
 from ibau_jax.result import OnBatch, Result, State
+from ibau_jax.rounds import CompiledSteps, run_stack
 from ibau_jax.selection import hold_out, measure
-from ibau_jax.stack import CompiledSteps, Stack, run_stack
+from ibau_jax.stack import Stack
 from ibau_jax.suspects import compile_scan, find_suspects
 
 __all__ = ["Member", "initial_state", "stackable", "unlearn", "unlearn_many"]

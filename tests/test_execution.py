@@ -15,7 +15,8 @@ from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.minimax import initial_state, unlearn
 from ibau_jax.models.small_vgg import SmallVGG
-from ibau_jax.stack import Stack, compile_round
+from ibau_jax.rounds import compile_round
+from ibau_jax.stack import Stack
 from tests.oracles.twins import randomised
 from tests.test_minimax import Tiny, tiny_data, vgg_data
 from tests.test_stack import CONFIG, assert_alike, small_net
