@@ -155,8 +155,8 @@ class Task:
         assert self.result is not None
         verdicts = {when: audit.verdict for when, audit in self.audits.items()}
         relearned = {name: found.asr for name, found in self.relearned.items()}
-        kept = self.result.rounds[self.result.kept_round - 1] if self.result.kept_round else None
-        residual = kept.standing.residual if kept and kept.standing else None
+        standing = self.result.rounds[self.result.kept_round - 1].standing
+        residual = standing.residual if standing else None
         return conclude(
             self.before, self.after(), verdicts, relearned, targeted=self.config.targeted, residual=residual
         )
