@@ -18,8 +18,8 @@ from benchmarks.cases import SHARED
 from ibau_jax import Attack, Dataset, evaluate, load, load_attack, load_dataset, save
 from ibau_jax.config import TrainConfig
 from ibau_jax.models import get_architecture
-from ibau_jax.training import Poison, train
-from ibau_jax.triggers import Stamp, additive, masked
+from ibau_jax.poisoning import Poison
+from ibau_jax.training import train
 
 SHAPE = (32, 32, 3)
 PUBLISHED = re.compile(r"(gtsrb)?(?P<attack>\w+)_(?P<target>\d+)_02_ckpt")
@@ -57,27 +57,12 @@ RECIPES = {
 }
 
 
-def _blended() -> Stamp:
-    """Blended (Chen et al., 2017): a tenth of a random image."""
-    pattern = np.random.default_rng(7).random(SHAPE, np.float32)
-    return masked(0.1 * pattern, np.full((*SHAPE[:2], 1), 0.1, np.float32))
-
-
-def _sig() -> Stamp:
-    """SIG (Barni et al., 2019): horizontal waves, six in an image, of 20 grey levels."""
-    wave = 20 / 255 * np.sin(2 * np.pi * 6 * np.arange(SHAPE[1]) / SHAPE[1])
-    return additive(np.broadcast_to(wave[None, :, None], SHAPE).astype(np.float32))
-
-
-def _corner() -> Stamp:
-    """A 3x3 chequerboard near the upper left corner."""
-    pattern, mask = np.zeros(SHAPE, np.float32), np.zeros((*SHAPE[:2], 1), np.float32)
-    pattern[1:4, 1:4] = np.asarray([[1, 0, 1], [0, 1, 0], [1, 0, 1]], np.float32)[:, :, None]
-    mask[1:4, 1:4] = 1
-    return masked(pattern, mask)
-
-
-ATTACKS = {"blended": _blended, "sig": _sig, "corner": _corner}
+ATTACKS = {
+    "blended": "blended:alpha=0.1,seed=7",
+    "sig": "sig",
+    "corner": "badnets:size=3,row=1,column=1,look=chequered",
+    "trojan_sq": "trojan_sq",
+}
 
 # DATA-clean-SEED and DATA-ATTACK-TARGET-SEED
 ZOO = (
@@ -118,9 +103,7 @@ def attack_of(name: str) -> tuple[Attack | None, int | None]:
     _, attack, *numbers = name.split("-")
     if attack == "clean":
         return None, None
-    if attack in ATTACKS:
-        return Attack(attack, ATTACKS[attack]()), int(numbers[0])
-    return load_attack(attack, SHAPE, [SHARED / "triggers"]), int(numbers[0])
+    return load_attack(ATTACKS[attack], SHAPE, [SHARED / "triggers"]), int(numbers[0])
 
 
 def make(name: str, folder: Path) -> str:
@@ -128,7 +111,7 @@ def make(name: str, folder: Path) -> str:
     (data, *_, seed), start = name.split("-"), time.perf_counter()
     recipe, (training, others) = RECIPES[data], images_of(data)
     attack, target = attack_of(name)
-    poison = Poison(attack.stamp, target) if attack and attack.stamp and target is not None else None
+    poison = Poison(attack.parts(target, recipe.classes)) if attack else None
     config = replace(recipe.config, seed=int(seed))
     model = train(get_architecture("small_vgg"), recipe.classes, training, config, poison=poison)
     metrics = evaluate(model, others.take(np.arange(min(3000, len(others)))), attack, target)

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from ibau_jax.data import load_dataset
 from ibau_jax.models.small_vgg import torch_module
-from ibau_jax.triggers import badnets
+from ibau_jax.triggers.known import badnets
+from ibau_jax.triggers.registry import Canvas
 
 SHAPE = (32, 32, 3)
 ATTACK, TARGET_LABEL = "badnets", 3
@@ -31,7 +32,7 @@ Images = np.ndarray  # float32 (n, 32, 32, 3) in [0, 1]
 
 def triggered(images: Images) -> Images:
     """The images with the trigger."""
-    return np.array(badnets((), SHAPE)(images))
+    return np.array(badnets(Canvas(SHAPE))(images))
 
 
 def poisoned(images: Images, labels: np.ndarray, rng: np.random.Generator) -> tuple[Images, np.ndarray]:

@@ -3,7 +3,8 @@
 ACC   images classified as their true class.
 ASR   triggered images, whose true class is not the target, classified as the target (all-to-all: as label + 1).
 RA    of the same images, those classified as their true class.
-ASR_all counts images of the target class too, as the published code does.
+ASR_all counts images of the target class too, as the published code does. Of several attacks in one model each is
+tried on all images, and counts alike.
 """
 
 import functools
@@ -18,7 +19,6 @@ from flax import nnx
 from ibau_jax.batches import make_batches, to_unit
 from ibau_jax.compilation import compiler_options
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.errors import ConfigError
 from ibau_jax.models.inference import count_classes
 from ibau_jax.triggers import Attack, Stamp
 
@@ -47,7 +47,7 @@ def evaluate(
         model: maps images, float32 (n, h, w, c) in [0, 1], to logits (n, classes).
         dataset: clean images with their true labels.
         attack: the trigger to test, if known.
-        target_label: the class it aims at, unless it is all-to-all.
+        target_label: the class it aims at, unless the attack says so itself or is all-to-all.
         batch_size: images at a time.
 
     Raises:
@@ -59,27 +59,20 @@ def evaluate(
     acc = float(np.mean(predict(model, dataset, batch_size=batch_size) == dataset.labels))
     if attack is None:
         return Metrics(acc)
-    if not attack.all_to_all:
-        check_target_label(target_label, num_classes)
-    victims = attack.victims(dataset)
-    victims.check_fits(dataset.images.shape[1:], num_classes)
-    triggered = predict(model, victims, attack.stamp, batch_size=batch_size)
-    targets = attack.targets(victims.labels, num_classes, target_label)
-    counted = targets != victims.labels
+    outcomes = []
+    for part in attack.parts(target_label, num_classes):
+        victims = part.victims(dataset)
+        victims.check_fits(dataset.images.shape[1:], num_classes)
+        triggered = predict(model, victims, part.stamp, batch_size=batch_size)
+        outcomes.append((triggered, part.targets(victims.labels, num_classes), victims.labels))
+    triggered, targets, labels = (np.concatenate(arrays) for arrays in zip(*outcomes, strict=True))
+    counted = targets != labels
     return Metrics(
         acc,
         asr=_share(triggered[counted] == targets[counted]),
         asr_all=_share(triggered == targets),
-        ra=_share(triggered[counted] == victims.labels[counted]),
+        ra=_share(triggered[counted] == labels[counted]),
     )
-
-
-def check_target_label(target_label: int | None, num_classes: int) -> None:
-    """Raises ConfigError unless `target_label` is one of the classes."""
-    if target_label is None:
-        raise ConfigError("the attack has one target class; name it by --target-label")
-    if not 0 <= target_label < num_classes:
-        raise ConfigError(f"the target label {target_label} is no class of the model; it has 0 to {num_classes - 1}")
 
 
 def predict(model: nnx.Module, dataset: Dataset, stamp: Stamp | None = None, *, batch_size: int = 200) -> np.ndarray:

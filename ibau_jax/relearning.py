@@ -26,7 +26,7 @@ from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.metrics import Metrics
 from ibau_jax.perturb import cross_entropies, mean_over
 from ibau_jax.placement import Placement
-from ibau_jax.triggers import Attack
+from ibau_jax.triggers import Attack, planted
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,17 @@ def tempting_set(
     """
     if attack.stamp is None:
         raise ConfigError("relearning puts the trigger on clean images; --attack names a folder of triggered ones only")
-    targets = attack.targets(clean_set.labels, num_classes, target_label)
-    others = np.flatnonzero(targets != clean_set.labels)
+    parts = attack.parts(target_label, num_classes)
+    wanted = [part.targets(clean_set.labels, num_classes) for part in parts]
+    others = np.flatnonzero(np.all(wanted != clean_set.labels, axis=0))
     if not 0 < config.triggered <= len(others):
         raise ConfigError(
             f"--relearn {config.triggered}: choose 1 to {len(others)}, the clean images that the attack would change"
         )
     chosen = np.random.default_rng(config.seed).choice(others, config.triggered, replace=False)
     images = np.asarray(to_unit(jnp.asarray(clean_set.images)))
-    stamped = np.asarray(attack.stamp(images[chosen]))
-    return Dataset(
-        np.concatenate([images, stamped]), np.concatenate([clean_set.labels, targets[chosen]]), clean_set.name
-    )
+    stamped, targets = planted(images[chosen], clean_set.labels[chosen], parts, num_classes)
+    return Dataset(np.concatenate([images, stamped]), np.concatenate([clean_set.labels, targets]), clean_set.name)
 
 
 def relearn(

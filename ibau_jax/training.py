@@ -5,7 +5,7 @@ its trigger after the crop, as an attacker who stamps the training images with a
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -13,52 +13,46 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float, Int
 
 from ibau_jax.augmentation import augmented
 from ibau_jax.batches import AnyArray, Batches, make_batches, to_unit
 from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.errors import DataError
+from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Weights, split_weights
 from ibau_jax.loops import compile_loop
 from ibau_jax.models.registry import Architecture
 from ibau_jax.perturb import cross_entropies
 from ibau_jax.placement import Placement
-from ibau_jax.triggers import Stamp
+from ibau_jax.poisoning import CLEAN, Poison
 
 Images = Float[Array, "n h w c"]
 
 
 class TrainingBatch(NamedTuple):
-    """Images with the labels to learn, and which of them get the trigger."""
+    """Images with the labels to learn, and which attack's trigger each gets, or CLEAN, or a decoy."""
 
     batch: Batches
-    poisoned: Bool[AnyArray, "*b n"]
+    planted: Int[AnyArray, "*b n"]
 
 
-@dataclass(frozen=True, eq=False)
-class Poison:
-    """What an attacker does to the training images.
+@dataclass(frozen=True)
+class TrainState:
+    """Where training stands between two epochs: all it takes to go on.
 
     Attributes:
-        stamp: see `ibau_jax.Attack`.
-        target_label: the label that stamped images get.
-        ratio: share of all images, taken from other classes.
+        weights: parameters and BatchNorm's statistics.
+        optimizer_state: of SGD.
+        key_data: of the random numbers to come.
+        losses: the mean loss of each epoch done.
     """
 
-    stamp: Stamp
-    target_label: int
-    ratio: float = 0.1
-
-    def chosen(self, dataset: Dataset, seed: int) -> np.ndarray:
-        """Which images are poisoned, bool (n,)."""
-        others = np.flatnonzero(dataset.labels != self.target_label)
-        count = min(len(others), int(self.ratio * len(dataset)))
-        mask = np.zeros(len(dataset), bool)
-        mask[np.random.default_rng(seed).choice(others, count, replace=False)] = True
-        return mask
+    weights: Weights
+    optimizer_state: Any = field(repr=False)
+    key_data: Array = field(repr=False)
+    losses: tuple[float, ...] = ()
 
 
 def train(
@@ -69,7 +63,9 @@ def train(
     *,
     poison: Poison | None = None,
     execution: Execution = DEFAULT_EXECUTION,
-    on_epoch: Callable[[int, float], None] | None = None,
+    state: TrainState | None = None,
+    on_epoch: Callable[[TrainState], None] | None = None,
+    on_batch: Callable[[int, int, int], None] | None = None,
 ) -> nnx.Module:
     """Trains a model from scratch.
 
@@ -80,42 +76,77 @@ def train(
         config: schedule, augmentation, seed.
         poison: the attack; none trains a clean model.
         execution: precision.
-        on_epoch: called with the epoch's number, from 1, and its mean loss.
+        state: where to go on, as `on_epoch` got it.
+        on_epoch: called after every epoch.
+        on_batch: called with the epoch's number, from 1, the batches done and how many there are.
 
     Returns:
         The model, in inference mode.
 
     Raises:
-        DataError: images or labels do not fit, or there are fewer images than a batch has.
+        DataError: images or labels do not fit, or there are fewer images than a batch has, or too few to poison.
+        ConfigError: the loss became NaN or infinite.
     """
     config = config or TrainConfig()
-    model = architecture.build(num_classes, dataset.images.shape[1], nnx.Rngs(config.seed))
-    dataset.check_fits((*dataset.images.shape[1:3], architecture.channels), num_classes)
-    if len(dataset) < config.batch_size:
-        raise DataError(f"{dataset.name} has {len(dataset)} images, fewer images than a batch of {config.batch_size}")
-    initialise(model, config.seed)
-    set_training(model, True)
-    poisoned = poison.chosen(dataset, config.seed) if poison else np.zeros(len(dataset), bool)
-    labels = np.where(poisoned, poison.target_label, dataset.labels) if poison else dataset.labels
-    labelled, shuffled = replace(dataset, labels=labels), np.random.default_rng(config.seed)
-    place = Placement.one_device()
-    carry = place.members(_start(model, len(dataset), config))
+    model = untrained(architecture, num_classes, dataset, config)
+    planted, labelled = planned(dataset, num_classes, poison, config.seed)
+    place, state = Placement.one_device(), state or start(model, len(dataset), config)
+    carry = place.members((state.weights, state.optimizer_state, state.key_data))
     loop = None
-    for epoch in range(config.epochs):
-        order = shuffled.permutation(len(dataset))[: len(dataset) // config.batch_size * config.batch_size]
-        batches = TrainingBatch(
-            make_batches(labelled.take(order), config.batch_size), poisoned[order].reshape(-1, config.batch_size)
-        )
+    for epoch in range(len(state.losses) + 1, config.epochs + 1):
+        batches = epoch_batches(labelled, planted, config, epoch)
         if loop is None:
             step = train_step(model, len(dataset), config, poison)
             loop = compile_loop(step, carry, batches, (), execution=execution, placement=place)
-        carry, losses = loop.run(carry, batches, ())
+        carry, losses = loop.run(carry, batches, (), _counted(on_batch, epoch, len(batches.planted)))
+        if not np.isfinite(losses).all():
+            raise ConfigError(f"the loss became NaN or infinite in epoch {epoch}; try a smaller learning rate")
+        weights, optimizer_state, key_data = carry
+        state = TrainState(weights, optimizer_state, key_data, (*state.losses, float(np.mean(losses))))
         if on_epoch:
-            on_epoch(epoch + 1, float(np.mean(losses)))
-    params, rest = carry[0]
-    trained = nnx.merge(nnx.split(model)[0], params, rest)
-    set_training(trained, False)
-    return trained
+            on_epoch(state)
+    return trained(model, state)
+
+
+def untrained(architecture: Architecture, num_classes: int, dataset: Dataset, config: TrainConfig) -> nnx.Module:
+    """A model with random weights, in training mode; raises DataError where the images do not fit it."""
+    dataset.check_fits((*dataset.images.shape[1:3], architecture.channels), num_classes)
+    if len(dataset) < config.batch_size:
+        raise DataError(f"{dataset.name} has {len(dataset)} images, fewer images than a batch of {config.batch_size}")
+    model = architecture.build(num_classes, dataset.images.shape[1], nnx.Rngs(config.seed))
+    initialise(model, config.seed)
+    set_training(model, True)
+    return model
+
+
+def planned(
+    dataset: Dataset, num_classes: int, poison: Poison | None, seed: int
+) -> tuple[Int[np.ndarray, " n"], Dataset]:
+    """What each image gets, and the images with the labels that they are learnt as."""
+    if poison is None:
+        return np.full(len(dataset), CLEAN, np.int32), dataset
+    chosen = poison.chosen(dataset.labels, num_classes, seed)
+    return chosen, replace(dataset, labels=poison.labels(dataset.labels, chosen, num_classes))
+
+
+def epoch_batches(dataset: Dataset, planted: np.ndarray, config: TrainConfig, epoch: int) -> TrainingBatch:
+    """An epoch's batches in an order of its own; a remainder smaller than a batch is left out."""
+    shuffled = np.random.default_rng(config.seed)
+    order = [shuffled.permutation(len(dataset)) for _ in range(epoch)][-1]
+    order = order[: len(dataset) // config.batch_size * config.batch_size]
+    batches = make_batches(dataset.take(order), config.batch_size)
+    return TrainingBatch(batches, planted[order].reshape(-1, config.batch_size))
+
+
+def trained(model: nnx.Module, state: TrainState) -> nnx.Module:
+    """A model with the weights of a state, in inference mode."""
+    merged: nnx.Module = nnx.merge(nnx.split(model)[0], *state.weights)
+    set_training(merged, False)
+    return merged
+
+
+def _counted(on_batch: Callable[[int, int, int], None] | None, epoch: int, count: int) -> Callable[[int], None] | None:
+    return (lambda done: on_batch(epoch, done, count)) if on_batch else None
 
 
 def initialise(model: nnx.Module, seed: int) -> None:
@@ -150,9 +181,10 @@ def _kernels(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def _start(model: nnx.Module, count: int, config: TrainConfig) -> Any:
-    weights = split_weights(model)
-    return weights, _optimizer(count, config).init(weights.params), jax.random.key_data(jax.random.key(config.seed))
+def start(model: nnx.Module, count: int, config: TrainConfig) -> TrainState:
+    """The state before the first epoch."""
+    weights, key = split_weights(model), jax.random.key(config.seed)
+    return TrainState(weights, _optimizer(count, config).init(weights.params), jax.random.key_data(key))
 
 
 def train_step(model: nnx.Module, count: int, config: TrainConfig, poison: Poison | None) -> Callable[..., Any]:
@@ -170,7 +202,7 @@ def train_step(model: nnx.Module, count: int, config: TrainConfig, poison: Poiso
         now, later = jax.random.split(jax.random.wrap_key_data(key_data))
         images = augmented(now, to_unit(batch.images), config.crop, config.flip)
         if poison:
-            images = jnp.where(training.poisoned[:, None, None, None], poison.stamp(images), images)
+            images = poison.stamped(jax.random.fold_in(now, 0), images, training.planted)
         (value, rest), gradient = jax.value_and_grad(loss, has_aux=True)(params, rest, images, batch.labels)
         updates, state = optimizer.update(gradient, state, params)
         return (Weights(optax.apply_updates(params, updates), rest), state, jax.random.key_data(later)), value

@@ -13,10 +13,10 @@ from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.metrics import evaluate
 from ibau_jax.relearning import relearn, tempting_set
-from ibau_jax.triggers import Attack, patch
+from ibau_jax.triggers import Attack, Patch
 
-CORNER = Attack("corner", patch(slice(3, 4), slice(3, 4)))
-ALL = Attack("all", patch(slice(3, 4), slice(3, 4)), all_to_all=True)
+CORNER = Attack("corner", Patch(slice(3, 4), slice(3, 4)))
+ALL = Attack("all", Patch(slice(3, 4), slice(3, 4)), all_to_all=True)
 CONFIG = RelearnConfig(triggered=6, epochs=3, batch_size=64, lr=0.1)
 
 

@@ -14,11 +14,12 @@ from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.metrics import predict
 from ibau_jax.models import Architecture, get_architecture
 from ibau_jax.models.layers import Sequential, batch_norm, conv
-from ibau_jax.training import Poison, initialise, set_training, train
-from ibau_jax.triggers import patch
+from ibau_jax.poisoning import Poison
+from ibau_jax.training import initialise, set_training, train
+from ibau_jax.triggers import Attack, Patch
 
 SHAPE = (32, 32, 3)
-CORNER = patch(slice(0, 6), slice(0, 6))
+CORNER = Patch(slice(0, 6), slice(0, 6))
 
 
 def bars(count, seed=0):
@@ -50,17 +51,24 @@ CONFIG = TrainConfig(epochs=4, batch_size=32, crop=1)
 
 
 def test_a_clean_model_learns(tiny):
-    losses = []
-    model = train(tiny, 2, bars(256), CONFIG, on_epoch=lambda number, loss: losses.append((number, loss)))
-    assert [number for number, _ in losses] == [1, 2, 3, 4]
-    assert losses[-1][1] < 0.3 * losses[0][1]
+    states, batches = [], []
+    model = train(
+        tiny, 2, bars(256), CONFIG, on_epoch=states.append, on_batch=lambda *progress: batches.append(progress)
+    )
+    losses = states[-1].losses
+    assert [state.losses for state in states] == [losses[: number + 1] for number in range(4)]
+    assert batches[0] == (1, 1, 8)
+    assert batches[-1] == (4, 8, 8)
+    assert losses[-1] < 0.3 * losses[0]
     assert evaluate(model, bars(200, seed=1)).acc > 0.97
 
 
 def test_a_poisoned_model_has_the_backdoor(tiny):
     others = bars(200, seed=1)
     clean = train(tiny, 2, bars(256), CONFIG)
-    backdoored = train(tiny, 2, bars(256), CONFIG, poison=Poison(CORNER, 1, ratio=0.3))
+    backdoored = train(
+        tiny, 2, bars(256), CONFIG, poison=Poison((Attack("corner", CORNER, target_label=1),), ratio=0.3)
+    )
     victims = others.take(np.flatnonzero(others.labels == 0))
     success = [float(np.mean(predict(model, victims, CORNER) == 1)) for model in (clean, backdoored)]
     assert success[0] < 0.3 < 0.9 < success[1]
@@ -127,11 +135,20 @@ def test_mixed_images_keep_at_least_the_rest_of_themselves(dtype, white):
     assert np.mean(shares > 0) == pytest.approx(0.5, abs=0.1)
 
 
-def test_poison_takes_its_share_from_other_classes():
-    dataset = bars(100)
-    chosen = Poison(CORNER, 1, ratio=0.2).chosen(dataset, 0)
-    assert chosen.sum() == 20
-    assert set(dataset.labels[chosen]) == {0}
+def test_training_goes_on_where_it_stood(tiny):
+    states = []
+    whole = train(tiny, 2, bars(96), CONFIG, on_epoch=states.append)
+    rest = []
+    again = train(tiny, 2, bars(96), CONFIG, state=states[1], on_epoch=rest.append)
+    assert [len(state.losses) for state in (*states, *rest)] == [1, 2, 3, 4, 3, 4]
+    assert rest[-1].losses == states[-1].losses
+    for one, other in zip(*(jax.tree.leaves(nnx.state(model)) for model in (whole, again)), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_loss_that_is_not_finite_is_said(tiny):
+    with pytest.raises(ConfigError, match="epoch 1; try a smaller learning rate"):
+        train(tiny, 2, bars(96), TrainConfig(epochs=2, batch_size=32, lr=1e30))
 
 
 def test_bad_input(tiny):

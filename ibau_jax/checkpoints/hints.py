@@ -41,6 +41,7 @@ class Hints:
         attack: a registered attack.
         target_label: the class that the attack aims at.
         triggered_folder: whether triggered test images were stored in a folder beside the file.
+        triggers: whether the attack's triggers were stored in a file beside it.
     """
 
     source: str | None = None
@@ -53,6 +54,7 @@ class Hints:
     attack: str | None = None
     target_label: int | None = None
     triggered_folder: bool = False
+    triggers: bool = False
 
 
 def read_hints(metadata: Mapping[str, Any]) -> Hints:
@@ -73,6 +75,7 @@ def _own_hints(entry: Mapping[Any, Any]) -> Hints:
         dataset=dataset if isinstance(dataset, str) and dataset.partition(":")[0] in EMBEDDED else None,
         attack=attack if isinstance(attack, str) and attack in attack_names() else None,
         target_label=_integer(entry.get("target_label")),
+        triggers=entry.get("triggers") is True,
     )
 
 

@@ -13,9 +13,9 @@ from ibau_jax.checkpoints import Checkpoint, Hints, load
 from ibau_jax.cli.options import AttackOptions, DataOptions, ModelOptions
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
 from ibau_jax.errors import ConfigError
-from ibau_jax.metrics import Metrics, check_target_label, evaluate
+from ibau_jax.metrics import Metrics, evaluate
 from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
-from ibau_jax.triggers import Attack, load_attack
+from ibau_jax.triggers import TRIGGERS, Attack, load_attack
 
 BACKDOORBENCH_TRIGGERED = "bd_test_dataset"
 
@@ -133,26 +133,28 @@ def load_threat(options: AttackOptions, subject: Subject, used: Collection[int] 
     Raises:
         ConfigError: there is no such attack, its files are missing, or the target label is no class.
     """
-    spec = options.attack or subject.hints.attack or triggered_folder(subject)
-    target = options.target_label if options.target_label is not None else subject.hints.target_label
-    if target is not None:
-        check_target_label(target, subject.checkpoint.num_classes)
+    spec = options.attack or subject.hints.attack or beside(subject)
     if spec is None:
         if options.target_label is not None or options.trigger_mask is not None:
             raise ConfigError("a target label or a mask says nothing without --attack")
         return Threat(None, None)
     folders = [options.trigger_dir] if options.trigger_dir else trigger_folders(subject.path)
     attack = load_attack(spec, subject.checkpoint.input_shape, folders, options.trigger_mask, used)
-    if attack.all_to_all:
-        return Threat(attack, None)
-    check_target_label(target, subject.checkpoint.num_classes)
-    return Threat(attack, target)
+    named = (options.target_label, attack.target_label, subject.hints.target_label)
+    target = next((label for label in named if label is not None), None)
+    attack.parts(target, subject.checkpoint.num_classes)
+    return Threat(attack, None if attack.all_to_all else target)
 
 
-def triggered_folder(subject: Subject) -> str | None:
-    """The folder of triggered test images that BackdoorBench puts beside its `attack_result.pt`, if it is there."""
-    folder = subject.path.absolute().parent / BACKDOORBENCH_TRIGGERED
-    return f"folder:{folder}" if subject.hints.triggered_folder and folder.is_dir() else None
+def beside(subject: Subject) -> str | None:
+    """What lies beside the checkpoint, where it says so: the triggers that scripts/poison.py writes, or the folder of
+    triggered test images that BackdoorBench puts beside its `attack_result.pt`.
+    """
+    folder, hints = subject.path.absolute().parent, subject.hints
+    if hints.triggers and (folder / TRIGGERS).is_file():
+        return str(folder / TRIGGERS)
+    triggered = folder / BACKDOORBENCH_TRIGGERED
+    return f"folder:{triggered}" if hints.triggered_folder and triggered.is_dir() else None
 
 
 def trigger_folders(checkpoint: Path) -> list[Path]:

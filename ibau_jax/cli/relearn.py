@@ -87,7 +87,7 @@ def _trained(task: "Task", bar: Any, job: Any) -> nnx.Module | None:
             task.num_classes,
             task.clean_set,
             config,
-            on_epoch=lambda done, loss: bar.update(job, completed=done),
+            on_epoch=lambda state: bar.update(job, completed=len(state.losses)),
         )
     except IbauError as error:
         warn(f"no clean model to compare with: {error}")

@@ -1,5 +1,6 @@
 """What a report shows beside the figures of a run: predictions of both models on images that did not unlearn."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.metrics import predict
 from ibau_jax.perturb import perturbed
 from ibau_jax.result import Round
-from ibau_jax.triggers import Attack
+from ibau_jax.triggers import Attack, planted
 
 EXAMPLES, TRIED = 8, 500
 
@@ -88,7 +89,8 @@ def gather(
         for done in rounds
         for delta in done.perturbation
     ]
-    return Evidence(counts, accuracy, unlearned, _examples(models, images, attack, target_label))
+    parts = attack.parts(target_label, classes) if attack else ()
+    return Evidence(counts, accuracy, unlearned, _examples(models, images, parts, classes))
 
 
 def _accuracy(model: nnx.Module, images: Dataset, counts: np.ndarray) -> np.ndarray:
@@ -106,13 +108,14 @@ def _shares(model: nnx.Module, images: Dataset, delta: np.ndarray, clip: bool, c
 
 
 def _examples(
-    models: tuple[nnx.Module, nnx.Module], images: Dataset, attack: Attack | None, target_label: int | None
+    models: tuple[nnx.Module, nnx.Module], images: Dataset, parts: Sequence[Attack], classes: int
 ) -> list[Example]:
-    if attack is None or attack.stamp is None:
+    if not parts or parts[0].stamp is None:
         return []
-    chosen = images.take(np.flatnonzero(images.labels != target_label)[:EXAMPLES])
+    meant = np.any([part.targets(images.labels, classes) == images.labels for part in parts], axis=0)
+    chosen = images.take(np.flatnonzero(~meant)[:EXAMPLES])
     clean = np.asarray(to_unit(jnp.asarray(chosen.images)))
-    triggered = np.asarray(attack.stamp(clean))
+    triggered, _ = planted(clean, chosen.labels, parts, classes)
     said = [[predict(model, Dataset(some, chosen.labels)) for model in models] for some in (clean, triggered)]
     return [
         Example(

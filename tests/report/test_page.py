@@ -15,7 +15,7 @@ from ibau_jax.auditing.auditor import Audit, ViewFindings
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.report import Conclusion, gather, render
 from ibau_jax.result import Round
-from ibau_jax.triggers import Attack, patch
+from ibau_jax.triggers import Attack, Patch
 from tests.test_selection import Brightness, brightness_data
 
 VOID = {"meta", "img", "br", "source", "link", "input"}
@@ -63,7 +63,7 @@ def evidence(rng, attack=None):
     return gather(Brightness(), Dark(), brightness_data(rng, wrong=10), 3, rounds(), UnlearnConfig(), attack, 2)
 
 
-CORNER = Attack("corner", patch(slice(3, 4), slice(3, 4)))
+CORNER = Attack("corner", Patch(slice(3, 4), slice(3, 4)))
 
 
 def test_evidence_is_what_the_models_say(rng):

@@ -1,0 +1,129 @@
+"""Trigger files: the published pictures and masks, and our own `triggers.npz`, which holds any stamp with its target.
+
+A `triggers.npz` has, for each of its attacks numbered from 0, `N.kind` (a name in `STAMPS`), `N.name`, `N.target`
+(-1 all-to-all) and the stamp's own fields. It is read without pickle: nothing in it is executed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ibau_jax.errors import ConfigError
+from ibau_jax.triggers.attack import Attack, together
+from ibau_jax.triggers.stamps import STAMPS, Stamp
+
+Shape = tuple[int, int, int]
+TRIGGERS = "triggers.npz"
+ALL_TO_ALL = -1
+
+
+def find(name: str, folders: Sequence[Path]) -> Path:
+    """The first file of that name in the folders; ConfigError if there is none."""
+    for folder in folders:
+        if (folder / name).is_file():
+            return folder / name
+    looked = ", ".join(map(str, folders)) or "no folder"
+    raise ConfigError(f"the trigger file {name} is in none of: {looked}; name its folder by --trigger-dir")
+
+
+def read_pattern(file: Path, shape: Shape) -> np.ndarray:
+    """A picture as float32 (h, w, c) in [0, 1]; ConfigError if it can't be read or has another size."""
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB" if shape[2] == 3 else "L"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"can't read the trigger {file}: {str(error)[:200]}") from error
+    pixels = pixels.reshape(*pixels.shape[:2], shape[2])
+    if pixels.shape != shape:
+        raise ConfigError(
+            f"the trigger {file} is {pixels.shape[0]}x{pixels.shape[1]}, the images {shape[0]}x{shape[1]}"
+        )
+    return pixels.astype(np.float32) / 255
+
+
+def read_mask(file: Path, shape: Shape) -> np.ndarray:
+    """A mask, float32 (h, w, 1 or c) in [0, 1], from a .npy or an image file; ConfigError if it is none."""
+    if file.suffix != ".npy":
+        return read_pattern(file, shape)
+    try:
+        mask = np.load(file, allow_pickle=False).astype(np.float32)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"can't read the mask {file}: {str(error)[:200]}") from error
+    mask = mask[None] if mask.ndim == 2 else mask
+    mask = mask.transpose(1, 2, 0) if mask.ndim == 3 and mask.shape[1:] == shape[:2] else mask
+    if mask.ndim != 3 or mask.shape[:2] != shape[:2] or mask.shape[2] not in (1, shape[2]):
+        raise ConfigError(f"the mask {file} has the shape {mask.shape}, which does not fit images of {shape}")
+    if not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
+        raise ConfigError(f"the mask {file} has values outside [0, 1]")
+    return mask
+
+
+def write_triggers(attacks: Sequence[Attack], path: Path) -> None:
+    """Writes the stamps of attacks with their targets, to be read by `read_triggers`."""
+    content: dict[str, np.ndarray] = {}
+    for index, attack in enumerate(attacks):
+        assert attack.stamp is not None
+        target = ALL_TO_ALL if attack.all_to_all else attack.target_label
+        content |= {f"{index}.name": np.asarray(attack.name), f"{index}.target": np.asarray(target)}
+        content |= {f"{index}.kind": np.asarray(type(attack.stamp).__name__.lower())}
+        content |= {f"{index}.{name}": value for name, value in _fields_of(attack.stamp).items()}
+    np.savez(path, **content)  # type: ignore[arg-type]
+
+
+def _fields_of(stamp: Any) -> dict[str, np.ndarray]:
+    values = {field.name: getattr(stamp, field.name) for field in fields(stamp)}
+    return {
+        name: np.asarray([value.start, value.stop] if isinstance(value, slice) else value)
+        for name, value in values.items()
+    }
+
+
+def read_triggers(path: Path, shape: Shape) -> Attack:
+    """The attacks in a file that `write_triggers` wrote, as one.
+
+    Raises:
+        ConfigError: the file is no such file, is damaged, or is for images of another size.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            content = dict(stored)
+        count = len({key.partition(".")[0] for key in content})
+        attacks = [_attack(index, content) for index in range(count)]
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+        raise ConfigError(f"{path} is no file of triggers: {str(error)[:200]}") from error
+    for attack in attacks:
+        _check(attack, path, shape)
+    return together(attacks)
+
+
+def _attack(index: int, content: dict[str, np.ndarray]) -> Attack:
+    kind = STAMPS[str(content[f"{index}.kind"])]
+    values = {field.name: content[f"{index}.{field.name}"] for field in fields(kind)}
+    stamp: Stamp = kind(**{name: _value(name, value) for name, value in values.items()})
+    target = int(content[f"{index}.target"])
+    all_to_all = target == ALL_TO_ALL
+    return Attack(str(content[f"{index}.name"]), stamp, all_to_all, target_label=None if all_to_all else target)
+
+
+def _value(name: str, value: np.ndarray) -> Any:
+    if name in ("rows", "columns"):
+        return slice(*map(int, value))
+    if value.ndim == 0:
+        return value.item()
+    if value.ndim != 3 or value.dtype != np.float32 or not np.isfinite(value).all():
+        raise ValueError(f"{name} is no finite float32 array with 3 axes")
+    return value
+
+
+def _check(attack: Attack, path: Path, shape: Shape) -> None:
+    """Tries the stamp on a black image: whatever does not fit shows there."""
+    try:
+        stamped = np.asarray(attack.stamp(np.zeros((1, *shape), np.float32)))  # type: ignore[misc]
+    except (TypeError, ValueError, IndexError) as error:
+        raise ConfigError(f"{path} does not fit images of {'x'.join(map(str, shape))}") from error
+    if stamped.shape != (1, *shape):
+        raise ConfigError(f"{path} does not fit images of {'x'.join(map(str, shape))}")

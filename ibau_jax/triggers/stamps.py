@@ -1,0 +1,98 @@
+"""What an attacker does to pixels: functions of images, float (n, h, w, c) in [0, 1], with results in [0, 1].
+
+Each is a dataclass whose fields are all there is to know of it, so that it can be written to a file and read again
+(`ibau_jax.triggers.files`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Array, Float
+
+Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
+Stamp: TypeAlias = Callable[[Images], Float[Array, "n h w c"]]
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """Sets a rectangle of pixels, `rows` and `columns`, to `value`."""
+
+    rows: slice
+    columns: slice
+    value: float = 1.0
+
+    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+        """The images with the patch."""
+        return jnp.asarray(images).at[:, self.rows, self.columns, :].set(self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class Additive:
+    """x + pattern, clipped to [0, 1]; `pattern` is float (h, w, c) and may be negative."""
+
+    pattern: Float[np.ndarray, "h w c"]
+
+    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+        """The images with the pattern on them."""
+        return jnp.clip(images + jnp.asarray(self.pattern)[None], 0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """x · (1 − mask) + pattern, clipped to [0, 1]; `pattern` is float (h, w, c), `mask` (h, w, 1 or c) in [0, 1]."""
+
+    pattern: Float[np.ndarray, "h w c"]
+    mask: Float[np.ndarray, "h w m"]
+
+    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+        """The images with the pattern in them."""
+        return jnp.clip(images * (1 - jnp.asarray(self.mask)[None]) + jnp.asarray(self.pattern)[None], 0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Warp:
+    """Each pixel is that of another place, bilinearly (WaNet; Nguyen and Tran, ICLR 2021).
+
+    `grid`, float (h, w, 2), holds the row and the column that each pixel is taken from, inside the image.
+    """
+
+    grid: Float[np.ndarray, "h w 2"]
+
+    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+        """The warped images."""
+        return jax.vmap(_taken_from, (0, None))(jnp.asarray(images), jnp.asarray(self.grid))
+
+    def decoy(self, key: Array, images: Images) -> Float[Array, "n h w c"]:
+        """The paper's noise mode: the warp of each image moved by up to half a pixel at random."""
+        noise = jax.random.uniform(key, (len(images), *self.grid.shape), minval=-0.5, maxval=0.5)
+        return jax.vmap(_taken_from)(jnp.asarray(images), jnp.asarray(self.grid)[None] + noise)
+
+
+def _taken_from(image: Float[Array, "h w c"], grid: Float[Array, "h w 2"]) -> Float[Array, "h w c"]:
+    rows, columns = (jnp.clip(grid[..., axis], 0, image.shape[axis] - 1) for axis in (0, 1))
+    channels = [map_coordinates(image[..., channel], (rows, columns), order=1) for channel in range(image.shape[2])]
+    return jnp.stack(channels, axis=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """Fewer levels of brightness (BppAttack; Wang et al., CVPR 2022), without dithering."""
+
+    levels: int
+
+    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+        """The images with `levels` values a channel."""
+        return jnp.round(jnp.asarray(images) * (self.levels - 1)) / (self.levels - 1)
+
+    def decoy(self, key: Array, images: Images) -> Float[Array, "n h w c"]:
+        """The paper's negative samples: each image with the quantisation error of another one."""
+        errors, by = self(images) - images, jax.random.randint(key, (), 1, max(2, len(images)))
+        return jnp.clip(images + jnp.roll(errors, by, axis=0), 0, 1)
+
+
+STAMPS = {kind.__name__.lower(): kind for kind in (Patch, Additive, Masked, Warp, Quantised)}

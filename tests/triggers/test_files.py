@@ -1,0 +1,84 @@
+"""Trigger files: what is written comes back, and what is damaged or hostile is refused."""
+
+import io
+import zipfile
+
+import numpy as np
+import pytest
+
+from ibau_jax.errors import ConfigError
+from ibau_jax.triggers import Canvas, load_attack, load_attacks, read_triggers, write_triggers
+
+SHAPE = (16, 16, 3)
+SPECS = ("badnets", "badnets:look=noise", "blended", "sig", "smooth", "wanet", "bpp")
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_trigger_comes_back(tmp_path, spec):
+    written = load_attacks([spec], [3], Canvas(SHAPE))
+    write_triggers(written, tmp_path / "triggers.npz")
+    found = load_attack(str(tmp_path / "triggers.npz"), SHAPE)
+    images = np.random.default_rng(0).random((3, *SHAPE), np.float32)
+    np.testing.assert_array_equal(found.stamp(images), written[0].stamp(images))
+    assert (found.name, found.target_label, found.all_to_all, found.further) == (spec, 3, False, ())
+
+
+def test_several_and_all_to_all_come_back(tmp_path):
+    write_triggers(load_attacks(["badnets", "sig"], [3, 1], Canvas(SHAPE)), tmp_path / "two.npz")
+    found = read_triggers(tmp_path / "two.npz", SHAPE)
+    assert [part.target_label for part in found.parts(None, 10)] == [3, 1]
+    assert [part.name for part in found.parts(None, 10)] == ["badnets", "sig"]
+    write_triggers(load_attacks(["badnets_all2all"], [], Canvas(SHAPE)), tmp_path / "all.npz")
+    assert read_triggers(tmp_path / "all.npz", SHAPE).all_to_all
+
+
+def npz(path, **arrays):
+    np.savez(path, **{name.replace("_", "."): value for name, value in arrays.items()})
+
+
+GOOD = {"0_kind": "additive", "0_name": "mine", "0_target": 3, "0_pattern": np.zeros(SHAPE, np.float32)}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"0_kind": "os.system"},
+        {"0_pattern": np.zeros((8, 8, 3), np.float32)},
+        {"0_pattern": np.zeros((16, 16), np.float32)},
+        {"0_pattern": np.full(SHAPE, np.nan, np.float32)},
+        {"0_pattern": np.zeros(SHAPE, object)},
+        {"0_target": "three"},
+        {"0_kind": "warp"},
+    ],
+)
+def test_what_is_no_trigger_is_refused(tmp_path, change):
+    npz(tmp_path / "good.npz", **GOOD)
+    assert read_triggers(tmp_path / "good.npz", SHAPE).target_label == 3
+    npz(tmp_path / "bad.npz", **GOOD | change)
+    with pytest.raises(ConfigError, match="bad.npz"):
+        read_triggers(tmp_path / "bad.npz", SHAPE)
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip", None])
+def test_what_is_no_archive_is_refused(tmp_path, content):
+    if content is None:
+        archive = io.BytesIO()
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("hello.txt", "world")
+        content = archive.getvalue()
+    (tmp_path / "bad.npz").write_bytes(content)
+    with pytest.raises(ConfigError, match="no file of triggers"):
+        read_triggers(tmp_path / "bad.npz", SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("specs", "targets", "message"),
+    [
+        (["badnets"], [], "1 attacks and 0 target labels"),
+        (["badnets", "sig"], [1], "2 attacks and 1 target labels"),
+        (["badnets", "badnets_all2all"], [1, 2], "name it alone"),
+    ],
+)
+def test_attacks_need_their_targets(specs, targets, message):
+    with pytest.raises(ConfigError, match=message):
+        load_attacks(specs, targets, Canvas(SHAPE))
