@@ -17,7 +17,7 @@ from ibau_jax.cli.options import ModelOptions, UnlearnOptions
 from ibau_jax.cli.plan import Planned
 from ibau_jax.cli.relearn import check_relearning, relearning_record
 from ibau_jax.cli.run_folder import round_record, versions, write_results
-from ibau_jax.cli.stored import StoredRun
+from ibau_jax.cli.stored_run import StoredRun
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset, Split
 from ibau_jax.errors import ConfigError
@@ -96,7 +96,7 @@ class Task:
             bar.on_before(self.name, self.before)
         metrics = self.evaluate(state.model)
         self.records.append(round_record(state.rounds[-1], metrics))
-        self.progress.store(state, {"before": asdict(self.before), "rounds": self.records})
+        self.progress.store_state(state, {"before": asdict(self.before), "rounds": self.records})
         bar.on_round(self.name, state.rounds[-1], metrics)
 
     def finish(self, begin: float) -> Path | None:
@@ -258,7 +258,7 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     )
     check_relearning(task, options.relearning)
     if options.output.resume and (alone or task.progress.exists()):
-        task.state, stored = task.progress.restore(fresh)
+        task.state, stored = task.progress.restore_state(fresh)
         task.records, task.before = stored["rounds"], Metrics(**stored["before"])
     elif task.progress.exists():
         console.console.print("an interrupted run is there; it is replaced (--resume would go on with it)")

@@ -13,7 +13,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibau_jax.cli.stored import StoredRun
+from ibau_jax.cli.stored_run import StoredRun
 from ibau_jax.config import PRESETS
 from ibau_jax.errors import ConfigError
 from ibau_jax.interruption import Terminated, deferred_signals, end_on_sigterm
@@ -43,7 +43,7 @@ def record(done):
 def stored_run(folder, states, identity=IDENTITY):
     run = StoredRun(folder / "run", identity)
     for state in states:
-        run.store(state, {"before": {"acc": 0.5}, "rounds": [record(done) for done in state.rounds]})
+        run.store_state(state, {"before": {"acc": 0.5}, "rounds": [record(done) for done in state.rounds]})
     return run
 
 
@@ -69,7 +69,7 @@ def fresh(states):
 def test_the_last_state_comes_back_and_goes_on_bit_by_bit(tmp_path, states):
     model, data, done = states
     run = stored_run(tmp_path, done[:2])
-    state, found = run.restore(fresh(states))
+    state, found = run.restore_state(fresh(states))
     assert_same(state, done[1])
     assert found["before"] == {"acc": 0.5}
     went_on = []
@@ -97,7 +97,7 @@ def test_a_damaged_state_is_noticed_and_the_round_before_is_taken(tmp_path_facto
         victim.write_bytes(content[: data.draw(st.integers(0, 10**6)) % len(content)])
     else:
         victim.unlink()
-    state, found = run.restore(fresh(states))
+    state, found = run.restore_state(fresh(states))
     assert_same(state, states[2][0])
     assert len(found["rounds"]) == 1
 
@@ -107,16 +107,16 @@ def test_when_all_are_damaged_it_says_so_and_deletes_nothing(tmp_path, states):
     for file in run.folder.rglob("state.json"):
         file.write_text("{}")
     with pytest.raises(ConfigError, match="damaged"):
-        run.restore(fresh(states))
+        run.restore_state(fresh(states))
     assert len(list(run.folder.iterdir())) == 2
 
 
 def test_another_runs_state_is_refused(tmp_path, states):
     stored_run(tmp_path, states[2][:1])
     with pytest.raises(ConfigError, match="other options: seed changed"):
-        StoredRun(tmp_path / "run", {**IDENTITY, "seed": 3}).restore(fresh(states))
+        StoredRun(tmp_path / "run", {**IDENTITY, "seed": 3}).restore_state(fresh(states))
     with pytest.raises(ConfigError, match="no interrupted run"):
-        StoredRun(tmp_path / "other", IDENTITY).restore(fresh(states))
+        StoredRun(tmp_path / "other", IDENTITY).restore_state(fresh(states))
 
 
 FULL_DISK = """
@@ -132,7 +132,7 @@ try:
 except t.ConfigError as error:
     print("error:", error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-t.assert_same(run.restore(t.fresh(states))[0], states[2][0])
+t.assert_same(run.restore_state(t.fresh(states))[0], states[2][0])
 print("the last good state is there")
 """
 
