@@ -10,6 +10,7 @@ AUDITED_UNLEARN = [sys.executable, str(ROOT / "scripts" / "unlearn.py")]
 UNLEARN = [*AUDITED_UNLEARN, "--no-audit"]  # two audits take longer than all else in most tests
 AUDIT = [sys.executable, str(ROOT / "scripts" / "audit.py")]
 EVALUATE = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
+POISON = [sys.executable, str(ROOT / "scripts" / "poison.py")]
 CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
 
 

@@ -1,0 +1,48 @@
+"""A checkpoint for a model that was trained here: the file that PyTorch would have written."""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from ibau_jax.checkpoints.checkpoint import Checkpoint
+from ibau_jax.checkpoints.conversion import Leaves, Path, leaves_to_torch, torch_name
+from ibau_jax.checkpoints.envelope import Envelope
+from ibau_jax.checkpoints.values import TorchTensor
+from ibau_jax.models import Architecture
+
+STATE_DICT = "net"
+ORDER = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")  # within a module
+
+
+def fresh_checkpoint(
+    architecture: Architecture, num_classes: int, image_size: int, model: nnx.Module, metadata: Mapping[str, Any]
+) -> Checkpoint:
+    """The checkpoint of a model: its state dict under `net`, and `metadata` beside it.
+
+    Args:
+        architecture: what the model is; `torch_module(num_classes)` loads the state dict, strictly.
+        num_classes: of the classifier.
+        image_size: height and width of the images.
+        model: with its normalisation outside, if it has any.
+        metadata: plain values (`acc`, `epoch`, ...).
+    """
+    leaves: Leaves = {path: np.asarray(value[...]) for path, value in nnx.to_flat_state(nnx.state(model))}
+    empty = {name: TorchTensor.from_numpy(np.zeros(0, np.float32)) for name in leaves_to_torch(leaves)}
+    state_dict = OrderedDict(sorted((empty | _counters(leaves)).items(), key=_place))
+    envelope = Envelope({STATE_DICT: state_dict, **metadata}, (STATE_DICT,), "", "zip")
+    return Checkpoint(architecture, num_classes, image_size, leaves, envelope)
+
+
+def _counters(leaves: Mapping[Path, np.ndarray]) -> dict[str, TorchTensor]:
+    """BatchNorm's counters, which PyTorch wants to find."""
+    norms = [path[:-1] for path in leaves if path[-1] == "var"]
+    return {torch_name((*norm, "num_batches_tracked")): TorchTensor.from_numpy(np.asarray(0)) for norm in norms}
+
+
+def _place(item: tuple[str, TorchTensor]) -> tuple[Any, ...]:
+    *module, leaf = item[0].split(".")
+    numbered = tuple((0, int(part), "") if part.isdigit() else (1, 0, part) for part in module)
+    return numbered, ORDER.index(leaf) if leaf in ORDER else len(ORDER), leaf
