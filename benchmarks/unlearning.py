@@ -1,10 +1,11 @@
 """Unlearns many checkpoints over several seeds, and writes the table of docs/experiments.md.
 
     python -m benchmarks.unlearning FILE.pth [FILE.pth ...] [--preset robust] [--n-clean 5000] [--seeds 0 1 2] [--store]
+        [--save FOLDER]
 
 Data, attack and target are told from the names: the published ones, and those of `benchmarks.zoo`. The seed chooses the
 clean images too; up to 3000 others evaluate. `--store` adds what was found to
-benchmarks/results/unlearning/small_vgg.json and renders it into docs/experiments.md.
+benchmarks/results/unlearning/small_vgg.json and renders it into docs/experiments.md; `--save` writes cleaned models.
 """
 
 import argparse
@@ -18,8 +19,8 @@ import numpy as np
 
 from benchmarks.cases import ROOT
 from benchmarks.report import machine, put_between
-from benchmarks.zoo import ZOO, attack_of, others_of
-from ibau_jax import PRESETS, State, evaluate, load, split_dataset, unlearn
+from benchmarks.zoo import CLEANED, ZOO, attack_of, others_of
+from ibau_jax import PRESETS, State, evaluate, load, save, split_dataset, unlearn
 from ibau_jax.config import suited
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "unlearning" / "small_vgg.json", ROOT / "docs" / "experiments.md"
@@ -27,7 +28,7 @@ BEGIN, END = "<!-- unlearning: written by python -m benchmarks.unlearning -->", 
 EVALUATED = 3000
 
 
-def run(file: Path, preset: str, n_clean: int, seed: int) -> dict[str, Any]:
+def run(file: Path, preset: str, n_clean: int, seed: int, folder: Path | None = None) -> dict[str, Any]:
     """One run: figures before, after each round and of the round that is kept, and seconds without evaluation."""
     attack, target = attack_of(file.stem)
     if attack is None and file.stem not in ZOO:
@@ -50,6 +51,9 @@ def run(file: Path, preset: str, n_clean: int, seed: int) -> dict[str, Any]:
     config = replace(PRESETS[suited(preset, n_clean)], seed=seed)
     result = unlearn(checkpoint.model(), split.clean_set, config, on_round=on_round)
     seconds = time.perf_counter() - begin - evaluating
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        save(checkpoint.with_weights(result.model), folder / f"{file.stem}{CLEANED}{preset}-{n_clean}-{seed}.pth")
     before = asdict(evaluate(checkpoint.model(), others, attack, target))
     after = asdict(evaluate(result.model, others, attack, target))
     return {
@@ -122,11 +126,12 @@ def main() -> None:
     parser.add_argument("--n-clean", type=int, default=5000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--store", action="store_true")
+    parser.add_argument("--save", type=Path)
     options = parser.parse_args()
     results: dict[str, dict[str, dict[str, Any]]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in options.seeds:
         for file in options.files:
-            found = run(file, options.preset, options.n_clean, seed)
+            found = run(file, options.preset, options.n_clean, seed, options.save)
             kind = f"{options.preset},{options.n_clean}"
             results.setdefault(file.stem, {}).setdefault(kind, {})[str(seed)] = found
             print(

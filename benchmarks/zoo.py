@@ -76,8 +76,14 @@ ZOO = (
 )
 
 
+CLEANED = "-cleaned-"  # NAME-cleaned-KIND-SEED, as `benchmarks.unlearning --save` calls them
+
+
 def others_of(name: str) -> Dataset:
-    """The images that did not train the model of that name: one of `ZOO`, a published one, or the embedded example."""
+    """The images that did not train the model of that name: one of `ZOO`, a published one, or the embedded example.
+
+    Some of them unlearned a cleaned one.
+    """
     if "digits" in name:
         return images_of("digits")[1]
     if "gtsrb" in name or name.startswith("cifar-"):
@@ -86,7 +92,9 @@ def others_of(name: str) -> Dataset:
 
 
 def target_of(name: str) -> int | None:
-    """The target of that model; None for a clean one."""
+    """The target of that model; None for a clean and for a cleaned one."""
+    if CLEANED in name:
+        return None
     if name in ZOO:
         return attack_of(name)[1]
     if match := PUBLISHED.fullmatch(name):

@@ -57,13 +57,14 @@ def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:
     """The configuration with what depends on the suspects settled.
 
     Where one stands out, targeted perturbations close its short cut, and untargeted ones, which find the same short
-    cut, go so far beyond it that nothing in the image is left to learn from.
+    cut, go so far beyond it that nothing in the image is left to learn from. Targeted ones close it at once, but what
+    an attacker stamps is larger: there is no early end then.
     """
     if config.untargeted_reach:
         radius = config.untargeted_reach * float(suspects.norms[0])
         config = replace(config, norm_bound=min(config.norm_bound or radius, radius))
     if config.untargeted_max_ratio and suspects.ratio > config.untargeted_max_ratio:
-        config = replace(config, untargeted_rounds=0)
+        config = replace(config, untargeted_rounds=0, min_rounds=max(config.min_rounds, config.n_rounds))
     return config
 
 

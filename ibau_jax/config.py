@@ -252,7 +252,7 @@ _ROBUST = UnlearnConfig(
     # A larger step of Φ overshoots along a trigger: 0.1 leaves 16.8 % ASR after a round on l2_inv_0, 0.001 2.6 %.
     fixed_point_step=0.001,
     n_rounds=3,
-    min_rounds=3,
+    min_rounds=2,
     K=1,
     schedule="cosine",
     portion=0.2,

@@ -201,7 +201,7 @@ class MethodOptions:
     """share of the clean images that do not unlearn, but tell which rounds to keep"""
     folds: Annotated[int | None, option("N", "robust-few 3, others 1")] = None
     """instead of --held-out: rehearse the run N times, each without a part of the clean images, which then measures"""
-    min_rounds: Annotated[int | None, option("N", "robust 3, others 1")] = None
+    min_rounds: Annotated[int | None, option("N", "robust 2, others 1")] = None
     """rounds before it may stop"""
     closed: Annotated[float | None, option("X", "0.002")] = None
     """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
