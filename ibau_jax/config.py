@@ -11,6 +11,7 @@ from ibau_jax.errors import ConfigError
 Solver = Literal["neumann", "cg", "normal_cg", "gmres", "bicgstab"]
 Schedule = Literal["constant", "cosine"]
 Mirror = Literal["never", "tolerated", "always"]
+Space = Literal["pixel", "normalized"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,12 @@ class UnlearnConfig:
     """share of each batch that is perturbed in the outer step, at least one image"""
     clip: bool = False
     """clip perturbed images to [0, 1]"""
+    space: Space = "pixel"
+    """what δ is added to: images in [0, 1], or images after the normalisation that is inside the model"""
+    unit: tuple[float, ...] = ()
+    """how far a pixel moves where δ is 1, a number a channel; none for 1. It follows from `space` and the model"""
+    shuffle: bool = False
+    """whether the inner maximisation goes through the images in a new order in each round"""
     inner_optim: str = "sgd"
     """optimiser of the perturbation: sgd, adam or any optax optimiser by its name"""
     inner_lr: float = 10.0
@@ -106,6 +113,7 @@ class UnlearnConfig:
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
         _require(0 <= self.mix <= 0.5, f"mix is {self.mix}; it must be in [0, 0.5]")
         _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
+        _require(self.space in get_args(Space), f"space is {self.space!r}; choose pixel or normalized")
         _require(self.mirror in get_args(Mirror), f"mirror is {self.mirror!r}; choose never, tolerated or always")
         low, high = self.reach
         _require(0 < low <= high, f"reach is {low}, {high}; it must be two positive norms, the smaller one first")
@@ -290,6 +298,18 @@ PRESETS: dict[str, UnlearnConfig] = {
     "cifar10": UnlearnConfig(),
     # The published GTSRB notebook. Reaches 99.4 % ACC and 0.0 % ASR on gtsrbl0_inv_0 after 3 rounds on 5000 images.
     "gtsrb": UnlearnConfig(clip=True, inner_optim="adam", inner_lr=1.0, norm_bound=10.0, n_rounds=1),
+    # As BackdoorBench runs I-BAU (defense/i-bau.py, config/defense/i-bau), but for what docs/presets.md says.
+    "backdoorbench": UnlearnConfig(
+        batch_size=256,
+        optim="amsgrad",
+        lr=1e-4,
+        space="normalized",
+        shuffle=True,
+        crop=4,
+        mirror="tolerated",
+    ),
+    # As backdoor-toolbox does (other_defenses_tool_box/IBAU.py).
+    "backdoor-toolbox": UnlearnConfig(n_rounds=3, lr=5e-4, space="normalized", shuffle=True),
 }
 
 

@@ -21,6 +21,7 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.models.inference import count_classes
+from ibau_jax.models.normalized import Normalized
 from ibau_jax.rehearsal import Run, rehearse
 from ibau_jax.result import OnBatch, Result, State
 from ibau_jax.rounds import CompiledSteps, run_stack
@@ -148,8 +149,16 @@ def _begun(members: Sequence[Member], execution: Execution, on_batch: OnBatch | 
             mirrored = may_mirror(member.config.mirror, state.model, member.clean_set)
             state = replace(state, mirrored=mirrored)
         config = adapted(member.config, state.suspects) if state.suspects else member.config
+        config = _in_its_space(config, member.model)
         begun.append(replace(member, config=config, state=state))
     return begun
+
+
+def _in_its_space(config: UnlearnConfig, model: nnx.Module) -> UnlearnConfig:
+    """The configuration with δ's unit: the deviation that the model divides by, where δ is added after that."""
+    if config.space == "pixel" or not isinstance(model, Normalized):
+        return config
+    return replace(config, unit=model.normalization.std)
 
 
 def _rehearsed(member: Member, run: Run, one_by_one: bool, on_batch: OnBatch | None) -> Member:

@@ -73,9 +73,8 @@ def outer_loss(
 
     def losses(delta: Perturbation, params: Params, part: OuterBatch) -> Float[Array, " m"]:
         mask = part.patched[:, None, None, None]
-        logits = forward(
-            params, perturbed(to_unit(part.batch.images), mask * of_images(delta, part.which), config.clip)
-        )
+        delta = mask * of_images(delta, part.which)
+        logits = forward(params, perturbed(to_unit(part.batch.images), delta, config.clip, config.unit))
         wrong = cross_entropies(logits, part.batch.labels)
         if part.mixture is not None:
             others = cross_entropies(logits, part.mixture.labels)

@@ -61,13 +61,15 @@ def cross_entropies(logits: Float[Array, "n classes"], labels: Int[Array, " n"])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def perturbed(images: Float[Array, "n h w c"], delta: Float[Array, "m h w c"], clip: bool) -> Float[Array, "n h w c"]:
-    """x + δ, clipped to [0, 1] where the configuration says so.
+def perturbed(
+    images: Float[Array, "n h w c"], delta: Float[Array, "m h w c"], clip: bool, unit: tuple[float, ...] = ()
+) -> Float[Array, "n h w c"]:
+    """x + δ, clipped to [0, 1] where the configuration says so, δ in its `unit`.
 
     The derivative is 1 on the closed interval, as PyTorch's clamp has it, so that black and white pixels can move;
     jnp.clip halves it at 0 and 1.
     """
-    moved = images + delta
+    moved = images + (delta * jnp.asarray(unit).reshape(1, 1, 1, -1) if unit else delta)
     return jnp.where((moved >= 0) & (moved <= 1), moved, jnp.clip(moved, 0, 1)) if clip else moved
 
 
@@ -93,7 +95,8 @@ def inner_loss(
 
     def losses(delta: Perturbation, params: Params, part: tuple[Batches, Array]) -> Float[Array, " m"]:
         images, which = part
-        logits = forward(params, perturbed(to_unit(images.images), of_images(delta, which), config.clip))
+        stamped = perturbed(to_unit(images.images), of_images(delta, which), config.clip, config.unit)
+        logits = forward(params, stamped)
         if aims is None:
             return -cross_entropies(logits, images.labels)
         return cross_entropies(logits, aims.target[which])

@@ -48,7 +48,7 @@ class Round:
     Attributes:
         number: counted from 1.
         perturbation: δ, float32 (perturbations, height, width, channels), in units of the image range.
-        perturbation_norm: ℓ2 norm of the first one.
+        perturbation_norm: ℓ2 norm of the first one, in its own unit (`UnlearnConfig.unit`).
         inner_loss: mean of L_in over the batches.
         outer_loss: mean of L_out over the batches.
         seconds: wall time without compilation and evaluation; of models that unlearn together, their share of it.

@@ -133,7 +133,10 @@ def run_round(
     aims = stack.aims(number)
     constants = InnerConstants(Weights(carry[0], stack.rest), aims)
     (delta, _), inner = steps.inner.run(
-        stack.zero(number), batches, constants, lambda done: on_batch("inner", number, done, stack.count)
+        stack.zero(number),
+        stack.inner_batches(number, batches),
+        constants,
+        lambda done: on_batch("inner", number, done, stack.count),
     )
     delta = stack.placement.local(delta)
     if aims is None:  # targeted ones are in their balls
@@ -144,7 +147,7 @@ def run_round(
         stack.constants(number, delta, aims),
         lambda done: on_batch("outer", number, done, stack.count),
     )
-    perturbations = np.asarray(delta)
+    perturbations = np.asarray(delta) * np.asarray(stack.config.unit or 1.0, np.float32)
     seconds = (time.perf_counter() - start) / len(members)
     rounds = [
         Round(

@@ -25,7 +25,8 @@ from ibau_jax.result import State, Status
 from ibau_jax.selection import is_over
 
 PyTree = Any
-AUGMENTATION = 2**30  # its keys are others than those for the images that are perturbed, and for norms
+# Keys for these are others than those for the images that are perturbed, and for norms.
+AUGMENTATION, SHUFFLE = 2**30, 2**29
 
 
 @dataclass
@@ -99,6 +100,19 @@ class Stack:
                 mixture.labels[:, index][real], mixture.shares[:, index][real] = others, shares
             images[:, index][real] = moved
         return self.put(self.batches._replace(images=images)), mixture
+
+    def inner_batches(self, number: int, batches: Batches) -> Batches:
+        """The batches of a round's inner maximisation, in a new order where the configuration says so."""
+        if not self.config.shuffle:
+            return batches
+        arrays = [self.batches.images.copy(), self.batches.labels.copy()]
+        for index, config in enumerate(self.configs):
+            key = jax.random.fold_in(jax.random.key(config.seed), SHUFFLE + number)
+            real = self.batches.weights[:, index] > 0
+            order = np.asarray(jax.random.permutation(key, int(real.sum())))
+            for array in arrays:
+                array[:, index][real] = array[:, index][real][order]
+        return self.put(self.batches._replace(images=arrays[0], labels=arrays[1]))
 
     def outer_batches(self, number: int, batches: Batches, mixture: Mixture | None) -> OuterBatch:
         """The batches of a round with their perturbed images; each member has its own (batches, members, images)."""

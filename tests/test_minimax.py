@@ -19,11 +19,13 @@ from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Weights, make_apply
 from ibau_jax.loops import compile_loop
-from ibau_jax.minimax import unlearn
+from ibau_jax.minimax import initial_state, unlearn
+from ibau_jax.models import Normalization, Normalized
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import InnerConstants, inner_step, project
 from ibau_jax.placement import Placement
+from ibau_jax.stack import Stack
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 
@@ -106,6 +108,50 @@ def test_inner_maximisation_matches_torch(rng, preset):
     # Adam divides by the gradient's size, so that a pixel whose gradient is all but zero may go either way.
     tolerance = 1e-4 if config.inner_optim == "sgd" else 5e-3
     assert np.linalg.norm(found - expected) <= tolerance * np.linalg.norm(expected)
+
+
+NORM = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+
+
+def test_in_normalised_space_it_is_torch_on_normalised_images(rng):
+    """One whole round: the oracle gets the bare net, and images that are normalised already."""
+    bare, data = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), vgg_data(rng, 20)
+    config = UnlearnConfig(n_rounds=1, batch_size=10, inner_lr=0.1, optim="sgd", lr=0.01, K=2, space="normalized")
+    result = unlearn(Normalized(bare, NORM), data, config)
+    twin, mean, std = torch_twin(bare), *(torch.tensor(values)[:, None, None] for values in (NORM.mean, NORM.std))
+    batches = [((images - mean) / std, labels) for images, labels in torch_batches(data, 10)]
+    delta = torch_ibau.perturbation(twin, batches, clip=False, optimizer="sgd", learning_rate=0.1, bound=None)
+    found = result.rounds[0].perturbation
+    expected = (delta * std).numpy().transpose(0, 2, 3, 1)  # in units of the image range
+    assert np.linalg.norm(found - expected) <= 1e-4 * np.linalg.norm(expected)
+    assert result.rounds[0].perturbation_norm == pytest.approx(float(delta.norm()), rel=1e-4)
+    key = jax.random.fold_in(jax.random.key(config.seed), 1)
+    masks = [torch.as_tensor(mask) for mask in patched_images(key, np.ones((2, 10), np.float32), config.portion)]
+    optimizer = torch.optim.SGD(twin.parameters(), lr=config.lr)
+    torch_ibau.outer_round(twin, delta, batches, masks, optimizer=optimizer, terms=config.K, clip=False)
+    after, before = dict(twin.named_parameters()), dict(torch_twin(bare).named_parameters())
+    for path, leaf in nnx.to_flat_state(nnx.state(result.model.model, nnx.Param)):
+        name = torch_name(path)
+        start = before[name].detach().numpy()
+        moved = after[name].detach().numpy() - start
+        assert np.linalg.norm(to_torch(path, np.asarray(leaf[...])) - start - moved) <= 5e-3 * np.linalg.norm(moved), (
+            name
+        )
+
+
+def test_shuffled_inner_batches_hold_the_same_images(rng):
+    data = tiny_data(rng)
+    config = UnlearnConfig(batch_size=BATCH, shuffle=True)
+    model = Tiny(nnx.Rngs(0))
+    stack = Stack([initial_state(model, config)], [data], [config], DEFAULT_EXECUTION)
+    rounds = [stack.inner_batches(number, stack.batches) for number in (1, 1, 2)]
+    seen = [batches.images[batches.weights > 0].reshape(COUNT, -1) for batches in rounds]
+    labels = [batches.labels[batches.weights > 0] for batches in rounds]
+    np.testing.assert_array_equal(seen[0], seen[1])
+    assert not np.array_equal(seen[0], seen[2])
+    by_pixels = {image.tobytes(): label for image, label in zip(data.images, data.labels, strict=True)}
+    for images, of_round in zip(seen, labels, strict=True):
+        assert {image.tobytes(): label for image, label in zip(images, of_round, strict=True)} == by_pixels
 
 
 @pytest.mark.parametrize("clip", [False, True])

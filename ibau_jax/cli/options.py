@@ -15,6 +15,7 @@ from ibau_jax.config import (
     RelearnConfig,
     Schedule,
     Solver,
+    Space,
     TrainConfig,
     UnlearnConfig,
     suited,
@@ -145,19 +146,19 @@ class AttackOptions:
 class MethodOptions:
     """I-BAU. What is not given is as the preset has it."""
 
-    preset: Literal["robust", "robust-few", "cifar10", "gtsrb"] = "robust"
+    preset: Literal["robust", "robust-few", "cifar10", "gtsrb", "backdoorbench", "backdoor-toolbox"] = "robust"
     """robust: what cleans best (docs/experiments.md), with a short audit that says which class to suspect, and
-    robust-few below 1000 clean images; or the published command line's settings (cifar10), or the published GTSRB
-    notebook's (gtsrb)"""
-    n_rounds: Annotated[int | None, option("N", "robust 3, robust-few and gtsrb 1, cifar10 5")] = None
+    robust-few below 1000 clean images; or the published command line's settings (cifar10), the published GTSRB
+    notebook's (gtsrb), or those of BackdoorBench and backdoor-toolbox (docs/presets.md has all in a table)"""
+    n_rounds: Annotated[int | None, option("N", "robust, -toolbox 3, robust-few, gtsrb 1, others 5")] = None
     """rounds"""
-    batch_size: Annotated[int | None, option("N", "100")] = None
+    batch_size: Annotated[int | None, option("N", "backdoorbench 256, others 100")] = None
     """clean images in a batch"""
     K: Annotated[int | None, option("N", "robust 1, published 5")] = None
     """terms of the Neumann series, or iterations of another --solver"""
-    optim: Annotated[str | None, option("NAME", "adam")] = None
+    optim: Annotated[str | None, option("NAME", "backdoorbench amsgrad, others adam")] = None
     """optimiser of the weights: adam, sgd or any optax optimiser"""
-    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001, robust-few 0.0008")] = None
+    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001 (-few 8e-4, -bench 1e-4, -toolbox 5e-4)")] = None
     """its learning rate; each of several is tried"""
     inner_optim: Annotated[str | None, option("NAME", "gtsrb adam, others sgd")] = None
     """optimiser of the perturbation"""
@@ -167,6 +168,10 @@ class MethodOptions:
     """radius of the l2 ball that the perturbation is projected onto"""
     clip: Annotated[bool | None, option("True|False", "gtsrb True, others False")] = None
     """clip perturbed images to [0, 1]"""
+    space: Annotated[Space | None, option("pixel|normalized", "backdoor... normalized, others pixel")] = None
+    """what the perturbation is added to: images in [0, 1], or images after --normalize"""
+    shuffle: Annotated[bool | None, option("True|False", "backdoor... True, others False")] = None
+    """find the perturbation on the images in a new order in each round"""
     portion: Annotated[float | None, option("X", "robust 0.2, published 0.01")] = None
     """share of each batch that is perturbed"""
     min_batches: Annotated[int | None, option("N", "robust 20, robust-few 40, published 1")] = None
@@ -175,11 +180,11 @@ class MethodOptions:
     """learning rate over the rounds"""
     distillation: Annotated[float | None, option("X", "robust 1, robust-few 5, published 0")] = None
     """weight of the divergence from what the model as it came says of clean images"""
-    crop: Annotated[int | None, option("N", "robust 2, published 0")] = None
+    crop: Annotated[int | None, option("N", "robust 2, backdoorbench 4, others 0")] = None
     """pixels by which the images that unlearn may move, anew in each round"""
     mix: Annotated[float | None, option("X", "robust-few 0.5, others 0")] = None
     """share of another image that is mixed into each of them, at most"""
-    mirror: Annotated[Mirror | None, option("never|tolerated|always", "robust tolerated, published never")] = None
+    mirror: Annotated[Mirror | None, option("never|tolerated|always", "robust, -bench tolerated, others never")] = None
     """whether they may be mirrored; tolerated: where the model as it came classifies mirrored ones as well"""
     perturbations: Annotated[int | None, option("N", "robust 2, robust-few 4, published 1")] = None
     """perturbations in a round, each on its share of a batch"""
@@ -232,7 +237,7 @@ class MethodOptions:
         return preset, self._config(preset, config.seed, config.lr if self.lr else None)
 
     def _config(self, preset: str, seed: int, lr: float | None) -> UnlearnConfig:
-        given = {field.name: getattr(self, field.name) for field in fields(UnlearnConfig)}
+        given = {field.name: getattr(self, field.name, None) for field in fields(UnlearnConfig)}
         given |= {"seed": seed, "lr": lr}
         return replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
 
