@@ -87,7 +87,7 @@ class UnlearnConfig:
     then measures"""
     min_rounds: int = 1
     """rounds before it may stop"""
-    closed: float = 0.002
+    closed: float = 0.005
     """unlearning stops after a round that leaves no larger a share of images following the suspects' short cuts"""
     max_acc_drop: float = 0.05
     """a round that leaves the held-out accuracy lower than at first by more than this share, and by more than chance

@@ -208,7 +208,7 @@ class MethodOptions:
     """instead of --held-out: rehearse the run N times, each without a part of the clean images, which then measures"""
     min_rounds: Annotated[int | None, option("N", "robust 2, others 1")] = None
     """rounds before it may stop"""
-    closed: Annotated[float | None, option("X", "0.002")] = None
+    closed: Annotated[float | None, option("X", "0.005")] = None
     """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
     """with those: a round that leaves accuracy lower than at first by more than this share is taken back"""
