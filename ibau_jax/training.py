@@ -4,7 +4,7 @@ SGD with Nesterov momentum over one cosine cycle, weight decay on kernels, rando
 its trigger after the crop, as an attacker who stamps the training images with a fixed trigger would have it there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
-from ibau_jax.functional import Weights, split_weights
+from ibau_jax.functional import Params, Rest, Weights, split_weights
 from ibau_jax.loops import compile_loop
 from ibau_jax.models.registry import Architecture
 from ibau_jax.perturb import cross_entropies
@@ -29,6 +29,8 @@ from ibau_jax.placement import Placement
 from ibau_jax.poisoning import CLEAN, Poison
 
 Images = Float[Array, "n h w c"]
+PyTree = Any
+Run = Callable[[Params, Rest, Images], tuple[Float[Array, "n classes"], Rest]]
 
 
 class TrainingBatch(NamedTuple):
@@ -90,22 +92,48 @@ def train(
     config = config or TrainConfig()
     model = untrained(architecture, num_classes, dataset, config)
     planted, labelled = planned(dataset, num_classes, poison, config.seed)
-    place, state = Placement.one_device(), state or start(model, len(dataset), config)
-    carry = place.members((state.weights, state.optimizer_state, state.key_data))
-    loop = None
-    for epoch in range(len(state.losses) + 1, config.epochs + 1):
-        batches = epoch_batches(labelled, planted, config, epoch)
-        if loop is None:
-            step = train_step(model, len(dataset), config, poison)
-            loop = compile_loop(step, carry, batches, (), execution=execution, placement=place)
-        carry, losses = loop.run(carry, batches, (), _counted(on_batch, epoch, len(batches.planted)))
-        if not np.isfinite(losses).all():
-            raise ConfigError(f"the loss became NaN or infinite in epoch {epoch}; try a smaller learning rate")
-        weights, optimizer_state, key_data = carry
-        state = TrainState(weights, optimizer_state, key_data, (*state.losses, float(np.mean(losses))))
+    state = state or start(model, len(dataset), config)
+    step, done = train_step(model, len(dataset), config, poison), len(state.losses)
+    carry = (state.weights, state.optimizer_state, state.key_data)
+    for (weights, optimizer_state, key_data), loss in run_epochs(
+        step, carry, labelled, config, planted=planted, done=done, execution=execution, on_batch=on_batch
+    ):
+        state = TrainState(weights, optimizer_state, key_data, (*state.losses, loss))
         if on_epoch:
             on_epoch(state)
-    return trained(model, state)
+    return trained(model, state.weights)
+
+
+def run_epochs(
+    step: Callable[..., Any],
+    carry: PyTree,
+    dataset: Dataset,
+    config: TrainConfig,
+    *,
+    constant: PyTree = (),
+    planted: Int[np.ndarray, " n"] | None = None,
+    done: int = 0,
+    execution: Execution = DEFAULT_EXECUTION,
+    on_batch: Callable[[int, int, int], None] | None = None,
+) -> Iterator[tuple[PyTree, float]]:
+    """Runs `carry, loss = step(carry, batch, constant)` over all batches of the epochs, but the first `done` ones.
+
+    Yields:
+        The carry after each epoch, and the mean loss.
+
+    Raises:
+        ConfigError: a loss became NaN or infinite.
+    """
+    place, loop = Placement.one_device(), None
+    carry, constant = place.members(carry), place.members(constant)
+    planted = np.full(len(dataset), CLEAN, np.int32) if planted is None else planted
+    for epoch in range(done + 1, config.epochs + 1):
+        batches = epoch_batches(dataset, planted, config, epoch)
+        loop = loop or compile_loop(step, carry, batches, constant, execution=execution, placement=place)
+        carry, losses = loop.run(carry, batches, constant, _counted(on_batch, epoch, len(batches.planted)))
+        if not np.isfinite(losses).all():
+            raise ConfigError(f"the loss became NaN or infinite in epoch {epoch}; try a smaller learning rate")
+        yield carry, float(np.mean(losses))
 
 
 def untrained(architecture: Architecture, num_classes: int, dataset: Dataset, config: TrainConfig) -> nnx.Module:
@@ -138,9 +166,9 @@ def epoch_batches(dataset: Dataset, planted: np.ndarray, config: TrainConfig, ep
     return TrainingBatch(batches, planted[order].reshape(-1, config.batch_size))
 
 
-def trained(model: nnx.Module, state: TrainState) -> nnx.Module:
-    """A model with the weights of a state, in inference mode."""
-    merged: nnx.Module = nnx.merge(nnx.split(model)[0], *state.weights)
+def trained(model: nnx.Module, weights: Weights) -> nnx.Module:
+    """A model with other weights, in inference mode."""
+    merged: nnx.Module = nnx.merge(nnx.split(model)[0], *weights)
     set_training(merged, False)
     return merged
 
@@ -187,14 +215,25 @@ def start(model: nnx.Module, count: int, config: TrainConfig) -> TrainState:
     return TrainState(weights, _optimizer(count, config).init(weights.params), jax.random.key_data(key))
 
 
-def train_step(model: nnx.Module, count: int, config: TrainConfig, poison: Poison | None) -> Callable[..., Any]:
-    """One step: `step((weights, optimizer_state, key), batch, ())` gives the next and the loss."""
-    graph, optimizer = nnx.split(model)[0], _optimizer(count, config)
+def make_run(model: nnx.Module) -> Run:
+    """The model as a function of its weights and images that gives logits and what else it then holds."""
+    graph = nnx.split(model)[0]
 
-    def loss(params: Any, rest: Any, images: Images, labels: Array) -> tuple[Array, Any]:
+    def run(params: Params, rest: Rest, images: Images) -> tuple[Float[Array, "n classes"], Rest]:
         merged = nnx.merge(graph, params, rest, copy=True)
         logits = merged(images)
-        return jnp.mean(cross_entropies(logits, labels)), split_weights(merged).rest
+        return logits, split_weights(merged).rest
+
+    return run
+
+
+def train_step(model: nnx.Module, count: int, config: TrainConfig, poison: Poison | None) -> Callable[..., Any]:
+    """One step: `step((weights, optimizer_state, key), batch, ())` gives the next and the loss."""
+    run, optimizer = make_run(model), _optimizer(count, config)
+
+    def loss(params: Any, rest: Any, images: Images, labels: Array) -> tuple[Array, Any]:
+        logits, rest = run(params, rest, images)
+        return jnp.mean(cross_entropies(logits, labels)), rest
 
     def step(carry: Any, training: TrainingBatch, constant: tuple[()]) -> Any:
         (params, rest), state, key_data = carry

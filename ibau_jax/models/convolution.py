@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.models.taps import tap_convolution
+
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -20,7 +22,7 @@ class Conv(nnx.Conv):
 
     def __call__(self, x: Float[Array, "n h w i"], out_sharding: None = None) -> Float[Array, "n oh ow o"]:
         bias = self.bias[...] if self.bias is not None else None
-        return self.applied(x, self.kernel[...], bias)
+        return tap_convolution(self, None, self.applied(x, self.kernel[...], bias))
 
     def applied(
         self, x: Float[Array, "n h w i"], kernel: Float[Array, "h w i o"], bias: Float[Array, " o"] | None
@@ -51,12 +53,13 @@ def per_channel(values: Float[Array, " c"], like: Float[Array, "n h w c"]) -> Fl
 
 def conv_norm(conv: nnx.Module, norm: nnx.Module, x: Float[Array, "n h w i"]) -> Float[Array, "n oh ow o"]:
     """`norm(conv(x))`, as one convolution where `conv` is a `Conv` and `norm` BatchNorm in inference mode."""
-    if not (isinstance(conv, Conv) and isinstance(norm, nnx.BatchNorm) and norm.use_running_average):
+    if not (isinstance(conv, Conv) and isinstance(norm, nnx.BatchNorm)):
         return norm(conv(x))
+    if not norm.use_running_average:
+        bias = conv.bias[...] if conv.bias is not None else None
+        return tap_convolution(conv, norm, norm(conv.applied(x, conv.kernel[...], bias)))
     assert norm.scale is not None
     assert norm.bias is not None
     factor = norm.scale[...] * jax.lax.rsqrt(norm.var[...] + norm.epsilon)
-    bias = conv.bias[...] if conv.bias is not None else 0.0
-    return conv.applied(
-        x, conv.kernel[...] * factor[None, None, None], norm.bias[...] + (bias - norm.mean[...]) * factor
-    )
+    shift = norm.bias[...] + ((conv.bias[...] if conv.bias is not None else 0.0) - norm.mean[...]) * factor
+    return tap_convolution(conv, norm, conv.applied(x, conv.kernel[...] * factor[None, None, None], shift))

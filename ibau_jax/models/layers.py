@@ -16,6 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.models.convolution import Conv, conv_norm
+from ibau_jax.models.taps import tap_map
 
 Function = Callable[[Array], Array]
 
@@ -69,10 +70,13 @@ def apply_in_order(layers: list[nnx.Module], x: Array) -> Array:
     """Applies layer after layer; a convolution and the BatchNorm behind it are one step."""
     while layers:
         if len(layers) > 1 and isinstance(layers[0], Conv) and isinstance(layers[1], nnx.BatchNorm):
-            x, layers = conv_norm(layers[0], layers[1], x), layers[2:]
+            after, layers = conv_norm(layers[0], layers[1], x), layers[2:]
         else:
-            x, layers = layers[0](x), layers[1:]
-    return x
+            after, layers = layers[0](x), layers[1:]
+        if after.shape[1:-1] != x.shape[1:-1]:
+            tap_map(x)  # the last of its resolution
+        x = after
+    return tap_map(x)
 
 
 class Activation(nnx.Module):
