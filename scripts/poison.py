@@ -1,7 +1,8 @@
 """Trains a poisoned image classifier, or a clean one, to try defences on."""
 
 from ibau_jax.cli import console
-from ibau_jax.cli.options import PoisonOptions, parse
+from ibau_jax.cli.options import parse
+from ibau_jax.cli.poison_options import PoisonOptions
 
 
 def main() -> int:

@@ -109,6 +109,19 @@ def _change(record: dict[str, Any], name: str) -> str:
     return f"{100 * record['before'][name]:.1f} → {100 * record['after'][name]:.1f}"
 
 
+def comparison_table(rows: list[dict[str, Any]]) -> Table:
+    """The table at the end of a comparison, means over checkpoints and seeds."""
+    table = Table(
+        "clean\nimages", "method", "runs", "ACC %", "ASR %", "RA %", "DER %", "s", title="Means over all runs"
+    )
+    for row in rows:
+        shares = ["-" if row[name] is None else f"{100 * row[name]:.1f}" for name in (*SUMMARISED, "der")]
+        table.add_row(str(row["n_clean"]), row["method"], str(row["runs"]), *shares, f"{row['seconds']:.0f}")
+    for column in table.columns[2:]:
+        column.justify, column.no_wrap = "right", True
+    return table
+
+
 def metrics_table(metrics: "Metrics") -> Table:
     """One evaluation."""
     table = Table("", "share", title="Evaluation")
@@ -167,7 +180,8 @@ class RoundProgress:
     def on_round(self, name: str, done: "Round", metrics: "Metrics") -> None:
         """Prints the round's figures."""
         line = f"round {done.number}/{self.n_rounds}  {_figures(metrics)}"
-        self._print(name, f"{line}  ‖δ‖ {done.perturbation_norm:.4g}  {done.seconds:.1f} s{_standing(done)}")
+        norm = f"  ‖δ‖ {done.perturbation_norm:.4g}" if len(done.perturbation) else ""
+        self._print(name, f"{line}{norm}  {done.seconds:.1f} s{_standing(done)}")
 
     def _print(self, name: str, line: str) -> None:
         run = f"{escaped(name):<{self.width}}  " if self.width else ""

@@ -4,7 +4,7 @@ import glob
 import itertools
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -16,14 +16,17 @@ from ibau_jax.config import (
     Schedule,
     Solver,
     Space,
-    TrainConfig,
     UnlearnConfig,
     suited,
 )
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Precision
 
+if TYPE_CHECKING:
+    from ibau_jax.defences import TuneConfig
+
 Parsed = TypeVar("Parsed")
+Tuning = TypeVar("Tuning", bound="TuneConfig")
 
 
 def parse(kind: type[Parsed]) -> Parsed:
@@ -144,8 +147,13 @@ class AttackOptions:
 
 @dataclass(frozen=True)
 class MethodOptions:
-    """I-BAU. What is not given is as the preset has it."""
+    """I-BAU, or another method. What is not given is as the preset, or the other method's paper, has it."""
 
+    method: Literal["ibau", "ft", "ft-sam", "fp", "nc", "nad", "anp", "sau"] = "ibau"
+    """ibau, or another defence to compare with (docs/defences.md), which takes --epochs, --batch-size, --lr, --crop and
+    --seed of the options here, and no preset"""
+    epochs: Annotated[int | None, option("N", "100")] = None
+    """passes over the clean images, of another method than ibau"""
     preset: Literal["robust", "robust-few", "cifar10", "gtsrb", "backdoorbench", "backdoor-toolbox"] = "robust"
     """robust: what cleans best (docs/experiments.md), with a short audit that says which class to suspect, and
     robust-few below 1000 clean images; or the published command line's settings (cifar10), the published GTSRB
@@ -226,6 +234,8 @@ class MethodOptions:
             ConfigError: a value makes no sense.
         """
         sweeps = itertools.product(dict.fromkeys(self.seed), dict.fromkeys(self.lr or (None,)))
+        if self.method == "ibau" and self.epochs is not None:
+            raise ConfigError("--epochs is of other methods; ibau has rounds (--n-rounds)")
         configs = [self._config(self.preset, seed, lr) for seed, lr in sweeps]
         if not configs:
             raise ConfigError("--seed names no seed")
@@ -235,6 +245,21 @@ class MethodOptions:
         """The preset that holds for so many clean images, and one of `configs` with that preset."""
         preset = suited(self.preset, n_clean)
         return preset, self._config(preset, config.seed, config.lr if self.lr else None)
+
+    def tuning(self, kind: type[Tuning], config: UnlearnConfig) -> Tuning:
+        """The constants of another method than ibau, with what was given, and the seed of one of `configs`.
+
+        Raises:
+            ConfigError: something was given that it does not take, or makes no sense.
+        """
+        names = {field.name for field in fields(self)} - {"method", "preset", "seed", "lr"}
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name in given.keys() - {"epochs", "batch_size", "crop"}:
+            raise ConfigError(f"--{name.replace('_', '-')} says nothing to --method {self.method}; see --help")
+        epochs = given.pop("epochs", None)
+        given |= {"seed": config.seed} | ({"lr": config.lr} if self.lr else {})
+        found = kind(**given)
+        return found if epochs is None else found.shortened(epochs)
 
     def _config(self, preset: str, seed: int, lr: float | None) -> UnlearnConfig:
         given = {field.name: getattr(self, field.name, None) for field in fields(UnlearnConfig)}
@@ -365,71 +390,3 @@ class UnlearnOptions:
     output: OutputOptions
     device: DeviceOptions
     execution: ExecutionOptions
-
-
-@dataclass(frozen=True)
-class PoisonOptions:
-    """Trains an image classifier with a backdoor, or a clean one (--attack none), to try audits and defences on.
-
-    python scripts/poison.py --dataset train.npz --test test.npz --attack badnets --target-label 8 --out runs/badnets
-
-    Writes model.pth, which PyTorch and every script here load, and triggers.npz, which they find beside it.
-    """
-
-    dataset: Annotated[str, tyro.conf.arg(metavar="SPEC")]
-    """images to train on: digits:train, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y), FILE.h5 or a folder of class
-    folders"""
-    out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """folder for model.pth, triggers.npz, triggers.png and result.json"""
-    device: DeviceOptions
-    test: Annotated[str | None, option("SPEC", "a tenth of --dataset, which then does not train")] = None
-    """images to evaluate on"""
-    model: str = "small_vgg"
-    """architecture, a name as --model of scripts/unlearn.py takes it"""
-    image_size: int = 32
-    """height and width of its images; those of a folder or of TFDS are resized"""
-    attack: tuple[str, ...] = ("badnets",)
-    """none, or one or several of: badnets, badnets_all2all, trojan_sq, trojan_wm, l2_inv, l0_inv, blended, sig, smooth,
-    wanet, bpp, each with parameters if need be (badnets:size=3,row=1,column=1,look=chequered; docs/attacks.md has all);
-    a PNG file, which is added to the image; a triggers.npz"""
-    target_label: Annotated[tuple[int, ...], tyro.conf.arg(metavar="CLASS [CLASS ...]", aliases=["--target"])] = ()
-    """the class that each attack aims at; none for all-to-all"""
-    trigger_dir: Annotated[Path | None, option("DIR", "triggers/ here")] = None
-    """folder of the published trigger files"""
-    ratio: float = 0.1
-    """share of the images that get a trigger"""
-    clean_label: bool = False
-    """poison images of the target class, which keep their label"""
-    decoys: float = 2.0
-    """images with almost that trigger and their own label, for each poisoned one (wanet and bpp only)"""
-    epochs: int = 12
-    """passes over the images"""
-    batch_size: int = 128
-    """images in a step"""
-    lr: float = 0.1
-    """the largest learning rate"""
-    weight_decay: float = 5e-4
-    """of kernels"""
-    crop: int = 4
-    """pixels by which images may move"""
-    flip: bool = False
-    """whether they may be mirrored"""
-    normalize: Normalize = "none"
-    """normalisation before the model, as your training code has it: cifar10, cifar100, gtsrb, imagenet or none"""
-    precision: Precision = "float32"
-    """float32, tf32 or bfloat16"""
-    seed: int = 0
-    """seed of everything random"""
-    overwrite: bool = False
-    """replace what is there"""
-    resume: bool = False
-    """go on with an interrupted training of the same options"""
-
-    def config(self) -> TrainConfig:
-        """How to train.
-
-        Raises:
-            ConfigError: a value makes no sense.
-        """
-        names = {field.name for field in fields(TrainConfig)} & {field.name for field in fields(self)}
-        return TrainConfig(**{name: getattr(self, name) for name in names})

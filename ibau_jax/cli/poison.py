@@ -20,7 +20,7 @@ from ibau_jax.checkpoints import fresh_checkpoint, save
 from ibau_jax.checkpoints.hints import KEY
 from ibau_jax.cli import console
 from ibau_jax.cli.device import device_name, start
-from ibau_jax.cli.options import PoisonOptions
+from ibau_jax.cli.poison_options import PoisonOptions
 from ibau_jax.cli.run_folder import RESULT, versions
 from ibau_jax.cli.stored import Content, StoredSteps, leaves_of_tree, tree_of_leaves
 from ibau_jax.config import TrainConfig

@@ -8,6 +8,7 @@ from typing import Any
 
 from ibau_jax.cli import console
 from ibau_jax.cli.audit import audit_tasks, verdict_lines
+from ibau_jax.cli.defend import defend
 from ibau_jax.cli.device import is_first_process, start
 from ibau_jax.cli.options import UnlearnOptions
 from ibau_jax.cli.plan import Planned, plan_runs
@@ -40,7 +41,11 @@ def run(options: UnlearnOptions) -> int:
     _describe(tasks)
     with _resumable(tasks):
         for group in _groups(tasks):
-            failures |= _run_together(group, execution, len(planned))
+            if group[0].defence:
+                for task in group:
+                    failures |= _attempt(task.name, partial(defend, task), len(planned))
+            else:
+                failures |= _run_together(group, execution, len(planned))
         if options.audit.audit and is_first_process():
             audit_tasks([task for task in tasks if task.name not in failures], options.audit.config(), execution)
         for task in tasks:

@@ -58,14 +58,16 @@ def write_results(
     with deferred_signals(), staging_folder(folder) as staging:
         save(checkpoint, staging / model)
         save(checkpoint, staging / FLAX)
-        plot_perturbations(rounds, staging / PERTURBATION)
+        if any(len(done.perturbation) for done in rounds):
+            plot_perturbations(rounds, staging / PERTURBATION)
         digest = hashlib.sha256((staging / model).read_bytes()).hexdigest()
         result = {**result, "cleaned": {"file": model, "sha256": digest}}
         (staging / REPORT).write_text(report(result))
         (staging / RESULT).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
         folder.mkdir(parents=True, exist_ok=True)
         for name in (model, FLAX, PERTURBATION, REPORT, RESULT):
-            put_in_place(staging / name, folder / name)
+            if (staging / name).exists():
+                put_in_place(staging / name, folder / name)
     return folder / model
 
 

@@ -20,6 +20,7 @@ from ibau_jax.cli.run_folder import round_record, versions, write_results
 from ibau_jax.cli.stored_run import StoredRun
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset, Split
+from ibau_jax.defences import Defence, TuneConfig, get_defence
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.metrics import Metrics
@@ -43,6 +44,7 @@ class Task:
         audits: of the model as it came (`before`) and of the cleaned one (`after`), where they were asked for.
         reference: a model that never had the backdoor, where one was named.
         relearned: what fine-tuning with triggered images did to which model, where that was asked for.
+        defence, tuning: another method than I-BAU, and its constants.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Task:
     audits: dict[str, Audit] = field(default_factory=dict)
     reference: nnx.Module | None = None
     relearned: dict[str, Relearned] = field(default_factory=dict)
+    defence: Defence | None = None
+    tuning: TuneConfig | None = None
 
     @property
     def num_classes(self) -> int:
@@ -96,7 +100,8 @@ class Task:
             bar.on_before(self.name, self.before)
         metrics = self.evaluate(state.model)
         self.records.append(round_record(state.rounds[-1], metrics))
-        self.progress.store_state(state, {"before": asdict(self.before), "rounds": self.records})
+        if self.defence is None:  # others can't be resumed
+            self.progress.store_state(state, {"before": asdict(self.before), "rounds": self.records})
         bar.on_round(self.name, state.rounds[-1], metrics)
 
     def finish(self, begin: float) -> Path | None:
@@ -211,6 +216,8 @@ class Task:
     @property
     def method(self) -> str:
         """How it unlearns, for the screen."""
+        if self.defence and self.tuning:
+            return f"{self.defence.name} ({self.defence.paper}), {self.tuning.epochs} epochs, on {device_name()}"
         preset, rounds = self.settings["preset"], self.config.n_rounds
         return f"I-BAU, preset {preset}, {rounds} round{'s' * (rounds > 1)}, K = {self.config.K}, on {device_name()}"
 
@@ -242,7 +249,14 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     split = load_split(options.data, subject, planned.config.seed)
     threat = load_threat(options.attack, subject, split.used)
     preset, config = options.method.suited(planned.config, len(split.clean_set))
-    settings = _settings(subject, split, threat, preset, config, execution)
+    defence, tuning, constants = None, None, {"preset": preset, **asdict(config)}
+    if options.method.method != "ibau":
+        defence = get_defence(options.method.method)
+        tuning = options.method.tuning(defence.config, planned.config)
+        config, constants = UnlearnConfig(n_rounds=1, seed=planned.config.seed), asdict(tuning)
+        if options.output.resume:
+            raise ConfigError(f"--method {defence.name} keeps no state to --resume from")
+    settings = {"method": options.method.method, **constants, **_settings(subject, split, threat, execution)}
     fresh = minimax.initial_state(subject.model, config)
     task = Task(
         planned.name,
@@ -255,6 +269,8 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         execution,
         settings,
         fresh,
+        defence=defence,
+        tuning=tuning,
     )
     check_relearning(task, options.relearning)
     if options.output.resume and (alone or task.progress.exists()):
@@ -265,12 +281,8 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     return task
 
 
-def _settings(
-    subject: Subject, split: Split, threat: Threat, preset: str, config: UnlearnConfig, execution: Execution
-) -> dict[str, Any]:
+def _settings(subject: Subject, split: Split, threat: Threat, execution: Execution) -> dict[str, Any]:
     return {
-        "preset": preset,
-        **asdict(config),
         "precision": execution.precision,
         "clean_set": split.clean_set.name,
         "n_clean": len(split.clean_set),

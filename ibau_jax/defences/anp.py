@@ -6,7 +6,7 @@ worst small change of all scales and shifts; those that fall below a threshold a
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +35,18 @@ class AnpConfig(TuneConfig):
 
     lr: float = 0.2
     """learning rate of the masks"""
-    iterations: int = 2000
-    """steps, in as many epochs as it takes"""
+    iterations: int | None = 2000
+    """steps, in as many epochs as it takes; `epochs` says how many passes where this is none"""
     bound: float = 0.4
     """largest change of a scale and a shift, as a share of it"""
     clean: float = 0.2
     """weight of the loss without a change"""
     threshold: float = 0.2
     """channels whose mask ends below are pruned"""
+
+    def shortened(self, epochs: int) -> Self:
+        """The same for so many passes."""
+        return replace(self, epochs=epochs, iterations=None)
 
 
 def norms_of(model: nnx.Module) -> list[Path]:
@@ -151,6 +155,7 @@ def anp(
 ) -> nnx.Module:
     """Prunes the channels that are sensitive to small changes."""
     config = fitted(config, model, clean_set)
-    batches = len(clean_set) // config.batch_size
-    config = replace(config, epochs=-(-config.iterations // batches))
+    if config.iterations is not None:
+        batches = len(clean_set) // config.batch_size
+        config = replace(config, epochs=-(-config.iterations // batches))
     return pruned(model, masks_of(model, clean_set, config, execution, on_epoch), config.threshold)

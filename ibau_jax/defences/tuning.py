@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +41,10 @@ class TuneConfig(TrainConfig):
     """learning rate at first"""
     seed: int = 2
     """seed of everything random"""
+
+    def shortened(self, epochs: int) -> Self:
+        """The same for so many passes."""
+        return replace(self, epochs=epochs)
 
     def optimizer(self, steps: int) -> optax.GradientTransformation:
         """Of so many steps."""

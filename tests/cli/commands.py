@@ -11,6 +11,7 @@ UNLEARN = [*AUDITED_UNLEARN, "--no-audit"]  # two audits take longer than all el
 AUDIT = [sys.executable, str(ROOT / "scripts" / "audit.py")]
 EVALUATE = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
 POISON = [sys.executable, str(ROOT / "scripts" / "poison.py")]
+COMPARE = [sys.executable, str(ROOT / "scripts" / "compare.py")]
 CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
 
 

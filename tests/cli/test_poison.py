@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ibau_jax.cli.options import DeviceOptions, PoisonOptions, parse
+from ibau_jax.cli.options import DeviceOptions, parse
 from ibau_jax.cli.poison import run as poison
+from ibau_jax.cli.poison_options import PoisonOptions
 from ibau_jax.data import load_dataset
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.models.small_vgg import torch_module

@@ -1,0 +1,171 @@
+"""Comparing methods as a command: every run, the tables after each."""
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
+from ibau_jax.cli import console
+from ibau_jax.cli.compare_options import CompareOptions
+from ibau_jax.cli.device import device_name, start
+from ibau_jax.cli.job import Subject, Threat, load_images, load_subject, load_threat
+from ibau_jax.cli.options import DataOptions
+from ibau_jax.cli.run_folder import versions
+from ibau_jax.comparison import Outcome, as_csv, as_markdown, check_methods, defend, rows
+from ibau_jax.data import Dataset, split_dataset
+from ibau_jax.errors import ConfigError, IbauError
+from ibau_jax.files import check_writable, put_in_place, staging_folder
+from ibau_jax.interruption import deferred_signals
+from ibau_jax.metrics import Metrics
+
+OUTCOMES, MARKDOWN, CSV, PLOT = "outcomes.json", "table.md", "table.csv", "table.png"
+SOME_FAILED = 1
+
+
+def run(options: CompareOptions) -> int:
+    """Runs `scripts/compare.py` and returns its exit code: 1 where some runs failed.
+
+    Raises:
+        IbauError: the input is to blame.
+    """
+    check_methods(options.methods)
+    check_writable(options.out / OUTCOMES)
+    outcomes = restored(options.out / OUTCOMES)
+    start(options.device)
+    subjects = [loaded(options, index) for index in range(len(options.subject.each()))]
+    failed = 0
+    for n_clean, seed, (subject, images, threat), method in itertools.product(
+        options.n_clean, options.seed, subjects, options.methods
+    ):
+        epochs = options.epochs if method in _others() else None
+        key = (name_of(subject.path), method, n_clean, seed, epochs)
+        if key in {outcome.key for outcome in outcomes}:
+            continue
+        try:
+            outcome = one_run(options, subject, images, threat, key)
+        except IbauError as error:
+            failed += 1
+            console.warn(f"{key[0]}, {method}, {n_clean} images, seed {seed}: {error}")
+            continue
+        outcomes.append(outcome)
+        write(options.out, outcomes)
+    if not outcomes:
+        raise ConfigError("no run succeeded")
+    console.console.print(console.comparison_table(rows(outcomes)))
+    console.console.print(f"tables: {options.out / MARKDOWN}", soft_wrap=True)
+    return SOME_FAILED if failed else 0
+
+
+def _others() -> set[str]:
+    from ibau_jax.defences import defences
+
+    return {defence.name for defence in defences()}
+
+
+def name_of(path: Path) -> str:
+    """What tables call a checkpoint: its name, with its folder's where that is always the same."""
+    generic = path.stem in ("model", "attack_result") or is_flax_checkpoint(path)
+    return f"{path.absolute().parent.name}/{path.name}" if generic else path.stem
+
+
+def loaded(options: CompareOptions, index: int) -> tuple[Subject, Dataset, Threat]:
+    """A checkpoint with its images and its attack."""
+    subject = load_subject(options.subject.each()[index])
+    threat = load_threat(options.attack, subject)
+    if threat.attack is None:
+        raise ConfigError(f"{subject.path} names no attack; name the one to measure by --attack")
+    images = load_images(DataOptions(options.dataset), subject)
+    largest = max(options.n_clean)
+    if largest >= len(images):
+        raise ConfigError(f"--n-clean {largest} of {len(images)} images leaves none to evaluate on")
+    return subject, images, threat
+
+
+def one_run(
+    options: CompareOptions, subject: Subject, images: Dataset, threat: Threat, key: tuple[Any, ...]
+) -> Outcome:
+    """Defends a model and measures it before and after."""
+    name, method, n_clean, seed, epochs = key
+    split = split_dataset(images, n_clean, seed)
+    others = split.evaluation.take(np.arange(min(options.evaluated, len(split.evaluation))))
+    with console.make_bar(disable=not console.console.is_terminal) as bar:
+        task = bar.add_task(f"{name}, {method}, {n_clean} images, seed {seed}", total=None)
+        model, seconds = defend(
+            method,
+            subject.model,
+            split.clean_set,
+            seed,
+            epochs=epochs,
+            on_step=lambda done, count: bar.update(task, completed=done, total=count),
+        )
+    before, after = threat.evaluate(subject.model, others), threat.evaluate(model, others)
+    outcome = Outcome(name, method, n_clean, seed, before, after, seconds, epochs)
+    console.console.print(
+        f"{name}, {method}, {n_clean} images, seed {seed}: ACC {console.percent(before.acc)} → "
+        f"{console.percent(after.acc)}, ASR {console.percent(before.asr)} → {console.percent(after.asr)}, "
+        f"DER {console.percent(outcome.der)}, {seconds:.0f} s",
+        soft_wrap=True,
+    )
+    return outcome
+
+
+def restored(file: Path) -> list[Outcome]:
+    """The outcomes of an earlier command, if any.
+
+    Raises:
+        ConfigError: the file holds something else.
+    """
+    if not file.exists():
+        return []
+    try:
+        stored = json.loads(file.read_text())["outcomes"]
+        return [
+            Outcome(**{**one, "before": Metrics(**one["before"]), "after": Metrics(**one["after"])}) for one in stored
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} is no file of outcomes ({error}); choose another --out") from error
+
+
+def write(folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Writes the tables and the plot."""
+    with deferred_signals(), staging_folder(folder) as staging:
+        (staging / MARKDOWN).write_text(as_markdown(outcomes))
+        (staging / CSV).write_text(as_csv(outcomes))
+        plot(outcomes, staging / PLOT)
+        content = {
+            "device": device_name(),
+            "versions": versions(),
+            "outcomes": [asdict(outcome) for outcome in outcomes],
+        }
+        (staging / OUTCOMES).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (MARKDOWN, CSV, PLOT, OUTCOMES):
+            put_in_place(staging / name, folder / name)
+
+
+def plot(outcomes: Sequence[Outcome], file: Path) -> None:
+    """Mean DER of each method with its deviation, a panel for each number of clean images."""
+    from matplotlib.figure import Figure
+
+    found = rows(outcomes)
+    sizes = list(dict.fromkeys(row["n_clean"] for row in found))
+    figure = Figure(
+        figsize=(4.6 * len(sizes), 0.9 + 0.42 * len({row["method"] for row in found})), layout="constrained"
+    )
+    for axis, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+        some = [row for row in found if row["n_clean"] == size][::-1]
+        names, means = [row["method"] for row in some], [100 * row["der"] for row in some]
+        axis.barh(
+            names, means, xerr=[100 * row["der_sd"] for row in some], color="#4477aa", ecolor="#222222", capsize=3
+        )
+        for place, mean in enumerate(means):
+            axis.text(2, place, f"{mean:.1f}", va="center", color="white", fontsize=8)
+        axis.set_xlim(0, 105)
+        axis.set_title(f"{size} clean images", fontsize=10)
+        axis.set_xlabel("DER in %: mean and deviation over checkpoints and seeds", fontsize=8)
+    figure.savefig(file, dpi=150)
