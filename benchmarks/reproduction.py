@@ -116,9 +116,9 @@ figures are those of the original's notebooks, one run each; the presets are the
 
 {table}
 
-*Reproduced*: accuracy moves as published and as much of the attack is left, within two points. *Better*: no more accuracy
-is lost than that, and less of the attack is left. ASR after a round depends on the seed (which images unlearn, which of
-them are perturbed): [the published settings are chaotic](maths.md#the-published-cifar-settings-are-chaotic).
+*Reproduced*: accuracy moves as published and as much of the attack is left, within two points. *Better*: no more
+accuracy is lost than that, and less of the attack is left. ASR after a round depends on the seed (which images unlearn,
+which of them are perturbed): [the published settings are chaotic](maths.md#the-published-cifar-settings-are-chaotic).
 """
 HEADS = ("published", "their figures", "ours, mean", "", "ours, each seed", "caveat")
 

@@ -31,7 +31,7 @@ from ibau_jax.execution import Execution
 from ibau_jax.files import check_writable, put_in_place, staging_folder
 from ibau_jax.interruption import deferred_signals
 from ibau_jax.metrics import Metrics, evaluate
-from ibau_jax.models import NORMALIZATIONS, Architecture, Normalized, get_architecture
+from ibau_jax.models import NORMALIZATIONS, Architecture, Normalized, find_architecture
 from ibau_jax.poisoning import Poison
 from ibau_jax.training import TrainState, train, untrained
 from ibau_jax.training import start as start_training
@@ -60,6 +60,11 @@ class Plan:
     config: TrainConfig
     attacks: list[Attack]
     poison: Poison | None
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images."""
+        return self.training.images.shape[1]
 
     @property
     def attack(self) -> Attack | None:
@@ -107,8 +112,9 @@ def prepare(options: PoisonOptions) -> Plan:
     Raises:
         IbauError: the input is to blame.
     """
-    architecture, config = get_architecture(options.model), options.config()
-    shape = (options.image_size, options.image_size, architecture.channels)
+    architecture, config = find_architecture(options.model), options.config()
+    size = options.image_size or architecture.image_sizes[0]
+    shape = (size, size, architecture.channels)
     training, test = images(options, shape)
     num_classes = int(max(training.labels.max(), test.labels.max())) + 1
     attacks = chosen_attacks(options, shape)
@@ -159,7 +165,7 @@ def identity(options: PoisonOptions, plan: Plan) -> Content:
     return {
         "model": plan.architecture.name,
         "num_classes": plan.num_classes,
-        "image_size": options.image_size,
+        "image_size": plan.image_size,
         "dataset": plan.training.name,
         "n_training": len(plan.training),
         "test": plan.test.name,
@@ -245,7 +251,7 @@ def write(options: PoisonOptions, plan: Plan, model: nnx.Module, metrics: Metric
     if plan.test.name.partition(":")[0] in EMBEDDED:
         hints["dataset"] = plan.test.name
     metadata = {"acc": round(100 * metrics.acc, 3), "epoch": plan.config.epochs, KEY: hints}
-    checkpoint = fresh_checkpoint(plan.architecture, plan.num_classes, options.image_size, bare, metadata)
+    checkpoint = fresh_checkpoint(plan.architecture, plan.num_classes, plan.image_size, bare, metadata)
     with deferred_signals(), staging_folder(options.out) as staging:
         save(checkpoint, staging / MODEL)
         if plan.attacks:

@@ -29,8 +29,8 @@ class PoisonOptions:
     test: Annotated[str | None, option("SPEC", "a tenth of --dataset, which then does not train")] = None
     """images to evaluate on"""
     model: str = "small_vgg"
-    """architecture, a name as --model of scripts/unlearn.py takes it"""
-    image_size: int = 32
+    """architecture, or your own Flax module, FILE.py:CLASS, as --model of scripts/unlearn.py takes it"""
+    image_size: Annotated[int | None, option("N", "the architecture's usual size")] = None
     """height and width of its images; those of a folder or of TFDS are resized"""
     attack: tuple[str, ...] = ("badnets",)
     """none, or one or several of: badnets, badnets_all2all, trojan_sq, trojan_wm, l2_inv, l0_inv, blended, sig, smooth,
