@@ -168,6 +168,7 @@ def test_the_published_perturbation_is_bounded_by_the_suspects_and_left_out_wher
     suspects = Suspects(np.asarray([4], np.int32), _sizes({4: smallest}), np.zeros((1, 4, 4, 3)))
     found = adapted(config, suspects)
     assert found.untargeted_rounds == rounds
+    assert found.min_rounds == (2 if rounds else 3)
     np.testing.assert_allclose(found.norm_bound, radius, rtol=1e-6)
     assert adapted(PRESETS["gtsrb"], suspects) == PRESETS["gtsrb"]
 
