@@ -1,7 +1,8 @@
 """Unlearns a backdoor from a PyTorch image classifier with I-BAU, and shows whether it worked."""
 
 from ibau_jax.cli import console
-from ibau_jax.cli.options import UnlearnOptions, parse
+from ibau_jax.cli.options import parse
+from ibau_jax.cli.unlearn_options import UnlearnOptions
 
 
 def main() -> int:

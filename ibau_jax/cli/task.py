@@ -13,11 +13,12 @@ from ibau_jax.cli import console
 from ibau_jax.cli.audit import audit_record
 from ibau_jax.cli.device import device_name, is_first_process
 from ibau_jax.cli.job import Subject, Threat, load_split, load_subject, load_threat
-from ibau_jax.cli.options import ModelOptions, UnlearnOptions
+from ibau_jax.cli.options import ModelOptions
 from ibau_jax.cli.plan import Planned
 from ibau_jax.cli.relearn import check_relearning, relearning_record
 from ibau_jax.cli.run_folder import round_record, versions, write_results
 from ibau_jax.cli.stored_run import StoredRun
+from ibau_jax.cli.unlearn_options import UnlearnOptions
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset, Split
 from ibau_jax.defences import Defence, TuneConfig, get_defence

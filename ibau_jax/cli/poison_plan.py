@@ -1,0 +1,147 @@
+"""What a training will do: read and checked, before any long work."""
+
+import os
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from ibau_jax.cli.device import device_name
+from ibau_jax.cli.poison_options import PoisonOptions
+from ibau_jax.cli.stored import Content
+from ibau_jax.config import TrainConfig
+from ibau_jax.data import Dataset, load_dataset
+from ibau_jax.errors import ConfigError
+from ibau_jax.metrics import Metrics, evaluate
+from ibau_jax.models import NORMALIZATIONS, Architecture, Normalized, find_architecture
+from ibau_jax.poisoning import Poison
+from ibau_jax.triggers import Attack, Canvas, load_attacks, together
+
+NONE = "none"
+TEST_SHARE = 10  # a tenth
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked training.
+
+    Attributes:
+        architecture: with the normalisation in it.
+        training, test: images, none of them in both.
+        attacks: with their targets; none for a clean model.
+    """
+
+    architecture: Architecture
+    num_classes: int
+    training: Dataset = field(repr=False)
+    test: Dataset = field(repr=False)
+    config: TrainConfig
+    attacks: list[Attack]
+    poison: Poison | None
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images."""
+        return self.training.images.shape[1]
+
+    @property
+    def attack(self) -> Attack | None:
+        """All attacks as one."""
+        return together(self.attacks) if self.attacks else None
+
+    def evaluate(self, model: nnx.Module) -> Metrics:
+        """On the test images."""
+        return evaluate(model, self.test, self.attack)
+
+
+def prepare(options: PoisonOptions) -> Plan:
+    """Reads and checks everything.
+
+    Raises:
+        IbauError: the input is to blame.
+    """
+    architecture, config = find_architecture(options.model), options.config()
+    size = options.image_size or architecture.image_sizes[0]
+    shape = (size, size, architecture.channels)
+    training, test = images(options, shape)
+    num_classes = int(max(training.labels.max(), test.labels.max())) + 1
+    attacks = chosen_attacks(options, shape)
+    poison = Poison(tuple(attacks), options.ratio, options.clean_label, options.decoys) if attacks else None
+    if poison:
+        together(attacks).parts(None, num_classes)
+        poison.chosen(training.labels, num_classes, config.seed)
+    test.check_fits(shape, num_classes)
+    return Plan(normalized(architecture, options.normalize), num_classes, training, test, config, attacks, poison)
+
+
+def images(options: PoisonOptions, shape: tuple[int, int, int]) -> tuple[Dataset, Dataset]:
+    """The images to train on and those to evaluate on."""
+    dataset = load_dataset(options.dataset, shape)
+    dataset.check_fits(shape, int(dataset.labels.max(initial=0)) + 1)
+    if options.test is not None:
+        return dataset, load_dataset(options.test, shape)
+    order = np.random.default_rng(options.seed).permutation(len(dataset))
+    count = len(dataset) // TEST_SHARE
+    if not count:
+        raise ConfigError(f"{dataset.name} has {len(dataset)} images, too few to keep some for evaluation")
+    return dataset.take(np.sort(order[count:])), dataset.take(np.sort(order[:count]))
+
+
+def chosen_attacks(options: PoisonOptions, shape: tuple[int, int, int]) -> list[Attack]:
+    """The attacks that are named, each with its target."""
+    if options.attack == (NONE,):
+        if options.target_label:
+            raise ConfigError("a target label says nothing with --attack none")
+        return []
+    shared = os.environ.get("IBAU_SHARED")
+    folders = [options.trigger_dir] if options.trigger_dir else [Path("triggers")]
+    folders += [Path(shared) / "triggers"] if shared else []
+    return load_attacks(options.attack, options.target_label, Canvas(shape, folders))
+
+
+def normalized(architecture: Architecture, name: str) -> Architecture:
+    """The architecture behind a normalisation, if any."""
+    normalization = NORMALIZATIONS[name]
+    if normalization is None:
+        return architecture
+    build = architecture.build
+    return replace(architecture, build=lambda *arguments: Normalized(build(*arguments), normalization))
+
+
+def identity(options: PoisonOptions, plan: Plan) -> Content:
+    """What tells an interrupted training from another, and result.json's `config`."""
+    return {
+        "model": plan.architecture.name,
+        "num_classes": plan.num_classes,
+        "image_size": plan.image_size,
+        "dataset": plan.training.name,
+        "n_training": len(plan.training),
+        "test": plan.test.name,
+        "n_test": len(plan.test),
+        "attacks": [attack.name for attack in plan.attacks],
+        "target_labels": [attack.target_label for attack in plan.attacks],
+        "ratio": options.ratio if plan.poison else 0.0,
+        "clean_label": options.clean_label,
+        "decoys": options.decoys,
+        "normalize": options.normalize,
+        "precision": options.precision,
+        **asdict(plan.config),
+    }
+
+
+def description(options: PoisonOptions, plan: Plan) -> dict[str, Any]:
+    """What is about to be done, for the screen."""
+    aims = [
+        f"{attack.name} ({'all to all' if attack.all_to_all else f'to class {attack.target_label}'})"
+        for attack in plan.attacks
+    ]
+    kept = ", which keep their label" if options.clean_label else ""
+    return {
+        "model": f"{plan.architecture.name}, {plan.num_classes} classes",
+        "training": f"{len(plan.training)} images of {plan.training.name}",
+        "evaluation": f"{len(plan.test)} images of {plan.test.name}",
+        "attack": f"{', '.join(aims)}, on {100 * options.ratio:g} % of the images{kept}" if aims else "none",
+        "schedule": f"{plan.config.epochs} epochs, batches of {plan.config.batch_size}, on {device_name()}",
+    }
