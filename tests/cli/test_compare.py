@@ -2,22 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
-from ibau_jax.data import load_dataset
 from tests.cli.commands import COMPARE, EXAMPLE, UNLEARN, run
 
 TWO = ["--methods", "ft", "sau", "--n-clean", 30, "--epochs", 1, "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def small_digits(tmp_path_factory):
-    digits = load_dataset("digits", (32, 32, 3))
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    np.savez(path, x=digits.images[:80], y=digits.labels[:80])
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +48,7 @@ def test_what_is_there_is_not_run_again(compared, small_digits):
     ("arguments", "message"),
     [
         (["--methods", "magic"], "there is no method 'magic'"),
-        (["--n-clean", 80], "--n-clean 80 of 80 images leaves none to evaluate on"),
+        (["--n-clean", 120], "--n-clean 120 of 120 images leaves none to evaluate on"),
     ],
 )
 def test_wrong_input(tmp_path, small_digits, arguments, message):

@@ -11,20 +11,11 @@ from PIL import Image
 from ibau_jax.cli.options import DeviceOptions, parse
 from ibau_jax.cli.poison import run as poison
 from ibau_jax.cli.poison_options import PoisonOptions
-from ibau_jax.data import load_dataset
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.models.small_vgg import torch_module
 from tests.cli.commands import EVALUATE, POISON, run
 
 SMALL = ["--epochs", 2, "--batch-size", 20, "--crop", 1, "--lr", 0.02, "--device", "cpu"]
-
-
-@pytest.fixture(scope="module")
-def small_digits(tmp_path_factory):
-    digits = load_dataset("digits:train", (32, 32, 3))
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    np.savez(path, x=digits.images[:100], y=digits.labels[:100])
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +36,7 @@ def test_what_is_written(poisoned):
     result = json.loads((folder / "result.json").read_text())
     assert result["config"]["attacks"] == ["badnets:size=3,row=1,column=1", "sig"]
     assert result["config"]["target_labels"] == [3, 5]
-    assert (result["config"]["n_training"], result["config"]["n_test"]) == (90, 10)
+    assert (result["config"]["n_training"], result["config"]["n_test"]) == (108, 12)
     assert all(0 <= result["metrics"][name] <= 1 for name in ("acc", "asr", "ra"))
     torch_module(10).load_state_dict(torch.load(folder / "model.pth", weights_only=True)["net"])
     with Image.open(folder / "triggers.png") as picture:
@@ -71,7 +62,7 @@ def test_other_commands_find_the_triggers(poisoned, small_digits):
         with torch.no_grad():
             said = module.eval()(torch.tensor(stamped.transpose(0, 3, 1, 2))).argmax(1).numpy()
         hits.append(said[labels != target] == target)
-    assert metrics["asr"] == pytest.approx(np.concatenate(hits).mean(), abs=0.011)  # an image on the border may differ
+    assert metrics["asr"] == pytest.approx(np.concatenate(hits).mean(), abs=0.01)  # an image on the border may differ
 
 
 def options(out, data, **choices):

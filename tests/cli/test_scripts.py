@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from ibau_jax.checkpoints import load
-from ibau_jax.data import load_dataset
 from tests.cli.commands import EVALUATE, EXAMPLE, UNLEARN, run
 from tests.conftest import ROOT
 
@@ -24,15 +23,6 @@ QUICK_AUDIT = ["--audit-steps", "2", "--audit-images", "10"]
 
 def unlearn(*arguments, cwd):
     return run(*UNLEARN, *arguments, cwd=cwd)
-
-
-@pytest.fixture(scope="module")
-def small_digits(tmp_path_factory):
-    """120 digits as a .npz file: enough for every path through the command line."""
-    digits = load_dataset("digits", (32, 32, 3))
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    np.savez(path, x=digits.images[:120], y=digits.labels[:120])
-    return path
 
 
 @pytest.fixture(scope="module")
