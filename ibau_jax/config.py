@@ -114,6 +114,11 @@ class UnlearnConfig:
         _require(0 <= self.mix <= 0.5, f"mix is {self.mix}; it must be in [0, 0.5]")
         _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
         _require(self.space in get_args(Space), f"space is {self.space!r}; choose pixel or normalized")
+        _require(
+            self.space == "pixel" or not (self.targeted or self.untargeted_reach),
+            "norms in units of the suspect's perturbation are those of pixels; with space normalized leave out targeted "
+            "and untargeted_reach",
+        )
         _require(self.mirror in get_args(Mirror), f"mirror is {self.mirror!r}; choose never, tolerated or always")
         low, high = self.reach
         _require(0 < low <= high, f"reach is {low}, {high}; it must be two positive norms, the smaller one first")

@@ -320,7 +320,7 @@ def test_projection_onto_the_ball(scale, bound):
         {"batch_size": 0}, {"n_rounds": 0}, {"K": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"portion": 0.0},
         {"portion": 1.5}, {"norm_bound": 0.0}, {"optim": "nosuch"}, {"optim": "apply_updates"}, {"regularization": -1.0},
         {"perturbations": 0}, {"suspects": 0}, {"reach": (3.0, 2.0)}, {"reach": (0.0, 2.0)}, {"min_batches": 0},
-        {"schedule": "linear"},
+        {"schedule": "linear"}, {"space": "lab"}, {"space": "normalized", "targeted": True},
     ],
 )  # fmt: skip
 def test_configurations_that_make_no_sense(wrong):
