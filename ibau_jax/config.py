@@ -116,8 +116,8 @@ class UnlearnConfig:
         _require(self.space in get_args(Space), f"space is {self.space!r}; choose pixel or normalized")
         _require(
             self.space == "pixel" or not (self.targeted or self.untargeted_reach),
-            "norms in units of the suspect's perturbation are those of pixels; with space normalized leave out targeted "
-            "and untargeted_reach",
+            "norms in units of the suspect's perturbation are those of pixels; with space normalized leave out "
+            "targeted and untargeted_reach",
         )
         _require(self.mirror in get_args(Mirror), f"mirror is {self.mirror!r}; choose never, tolerated or always")
         low, high = self.reach
