@@ -1,7 +1,7 @@
 """Unlearns many checkpoints over several seeds, and writes the table of docs/experiments.md.
 
     python -m benchmarks.unlearning FILE.pth [FILE.pth ...] [--preset robust] [--n-clean 5000] [--seeds 0 1 2] [--store]
-        [--save FOLDER]
+        [--save FOLDER] [--n-rounds N]
 
 Data, attack and target are told from the names: the published ones, and those of `benchmarks.zoo`. The seed chooses the
 clean images too; up to 3000 others evaluate. `--store` adds what was found to
@@ -21,20 +21,20 @@ from benchmarks.cases import ROOT
 from benchmarks.report import machine, put_between
 from benchmarks.zoo import CLEANED, ZOO, attack_of, others_of
 from ibau_jax import PRESETS, State, evaluate, load, save, split_dataset, unlearn
-from ibau_jax.config import suited
+from ibau_jax.config import UnlearnConfig, suited
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "unlearning" / "small_vgg.json", ROOT / "docs" / "experiments.md"
 BEGIN, END = "<!-- unlearning: written by python -m benchmarks.unlearning -->", "<!-- end of unlearning -->"
 EVALUATED = 3000
 
 
-def run(file: Path, preset: str, n_clean: int, seed: int, folder: Path | None = None) -> dict[str, Any]:
+def run(file: Path, config: UnlearnConfig, n_clean: int, saved: Path | None = None) -> dict[str, Any]:
     """One run: figures before, after each round and of the round that is kept, and seconds without evaluation."""
     attack, target = attack_of(file.stem)
     if attack is None and file.stem not in ZOO:
         raise SystemExit(f"{file.stem}: neither a published name nor one of benchmarks.zoo")
     checkpoint = load(file)
-    split = split_dataset(others_of(file.stem), n_clean, seed)
+    split = split_dataset(others_of(file.stem), n_clean, config.seed)
     others = split.evaluation.take(np.arange(min(EVALUATED, len(split.evaluation))))
     rounds: list[dict[str, Any]] = []
     evaluating, begin = 0.0, time.perf_counter()
@@ -48,12 +48,10 @@ def run(file: Path, preset: str, n_clean: int, seed: int, folder: Path | None = 
         )
         evaluating += time.perf_counter() - start
 
-    config = replace(PRESETS[suited(preset, n_clean)], seed=seed)
     result = unlearn(checkpoint.model(), split.clean_set, config, on_round=on_round)
     seconds = time.perf_counter() - begin - evaluating
-    if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        save(checkpoint.with_weights(result.model), folder / f"{file.stem}{CLEANED}{preset}-{n_clean}-{seed}.pth")
+    if saved:
+        save(checkpoint.with_weights(result.model), saved)
     before = asdict(evaluate(checkpoint.model(), others, attack, target))
     after = asdict(evaluate(result.model, others, attack, target))
     return {
@@ -88,13 +86,13 @@ def row(name: str, kind: str, runs: dict[str, dict[str, Any]]) -> str:
         shares = {key: [run[when][key] for run in runs.values()] for key in ("acc", "asr", "ra")}
         return {key: None if None in values else float(np.mean(values)) for key, values in shares.items()}
 
-    preset, n_clean = kind.split(",")
+    preset, n_clean, *rounds = kind.split(",")
     each = "; ".join(f"{seed}: {figures(run['after'])}" for seed, run in sorted(runs.items()))
     seconds = np.median([run["seconds"] for run in runs.values() if "derived" not in run])
     lacking = np.max([shortfall(run) for run in runs.values()], axis=0)
     cells = (
         f"`{name}`",
-        preset,
+        ", ".join([preset, *rounds]),
         n_clean,
         figures(mean("before")),
         f"**{figures(mean('after'))}**",
@@ -127,12 +125,17 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--store", action="store_true")
     parser.add_argument("--save", type=Path)
+    parser.add_argument("--n-rounds", type=int)
     options = parser.parse_args()
     results: dict[str, dict[str, dict[str, Any]]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in options.seeds:
         for file in options.files:
-            found = run(file, options.preset, options.n_clean, seed, options.save)
+            config = replace(PRESETS[suited(options.preset, options.n_clean)], seed=seed)
             kind = f"{options.preset},{options.n_clean}"
+            if options.n_rounds:
+                config, kind = replace(config, n_rounds=options.n_rounds), f"{kind},{options.n_rounds} rounds"
+            name = f"{file.stem}{CLEANED}{kind.replace(',', '-').replace(' ', '-')}-{seed}.pth"
+            found = run(file, config, options.n_clean, options.save / name if options.save else None)
             results.setdefault(file.stem, {}).setdefault(kind, {})[str(seed)] = found
             print(
                 f"{file.stem} {kind} seed {seed}: {figures(found['before'])} → {figures(found['after'])} "
