@@ -4,6 +4,7 @@ A `triggers.npz` has, for each of its attacks numbered from 0, `N.kind` (a name 
 (-1 all-to-all) and the stamp's own fields. It is read without pickle: nothing in it is executed.
 """
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +20,7 @@ from ibau_jax.triggers.stamps import STAMPS, Stamp
 Shape = tuple[int, int, int]
 TRIGGERS = "triggers.npz"
 ALL_TO_ALL = -1
+LARGEST = 2**26  # bytes in a file of triggers: a few of 1000x1000 images fit
 
 
 def find(name: str, folders: Sequence[Path]) -> Path:
@@ -89,11 +91,15 @@ def read_triggers(path: Path, shape: Shape) -> Attack:
         ConfigError: the file is no such file, is damaged, or is for images of another size.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > LARGEST:
+            raise ValueError(f"it holds {size} bytes, more than any trigger takes")
         with np.load(path, allow_pickle=False) as stored:
             content = dict(stored)
         count = len({key.partition(".")[0] for key in content})
         attacks = [_attack(index, content) for index in range(count)]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         raise ConfigError(f"{path} is no file of triggers: {str(error)[:200]}") from error
     for attack in attacks:
         _check(attack, path, shape)

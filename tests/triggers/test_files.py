@@ -59,6 +59,22 @@ def test_what_is_no_trigger_is_refused(tmp_path, change):
         read_triggers(tmp_path / "bad.npz", SHAPE)
 
 
+def test_a_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("0.pattern.npy", bytes(2**27))
+    with pytest.raises(ConfigError, match="more than any trigger takes"):
+        read_triggers(tmp_path / "bomb.npz", SHAPE)
+
+
+def test_a_header_that_promises_too_much_is_refused(tmp_path):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (2**45,)})
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as file:
+        file.writestr("0.pattern.npy", header.getvalue())
+    with pytest.raises(ConfigError, match="no file of triggers"):
+        read_triggers(tmp_path / "bomb.npz", SHAPE)
+
+
 @pytest.mark.parametrize("content", [b"", b"no zip", None])
 def test_what_is_no_archive_is_refused(tmp_path, content):
     if content is None:
