@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.cases import ROOT
 from benchmarks.report import put_between
-from benchmarks.zoo import others_of, target_of
+from benchmarks.zoo import CLEANED, others_of, target_of
 from ibau_jax import AuditConfig, Auditor, Dataset, load
 from ibau_jax.auditing.judgement import anomaly_index, find_suspects, judge
 from ibau_jax.cli.audit import audit_record
@@ -58,7 +58,32 @@ def table(results: dict[str, dict[str, Any]]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     lines += [row(name, int(seed), record) for name in sorted(results) for seed, record in results[name].items()]
-    return "\n".join(lines)
+    return "\n".join([summary(results), "", *lines])
+
+
+def summary(results: dict[str, dict[str, Any]]) -> str:
+    """How often audits were right: of backdoored models, and of those without a backdoor, clean and cleaned."""
+    kinds: dict[str, list[tuple[str, bool, float]]] = {"backdoored": [], "clean": [], "cleaned": []}
+    for name, of_model in results.items():
+        target = target_of(name)
+        kind = "cleaned" if CLEANED in name else "clean" if target is None else "backdoored"
+        for record in of_model.values():
+            sizes = {view: np.asarray(findings["sizes"]) for view, findings in record["views"].items()}
+            suspects = find_suspects(sizes)
+            right = not suspects if target is None else bool(suspects) and suspects[0].label == target
+            ratio = max(float(np.median(of_view) / of_view.min()) for of_view in sizes.values())
+            kinds[kind].append((name, right, ratio))
+    texts = []
+    for kind, found in kinds.items():
+        if found:
+            count, ratios = sum(right for _, right, _ in found), [ratio for *_, ratio in found]
+            what = "the target named" if kind == "backdoored" else "no backdoor found"
+            models = len({name for name, *_ in found})
+            texts.append(
+                f"{kind}: {what} in **{count} of {len(found)}** audits of {models} models, largest ratios "
+                f"{min(ratios):.2f} to {max(ratios):.2f}"
+            )
+    return "; ".join(texts) + "."
 
 
 def main() -> None:
