@@ -48,7 +48,7 @@ def _percent(share: float | None) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None:
+    if value is None or value in ((), []):
         return "none"
     if isinstance(value, (list, tuple)):
         return ", ".join(_value(entry) for entry in value)
