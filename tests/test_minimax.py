@@ -26,6 +26,7 @@ from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import InnerConstants, inner_step, project
 from ibau_jax.placement import Placement
 from ibau_jax.stack import Stack
+from tests.defences.twin import as_state_dict, blobs, twins
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 
@@ -115,11 +116,12 @@ NORM = Normalization((0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 
 def test_in_normalised_space_it_is_torch_on_normalised_images(rng):
     """One whole round: the oracle gets the bare net, and images that are normalised already."""
-    bare, data = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), vgg_data(rng, 20)
+    (bare, twin), data = twins(0), blobs(20)
     config = UnlearnConfig(n_rounds=1, batch_size=10, inner_lr=0.1, optim="sgd", lr=0.01, K=2, space="normalized")
     result = unlearn(Normalized(bare, NORM), data, config)
-    twin, mean, std = torch_twin(bare), *(torch.tensor(values)[:, None, None] for values in (NORM.mean, NORM.std))
-    batches = [((images - mean) / std, labels) for images, labels in torch_batches(data, 10)]
+    mean, std = (torch.tensor(values)[:, None, None] for values in (NORM.mean, NORM.std))
+    images, labels = as_torch(data.images), torch.as_tensor(data.labels)
+    batches = list(zip(((images - mean) / std).split(10), labels.split(10), strict=True))
     delta = torch_ibau.perturbation(twin, batches, clip=False, optimizer="sgd", learning_rate=0.1, bound=None)
     found = result.rounds[0].perturbation
     expected = (delta * std).numpy().transpose(0, 2, 3, 1)  # in units of the image range
@@ -129,7 +131,7 @@ def test_in_normalised_space_it_is_torch_on_normalised_images(rng):
     masks = [torch.as_tensor(mask) for mask in patched_images(key, np.ones((2, 10), np.float32), config.portion)]
     optimizer = torch.optim.SGD(twin.parameters(), lr=config.lr)
     torch_ibau.outer_round(twin, delta, batches, masks, optimizer=optimizer, terms=config.K, clip=False)
-    after, before = dict(twin.named_parameters()), dict(torch_twin(bare).named_parameters())
+    after, before = dict(twin.named_parameters()), as_state_dict(nnx.state(bare))
     for path, leaf in nnx.to_flat_state(nnx.state(result.model.model, nnx.Param)):
         name = torch_name(path)
         start = before[name].detach().numpy()

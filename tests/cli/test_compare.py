@@ -18,6 +18,7 @@ def compared(tmp_path_factory, small_digits):
     return folder, done
 
 
+@pytest.mark.slow
 def test_tables(compared):
     folder, done = compared
     assert sorted(file.name for file in (folder / "t").iterdir()) == [
@@ -32,6 +33,7 @@ def test_tables(compared):
     assert max(map(len, done.stdout.split("Means over")[1].splitlines())) <= 80
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_run_again(compared, small_digits):
     """The first seed's outcomes stay as they are; the second seed's one method is added."""
     folder, _ = compared
@@ -58,6 +60,7 @@ def test_wrong_input(tmp_path, small_digits, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_unlearn_by_another_method(tmp_path, small_digits):
     arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, "--n-clean", 40, "--out", "out", "--device", "cpu"]
     done = run(*UNLEARN, *arguments, "--method", "fp", "--epochs", 1, "--lr", 0.001, cwd=tmp_path)

@@ -73,6 +73,7 @@ def options(out, data, **choices):
     )
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on_bit_by_bit(tmp_path, small_digits, monkeypatch):
     poison(options(tmp_path / "whole", small_digits))
     with monkeypatch.context() as patched:
