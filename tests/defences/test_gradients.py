@@ -215,7 +215,3 @@ def mirrors(model, data):
     from ibau_jax.augmentation import may_mirror
 
     return may_mirror("tolerated", model, data)
-
-
-def test_classes():
-    assert CLASSES == 4
