@@ -209,9 +209,3 @@ def test_the_schedule_is_pytorchs_sgd_with_a_cosine():
     # PyTorch's running variance is that of a sample, Flax's that of a population.
     assert np.linalg.norm(logits - expected) < 0.02 * np.linalg.norm(expected)
     assert np.mean(np.argmax(logits, 1) == np.argmax(expected, 1)) > 0.95
-
-
-def mirrors(model, data):
-    from ibau_jax.augmentation import may_mirror
-
-    return may_mirror("tolerated", model, data)
