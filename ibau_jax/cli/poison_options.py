@@ -32,11 +32,11 @@ class PoisonOptions:
     """architecture, or your own Flax module, FILE.py:CLASS, as --model of scripts/unlearn.py takes it"""
     image_size: Annotated[int | None, option("N", "the architecture's usual size")] = None
     """height and width of its images; those of a folder or of TFDS are resized"""
-    attack: tuple[str, ...] = ("badnets",)
+    attack: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("badnets",)
     """none, or one or several of: badnets, badnets_all2all, trojan_sq, trojan_wm, l2_inv, l0_inv, blended, sig, smooth,
     wanet, bpp, each with parameters if need be (badnets:size=3,row=1,column=1,look=chequered; docs/attacks.md has all);
     a PNG file, which is added to the image; a triggers.npz"""
-    target_label: Annotated[tuple[int, ...], tyro.conf.arg(metavar="CLASS [CLASS ...]", aliases=["--target"])] = ()
+    target_label: Annotated[tuple[int, ...], option("CLASS [CLASS ...]", "none", "--target")] = ()
     """the class that each attack aims at; none for all-to-all"""
     trigger_dir: Annotated[Path | None, option("DIR", "triggers/ here")] = None
     """folder of the published trigger files"""
