@@ -14,7 +14,7 @@ Verdict = Literal["backdoored", "suspicious", "no backdoor found"]
 CONSISTENCY = 1.4826  # makes the median absolute deviation the standard deviation of a normal distribution
 
 # Of the ratio of the median class's size to a class's, natural logarithms: ratios of 2.2 and 3. The clean models of
-# docs/experiments.md have at most 1.98, the targets of the backdoored ones at least 3.5.
+# docs/experiments.md have at most 2.02, the targets of the backdoored ones at least 3.5.
 SUSPICIOUS, BACKDOORED = 0.79, 1.10
 SLOPE = 15.0
 
