@@ -78,7 +78,9 @@ def verdict(published: Published, before: tuple[float, float], after: tuple[floa
 
 def ours(published: Published, results: dict[str, Any]) -> list[tuple[str, tuple[float, float], tuple[float, float]]]:
     """Each seed with ACC and ASR before, and after the first round."""
-    runs = results.get(published.checkpoint, {}).get(f"{published.preset},{published.n_clean}", {})
+    kind = f"{published.preset},{published.n_clean}"
+    of_model = results.get(published.checkpoint, {})
+    runs = {seed: run for name, some in of_model.items() if name.startswith(kind) for seed, run in some.items()}
 
     def figures(metrics: dict[str, float]) -> tuple[float, float]:
         return 100 * metrics["acc"], 100 * metrics["asr_all"]
