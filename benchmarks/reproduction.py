@@ -1,6 +1,6 @@
 """Writes docs/reproduction.md: the published figures beside ours, from result files.
 
-    python -m benchmarks.unlearning ../shared/checkpoints/badnets_8_02_ckpt.pth --preset cifar10 --store
+    python -m benchmarks.unlearning ../shared/checkpoints/badnets_8_02_ckpt.pth --preset cifar10 --n-rounds 3 --store
     python -m benchmarks.unlearning ../shared/checkpoints/gtsrbl0_inv_0_02_ckpt.pth --preset gtsrb --store
     python -m benchmarks.reproduction
 
