@@ -19,7 +19,6 @@ from benchmarks.unlearning import RESULTS
 DOCUMENT = ROOT / "docs" / "reproduction.md"
 Verdict = Literal["reproduced", "better", "not reproduced", "not run"]
 TOLERANCE = 2.0  # points
-NAMES = {"acc": "ACC", "asr_all": "ASR"}
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,7 @@ def defend(
     defence = get_defence(name)
     tuning = defence.config(seed=seed)
     tuning = tuning.shortened(epochs) if epochs is not None else tuning
-    after = (lambda done, count, model: on_step(done, count)) if on_step else None
-    found = defence(model, clean_set, tuning, execution=execution, on_epoch=after)
+    found = defence(model, clean_set, tuning, execution=execution, on_epoch=on_step)
     return found, time.perf_counter() - start
 
 

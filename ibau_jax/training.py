@@ -127,8 +127,11 @@ def run_epochs(
     place, loop = Placement.one_device(), None
     carry, constant = place.members(carry), place.members(constant)
     planted = np.full(len(dataset), CLEAN, np.int32) if planted is None else planted
+    orders = np.random.default_rng(config.seed)
+    for _ in range(done):
+        orders.permutation(len(dataset))
     for epoch in range(done + 1, config.epochs + 1):
-        batches = epoch_batches(dataset, planted, config, epoch)
+        batches = shuffled_batches(dataset, planted, config, orders)
         loop = loop or compile_loop(step, carry, batches, constant, execution=execution, placement=place)
         carry, losses = loop.run(carry, batches, constant, _counted(on_batch, epoch, len(batches.planted)))
         if not np.isfinite(losses).all():
@@ -157,10 +160,11 @@ def planned(
     return chosen, replace(dataset, labels=poison.labels(dataset.labels, chosen, num_classes))
 
 
-def epoch_batches(dataset: Dataset, planted: np.ndarray, config: TrainConfig, epoch: int) -> TrainingBatch:
-    """An epoch's batches in an order of its own; a remainder smaller than a batch is left out."""
-    shuffled = np.random.default_rng(config.seed)
-    order = [shuffled.permutation(len(dataset)) for _ in range(epoch)][-1]
+def shuffled_batches(
+    dataset: Dataset, planted: np.ndarray, config: TrainConfig, orders: np.random.Generator
+) -> TrainingBatch:
+    """The next epoch's batches in an order of its own; a remainder smaller than a batch is left out."""
+    order = orders.permutation(len(dataset))
     order = order[: len(dataset) // config.batch_size * config.batch_size]
     batches = make_batches(dataset.take(order), config.batch_size)
     return TrainingBatch(batches, planted[order].reshape(-1, config.batch_size))

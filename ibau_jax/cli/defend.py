@@ -4,7 +4,6 @@ import time
 from typing import TYPE_CHECKING
 
 import numpy as np
-from flax import nnx
 
 from ibau_jax.cli.console import RoundProgress
 from ibau_jax.result import Result, Round
@@ -19,7 +18,7 @@ def defend(task: "Task") -> None:
     bar, start = RoundProgress(1, [task.name]), time.perf_counter()
     with bar.running(0):
 
-        def on_epoch(done: int, count: int, model: nnx.Module) -> None:
+        def on_epoch(done: int, count: int) -> None:
             bar.on_batch("outer", 1, done, count)
 
         model = task.defence(task.model, task.clean_set, task.tuning, execution=task.execution, on_epoch=on_epoch)

@@ -18,7 +18,7 @@ from ibau_jax.augmentation import augmented
 from ibau_jax.batches import to_unit
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences.registry import defence
-from ibau_jax.defences.tuning import Images, OnEpoch, TuneConfig, fitted, training_copy
+from ibau_jax.defences.tuning import Images, OnEpoch, TuneConfig, fitted, last_of, training_copy
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Params, Weights, split_weights
@@ -132,10 +132,8 @@ def masks_of(model: nnx.Module, clean_set: Dataset, config: AnpConfig, execution
         return (masks, state, jax.random.key_data(later)), value
 
     epochs = run_epochs(step, carry, clean_set, config, constant=weights, execution=execution)
-    for epoch, ((masks, *_), _) in enumerate(epochs, 1):
-        if on_epoch:
-            on_epoch(epoch, config.epochs, pruned(model, masks, config.threshold))
-    return masks
+    learnt: Channels = last_of(epochs, config, on_epoch)[0]
+    return learnt
 
 
 def pruned(model: nnx.Module, masks: Channels, threshold: float) -> nnx.Module:

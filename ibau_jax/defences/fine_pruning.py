@@ -16,7 +16,7 @@ from jaxtyping import Float
 from ibau_jax.batches import make_batches, to_unit
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences.registry import defence
-from ibau_jax.defences.tuning import OnEpoch, TuneConfig, fitted, tuned
+from ibau_jax.defences.tuning import OnEpoch, TuneConfig, tuned
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.metrics import predict
@@ -102,5 +102,4 @@ def fine_prune(
     model: nnx.Module, clean_set: Dataset, config: PruneConfig, execution: Execution, on_epoch: OnEpoch | None
 ) -> nnx.Module:
     """Prunes, then fine-tunes."""
-    fitted(config, model, clean_set)
     return tuned(prune(model, clean_set, config), clean_set, config, execution=execution, on_epoch=on_epoch)

@@ -27,7 +27,6 @@ from ibau_jax.defences.tuning import (
     Slope,
     TuneConfig,
     cross_entropy_gradient,
-    fitted,
     tuned,
 )
 from ibau_jax.execution import Execution
@@ -67,17 +66,13 @@ def patched_gradient(run: Run, patches: list[Trigger], share: float) -> Gradient
     plain = cross_entropy_gradient(run)
 
     def stamped(images: Images) -> Images:
-        count = int(share * len(images))
-        turns = [PATCH.stamp(patch, images[index : count : len(patches)]) for index, patch in enumerate(patches)]
-        return jnp.concatenate([*turns, images[count:]])
-
-    def labels_of(labels: jax.Array) -> jax.Array:
-        count = int(share * len(labels))
-        turns = [labels[index : count : len(patches)] for index in range(len(patches))]
-        return jnp.concatenate([*turns, labels[count:]])
+        for index, patch in enumerate(patches):
+            turn = slice(index, int(share * len(images)), len(patches))
+            images = images.at[turn].set(PATCH.stamp(patch, images[turn]))
+        return images
 
     def gradient(weights: Weights, sample: Sample, before: Weights) -> Slope:
-        return plain(weights, Sample(stamped(sample.images), labels_of(sample.labels), sample.key), before)
+        return plain(weights, sample._replace(images=stamped(sample.images)), before)
 
     return gradient
 
@@ -87,7 +82,6 @@ def neural_cleanse(
     model: nnx.Module, clean_set: Dataset, config: CleanseConfig, execution: Execution, on_epoch: OnEpoch | None
 ) -> nnx.Module:
     """Unlearns the patches of suspected classes; where there are none the model stays as it is."""
-    fitted(config, model, clean_set)
     patches = suspected_patches(model, clean_set, config, execution)
     if not patches:
         return model

@@ -14,6 +14,7 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences.tuning import OnEpoch, TuneConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.models.inference import count_classes
 
 Run = Callable[[nnx.Module, Dataset, Any, Execution, OnEpoch | None], nnx.Module]  # the third is its own TuneConfig
 
@@ -50,7 +51,7 @@ class Defence:
             clean_set: clean images with their true labels.
             config: the defence's constants.
             execution: precision.
-            on_epoch: called after every epoch with its number, how many there are, and the model.
+            on_epoch: called after every epoch with its number and how many there are.
 
         Returns:
             The model that it gives, in inference mode.
@@ -59,6 +60,8 @@ class Defence:
             DataError: the clean set does not fit the model.
             ConfigError: the defence can't be applied to the model; or a loss became NaN or infinite.
         """
+        shape = clean_set.images.shape[1:]
+        clean_set.check_fits(shape, count_classes(model, shape))
         return self.function(model, clean_set, config or self.config(), execution, on_epoch)
 
 

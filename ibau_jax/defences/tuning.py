@@ -1,6 +1,6 @@
 """Fine-tuning on clean images: the loop that most defences are a variant of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -16,11 +16,10 @@ from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Params, Rest, Weights, split_weights
-from ibau_jax.models.inference import count_classes
 from ibau_jax.perturb import cross_entropies
 from ibau_jax.training import Run, TrainingBatch, make_run, run_epochs, set_training, trained
 
-OnEpoch = Callable[[int, int, nnx.Module], None]
+OnEpoch = Callable[[int, int], None]
 Images = Float[Array, "n h w c"]
 Config = TypeVar("Config", bound="TuneConfig")
 
@@ -97,13 +96,7 @@ def training_copy(model: nnx.Module) -> nnx.Module:
 
 
 def fitted(config: Config, model: nnx.Module, clean_set: Dataset) -> Config:
-    """The configuration for these images: a batch has at most all, and they are mirrored where the model tolerates it.
-
-    Raises:
-        DataError: the images do not fit the model.
-    """
-    shape = clean_set.images.shape[1:]
-    clean_set.check_fits(shape, count_classes(model, shape))
+    """The configuration for these images: a batch has at most all; mirrored where the model tolerates it."""
     flip = config.flip or may_mirror("tolerated", model, clean_set)
     return replace(config, batch_size=min(config.batch_size, len(clean_set)), flip=flip)
 
@@ -148,7 +141,13 @@ def tuned(
 
     before = split_weights(reference or model)
     epochs = run_epochs(step, carry, clean_set, config, constant=before, execution=execution)
-    for epoch, ((weights, *_), _) in enumerate(epochs, 1):
-        if on_epoch:
-            on_epoch(epoch, config.epochs, trained(copy, weights))
+    weights, *_ = last_of(epochs, config, on_epoch)
     return trained(copy, weights)
+
+
+def last_of(epochs: Iterable[tuple[Any, float]], config: TuneConfig, on_epoch: OnEpoch | None) -> Any:
+    """What `run_epochs` gives after the last epoch, of at least one."""
+    for epoch, (carry, _) in enumerate(epochs, 1):
+        if on_epoch:
+            on_epoch(epoch, config.epochs)
+    return carry

@@ -3,7 +3,7 @@
 from ibau_jax.triggers import known  # registers the attacks
 from ibau_jax.triggers.attack import Attack, check_target_label, planted, together
 from ibau_jax.triggers.files import TRIGGERS, read_triggers, write_triggers
-from ibau_jax.triggers.registry import Canvas, attack, attack_names, described, load_attack, load_attacks
+from ibau_jax.triggers.registry import Canvas, attack, attack_names, load_attack, load_attacks
 from ibau_jax.triggers.stamps import Additive, Images, Masked, Patch, Quantised, Stamp, Warp
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "attack",
     "attack_names",
     "check_target_label",
-    "described",
     "known",
     "load_attack",
     "load_attacks",

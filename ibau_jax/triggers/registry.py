@@ -61,15 +61,6 @@ def attack_names() -> tuple[str, ...]:
     return tuple(_KNOWN)
 
 
-def described() -> str:
-    """The registered attacks with their parameters, for help texts."""
-    shown = []
-    for name, known in _KNOWN.items():
-        parameters = ",".join(f"{key}={value}" for key, value in known.defaults.items())
-        shown.append(f"{name}:{parameters}" if parameters else name)
-    return ", ".join(shown)
-
-
 def load_attack(
     spec: str,
     input_shape: Shape,

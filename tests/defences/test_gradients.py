@@ -190,7 +190,7 @@ def test_the_schedule_is_pytorchs_sgd_with_a_cosine():
     model, module = twins(12)
     data, config = blobs(64), replace(get_defence("ft").config(), epochs=2, batch_size=32, crop=0, lr=0.1)
     seen = []
-    found = get_defence("ft")(model, data, config, on_epoch=lambda number, count, model: seen.append((number, count)))
+    found = get_defence("ft")(model, data, config, on_epoch=lambda number, count: seen.append((number, count)))
     assert seen == [(1, 2), (2, 2)]
     optimizer = torch.optim.SGD(module.train().parameters(), 0.1, momentum=0.9, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)
