@@ -14,9 +14,10 @@ from ibau_jax.cli import console
 from ibau_jax.cli.compare_options import CompareOptions
 from ibau_jax.cli.device import device_name, start
 from ibau_jax.cli.job import Subject, Threat, load_images, load_subject, load_threat
-from ibau_jax.cli.options import DataOptions
+from ibau_jax.cli.options import DataOptions, ModelOptions
 from ibau_jax.cli.run_folder import versions
 from ibau_jax.comparison import Outcome, as_csv, as_markdown, check_methods, defend, rows
+from ibau_jax.config import PRESETS
 from ibau_jax.data import Dataset, split_dataset
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.files import check_writable, put_in_place, staging_folder
@@ -37,12 +38,12 @@ def run(options: CompareOptions) -> int:
     check_writable(options.out / OUTCOMES)
     outcomes = restored(options.out / OUTCOMES)
     start(options.device)
-    subjects = [loaded(options, index) for index in range(len(options.subject.each()))]
+    subjects = [loaded(options, subject) for subject in options.subject.each()]
     failed = 0
     for n_clean, seed, (subject, images, threat), method in itertools.product(
         options.n_clean, options.seed, subjects, options.methods
     ):
-        epochs = options.epochs if method in _others() else None
+        epochs = None if method in PRESETS else options.epochs
         key = (name_of(subject.path), method, n_clean, seed, epochs)
         if key in {outcome.key for outcome in outcomes}:
             continue
@@ -61,21 +62,15 @@ def run(options: CompareOptions) -> int:
     return SOME_FAILED if failed else 0
 
 
-def _others() -> set[str]:
-    from ibau_jax.defences import defences
-
-    return {defence.name for defence in defences()}
-
-
 def name_of(path: Path) -> str:
     """What tables call a checkpoint: its name, with its folder's where that is always the same."""
     generic = path.stem in ("model", "attack_result") or is_flax_checkpoint(path)
     return f"{path.absolute().parent.name}/{path.name}" if generic else path.stem
 
 
-def loaded(options: CompareOptions, index: int) -> tuple[Subject, Dataset, Threat]:
+def loaded(options: CompareOptions, model: ModelOptions) -> tuple[Subject, Dataset, Threat]:
     """A checkpoint with its images and its attack."""
-    subject = load_subject(options.subject.each()[index])
+    subject = load_subject(model)
     threat = load_threat(options.attack, subject)
     if threat.attack is None:
         raise ConfigError(f"{subject.path} names no attack; name the one to measure by --attack")

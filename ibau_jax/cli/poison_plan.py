@@ -1,7 +1,7 @@
 """What a training will do: read and checked, before any long work."""
 
 import os
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from ibau_jax.config import TrainConfig
 from ibau_jax.data import Dataset, load_dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.metrics import Metrics, evaluate
-from ibau_jax.models import NORMALIZATIONS, Architecture, Normalized, find_architecture
+from ibau_jax.models import NORMALIZATIONS, Architecture, find_architecture
+from ibau_jax.models.normalized import normalized
 from ibau_jax.poisoning import Poison
 from ibau_jax.triggers import Attack, Canvas, load_attacks, together
 
@@ -73,7 +74,8 @@ def prepare(options: PoisonOptions) -> Plan:
         together(attacks).parts(None, num_classes)
         poison.chosen(training.labels, num_classes, config.seed)
     test.check_fits(shape, num_classes)
-    return Plan(normalized(architecture, options.normalize), num_classes, training, test, config, attacks, poison)
+    architecture = normalized(architecture, NORMALIZATIONS[options.normalize])
+    return Plan(architecture, num_classes, training, test, config, attacks, poison)
 
 
 def images(options: PoisonOptions, shape: tuple[int, int, int]) -> tuple[Dataset, Dataset]:
@@ -99,15 +101,6 @@ def chosen_attacks(options: PoisonOptions, shape: tuple[int, int, int]) -> list[
     folders = [options.trigger_dir] if options.trigger_dir else [Path("triggers")]
     folders += [Path(shared) / "triggers"] if shared else []
     return load_attacks(options.attack, options.target_label, Canvas(shape, folders))
-
-
-def normalized(architecture: Architecture, name: str) -> Architecture:
-    """The architecture behind a normalisation, if any."""
-    normalization = NORMALIZATIONS[name]
-    if normalization is None:
-        return architecture
-    build = architecture.build
-    return replace(architecture, build=lambda *arguments: Normalized(build(*arguments), normalization))
 
 
 def identity(options: PoisonOptions, plan: Plan) -> Content:

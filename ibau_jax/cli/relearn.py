@@ -12,7 +12,7 @@ from ibau_jax.cli.job import load_subject
 from ibau_jax.cli.options import RelearnOptions
 from ibau_jax.config import TrainConfig
 from ibau_jax.errors import ConfigError, IbauError
-from ibau_jax.models.normalized import Normalized
+from ibau_jax.models.normalized import normalized
 from ibau_jax.relearning import Relearned, relearn, tempting_set
 
 if TYPE_CHECKING:
@@ -77,13 +77,10 @@ def _trained(task: "Task", bar: Any, job: Any) -> nnx.Module | None:
         warn(f"{len(task.clean_set)} clean images train no model to compare with; name a clean one by --clean-ckpt")
         return None
     checkpoint, config = task.subject.checkpoint, TrainConfig(seed=task.config.seed)
-    build, normalization = checkpoint.architecture.build, task.subject.normalization
-    if normalization:
-        build = lambda *arguments: Normalized(checkpoint.architecture.build(*arguments), normalization)  # noqa: E731
     bar.update(job, description="relearning: training a clean model", total=config.epochs)
     try:
         return train(
-            replace(checkpoint.architecture, build=build),
+            normalized(checkpoint.architecture, task.subject.normalization),
             task.num_classes,
             task.clean_set,
             config,

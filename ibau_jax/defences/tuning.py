@@ -147,7 +147,9 @@ def tuned(
 
 def last_of(epochs: Iterable[tuple[Any, float]], config: TuneConfig, on_epoch: OnEpoch | None) -> Any:
     """What `run_epochs` gives after the last epoch, of at least one."""
+    last: Any = None
     for epoch, (carry, _) in enumerate(epochs, 1):
+        last = carry
         if on_epoch:
             on_epoch(epoch, config.epochs)
-    return carry
+    return last

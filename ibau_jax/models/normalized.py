@@ -1,12 +1,13 @@
 """The normalisation of images, put inside the model so that δ and triggers live in pixel space."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.errors import ConfigError
+from ibau_jax.models.registry import Architecture
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,11 @@ class Normalized(nnx.Module):
             for values in (self.normalization.mean, self.normalization.std)
         )
         return self.model((x - mean) / std)
+
+
+def normalized(architecture: Architecture, normalization: Normalization | None) -> Architecture:
+    """The architecture behind a normalisation, if there is one."""
+    if normalization is None:
+        return architecture
+    build = architecture.build
+    return replace(architecture, build=lambda *arguments: Normalized(build(*arguments), normalization))
