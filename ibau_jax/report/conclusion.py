@@ -50,7 +50,7 @@ def conclude(
     """
     level, headline = _of_attack(before.asr, after.asr) if before.asr is not None else _of_audits(audits)
     lost = before.acc - after.acc
-    if lost > COSTLY and level == "good":
+    if lost > COSTLY and level != "bad":
         level, headline = "doubtful", f"{headline}, at the cost of {100 * lost:.1f} points of accuracy"
     if level == "good" and relearned and _returns(relearned):
         level, headline = "doubtful", f"{headline}, but it is relearned within an epoch"

@@ -23,6 +23,13 @@ FOUND = {"before": "backdoored", "after": "no backdoor found"}
         (figures(0.9), figures(0.9), {}, "doubtful", "Nothing is known"),
         (figures(0.9), figures(0.9), FOUND, "good", "no longer finds"),
         (figures(0.9), figures(0.9), {**FOUND, "before": "no backdoor found"}, "doubtful", "found no backdoor before"),
+        (
+            figures(0.9),
+            figures(0.8),
+            {**FOUND, "before": "no backdoor found"},
+            "doubtful",
+            "either, at the cost of 10.0 points",
+        ),
         (figures(0.9), figures(0.9), {**FOUND, "after": "suspicious"}, "bad", "suspicious"),
     ],
 )
