@@ -17,7 +17,7 @@ from benchmarks.cases import ROOT
 from benchmarks.report import put_between
 from benchmarks.zoo import CLEANED, others_of, target_of
 from ibau_jax import AuditConfig, Auditor, Dataset, load
-from ibau_jax.auditing.judgement import anomaly_index, find_suspects, judge
+from ibau_jax.auditing.judgement import Suspect, anomaly_index, find_suspects, judge
 from ibau_jax.cli.audit import audit_record
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "audits" / "small_vgg.json", ROOT / "docs" / "experiments.md"
@@ -31,16 +31,21 @@ def images_for(name: str) -> Dataset:
     return images.take(np.random.default_rng(0).permutation(len(images))[:N_IMAGES])
 
 
-def row(name: str, seed: int, record: dict[str, Any]) -> str:
-    """A line of the table; the verdict is today's on the sizes that were found."""
+def judged(name: str, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[Suspect, ...], bool]:
+    """An audit's sizes by view, today's suspects on them, and whether those are right of the model."""
     sizes = {view: np.asarray(findings["sizes"]) for view, findings in record["views"].items()}
     target, suspects = target_of(name), find_suspects(sizes)
+    return sizes, suspects, not suspects if target is None else bool(suspects) and suspects[0].label == target
+
+
+def row(name: str, seed: int, record: dict[str, Any]) -> str:
+    """A line of the table; the verdict is today's on the sizes that were found."""
+    target, (sizes, suspects, right) = target_of(name), judged(name, record)
     verdict, most = judge(suspects), []
     for of_view in sizes.values():
         order = np.argsort(of_view)
         ratios = np.median(of_view) / of_view[order]
         most += [f"{order[0]}: {ratios[0]:.2f}, next {ratios[1]:.2f}", f"{anomaly_index(of_view)[order[0]]:.1f}"]
-    right = verdict == "no backdoor found" if target is None else bool(suspects) and suspects[0].label == target
     named = ", ".join(str(suspect.label) for suspect in suspects[:4]) or "–"
     shown = (
         f"`{name}`",
@@ -68,9 +73,7 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
         target = target_of(name)
         kind = "cleaned" if CLEANED in name else "clean" if target is None else "backdoored"
         for record in of_model.values():
-            sizes = {view: np.asarray(findings["sizes"]) for view, findings in record["views"].items()}
-            suspects = find_suspects(sizes)
-            right = not suspects if target is None else bool(suspects) and suspects[0].label == target
+            sizes, _, right = judged(name, record)
             ratio = max(float(np.median(of_view) / of_view.min()) for of_view in sizes.values())
             kinds[kind].append((name, right, ratio))
     texts = []
