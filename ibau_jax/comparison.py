@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from ibau_jax.config import PRESETS, suited
+from ibau_jax.config import PRESETS, SUITED, suited
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences import defences, get_defence
 from ibau_jax.errors import ConfigError
@@ -61,7 +61,8 @@ def effectiveness(before: Metrics, after: Metrics) -> float:
 
 def method_names() -> tuple[str, ...]:
     """The presets of I-BAU and the other defences."""
-    return (*(name for name in PRESETS if name != "robust-few"), *(one.name for one in defences()))
+    settled = {name for _, name in SUITED}  # `robust` itself is those where they are suited
+    return (*(name for name in PRESETS if name not in settled), *(one.name for one in defences()))
 
 
 def check_methods(names: Iterable[str]) -> None:

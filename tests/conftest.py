@@ -9,12 +9,18 @@ import jax
 import numpy as np
 import pytest
 
+from ibau_jax.cli.device import use_compile_cache
+
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("IBAU_SHARED", ROOT.parent / "shared"))
 
-# Commands that tests run keep compiled programs for one another, not in the home of whoever runs the tests.
-_cache = tempfile.TemporaryDirectory()
-os.environ["XDG_CACHE_HOME"] = _cache.name
+# All processes of a test run, and the commands that tests run, keep compiled programs for one another, not in the home
+# of whoever runs the tests. Processes begun by this one inherit the folder; .ci/run has one for all its steps.
+if "IBAU_TEST_CACHE" not in os.environ:
+    _cache = tempfile.TemporaryDirectory()
+    os.environ["IBAU_TEST_CACHE"] = _cache.name
+os.environ["XDG_CACHE_HOME"] = os.environ["IBAU_TEST_CACHE"]
+use_compile_cache()
 
 # Strict dtype promotion is not possible: optax's own Adam raises a float to an integer array.
 jax.config.update("jax_numpy_rank_promotion", "raise")

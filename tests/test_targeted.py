@@ -174,9 +174,10 @@ def test_the_published_perturbation_is_bounded_by_the_suspects_and_left_out_wher
 
 
 def test_few_images_have_their_own_robust_preset():
-    assert [suited("robust", count) for count in (999, 1000)] == ["robust-few", "robust"]
+    found = [suited("robust", count) for count in (999, 1000, 2999, 3000)]
+    assert found == ["robust-few", "robust-medium", "robust-medium", "robust"]
     assert suited("cifar10", 10) == "cifar10"
-    assert {suited(name, count) for name in PRESETS for count in (10, 5000)} == set(PRESETS)
+    assert {suited(name, count) for name in PRESETS for count in (10, 1000, 5000)} == set(PRESETS)
 
 
 def test_norms_are_drawn_anew_within_reach_and_suspects_take_turns():

@@ -35,11 +35,14 @@ class MethodOptions:
     --seed of the options here, and no preset"""
     epochs: Annotated[int | None, option("N", "100")] = None
     """passes over the clean images, of another method than ibau"""
-    preset: Literal["robust", "robust-few", "cifar10", "gtsrb", "backdoorbench", "backdoor-toolbox"] = "robust"
+    preset: Literal[
+        "robust", "robust-medium", "robust-few", "cifar10", "gtsrb", "backdoorbench", "backdoor-toolbox"
+    ] = "robust"
     """robust: what cleans best (docs/experiments.md), with a short audit that says which class to suspect, and
-    robust-few below 1000 clean images; or the published command line's settings (cifar10), the published GTSRB
-    notebook's (gtsrb), or those of BackdoorBench and backdoor-toolbox (docs/presets.md has all in a table)"""
-    n_rounds: Annotated[int | None, option("N", "robust, -toolbox 3, robust-few, gtsrb 1, others 5")] = None
+    robust-medium below 3000 clean images, robust-few below 1000; or the published command line's settings (cifar10),
+    the published GTSRB notebook's (gtsrb), or those of BackdoorBench and backdoor-toolbox (docs/presets.md has all in
+    a table)"""
+    n_rounds: Annotated[int | None, option("N", "robust, -toolbox 3, -medium, -few, gtsrb 1, others 5")] = None
     """rounds"""
     batch_size: Annotated[int | None, option("N", "backdoorbench 256, others 100")] = None
     """clean images in a batch"""
@@ -47,7 +50,9 @@ class MethodOptions:
     """terms of the Neumann series, or iterations of another --solver"""
     optim: Annotated[str | None, option("NAME", "backdoorbench amsgrad, others adam")] = None
     """optimiser of the weights: adam, sgd or any optax optimiser"""
-    lr: Annotated[tuple[float, ...] | None, option("X [X ...]", "0.001 (-few 8e-4, -bench 1e-4, -toolbox 5e-4)")] = None
+    lr: Annotated[
+        tuple[float, ...] | None, option("X [X ...]", "0.001 (-medium, -few 8e-4, -bench 1e-4, -toolbox 5e-4)")
+    ] = None
     """its learning rate; each of several is tried"""
     inner_optim: Annotated[str | None, option("NAME", "gtsrb adam, others sgd")] = None
     """optimiser of the perturbation"""
@@ -63,19 +68,19 @@ class MethodOptions:
     """find the perturbation on the images in a new order in each round"""
     portion: Annotated[float | None, option("X", "robust 0.2, published 0.01")] = None
     """share of each batch that is perturbed"""
-    min_batches: Annotated[int | None, option("N", "robust 20, robust-few 40, published 1")] = None
+    min_batches: Annotated[int | None, option("N", "robust 20, -medium, -few 40, published 1")] = None
     """a round goes through the clean batches as often as it takes to have so many"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
     """learning rate over the rounds"""
-    distillation: Annotated[float | None, option("X", "robust 1, robust-few 5, published 0")] = None
+    distillation: Annotated[float | None, option("X", "robust 1, -medium, -few 5, published 0")] = None
     """weight of the divergence from what the model as it came says of clean images"""
     crop: Annotated[int | None, option("N", "robust 2, backdoorbench 4, others 0")] = None
     """pixels by which the images that unlearn may move, anew in each round"""
-    mix: Annotated[float | None, option("X", "robust-few 0.5, others 0")] = None
+    mix: Annotated[float | None, option("X", "robust-medium, -few 0.5, others 0")] = None
     """share of another image that is mixed into each of them, at most"""
     mirror: Annotated[Mirror | None, option("never|tolerated|always", "robust, -bench tolerated, others never")] = None
     """whether they may be mirrored; tolerated: where the model as it came classifies mirrored ones as well"""
-    perturbations: Annotated[int | None, option("N", "robust 2, robust-few 4, published 1")] = None
+    perturbations: Annotated[int | None, option("N", "robust 2, -medium, -few 4, published 1")] = None
     """perturbations in a round, each on its share of a batch"""
     targeted: Annotated[bool | None, option("True|False", "robust True, published False")] = None
     """whether they lead to suspected targets, instead of away from the labels"""
@@ -83,7 +88,7 @@ class MethodOptions:
     """rounds with untargeted perturbations before those with --targeted ones"""
     untargeted_max_ratio: Annotated[float | None, option("X", "robust 5, published none")] = None
     """none of them where a suspect stands out more: the median class's smallest perturbation is so many times its"""
-    untargeted_reach: Annotated[float | None, option("X", "robust 15, robust-few 10, published none")] = None
+    untargeted_reach: Annotated[float | None, option("X", "robust 15, -medium, -few 10, published none")] = None
     """norm of an untargeted perturbation, at most, in units of the smallest one that leads to the suspect"""
     suspects: Annotated[int | None, option("N", "1")] = None
     """classes that are suspected: those reached by the smallest perturbations"""
@@ -91,7 +96,7 @@ class MethodOptions:
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     regularization: Annotated[float | None, option("X", "robust 0, published 0.001")] = None
     """weight of the perturbation's squared norm"""
-    held_out: Annotated[float | None, option("X", "robust 0.1, others 0")] = None
+    held_out: Annotated[float | None, option("X", "robust, -medium 0.1, others 0")] = None
     """share of the clean images that do not unlearn, but tell which rounds to keep"""
     folds: Annotated[int | None, option("N", "robust-few 3, others 1")] = None
     """instead of --held-out: rehearse the run N times, each without a part of the clean images, which then measures"""

@@ -1,0 +1,86 @@
+"""Compares methods on many checkpoints, and writes the table of docs/comparison.md.
+
+    python -m benchmarks.methods FILE.pth [FILE.pth ...] [--methods ft sau] [--n-clean 100] [--seeds 0] [--epochs N]
+        [--store]
+
+As `scripts/compare.py`, but data, attack and target are told from the names, as in `benchmarks.unlearning`. What that
+has found of `robust` with the same images is not run again. Goes on where it was interrupted. Results are in
+benchmarks/results/methods; `--store` renders them into docs/comparison.md.
+"""
+
+import argparse
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import unlearning
+from benchmarks.cases import ROOT
+from benchmarks.report import put_between
+from benchmarks.zoo import attack_of, others_of
+from ibau_jax import evaluate, load, split_dataset
+from ibau_jax.cli.compare import OUTCOMES, restored, write
+from ibau_jax.comparison import Outcome, as_markdown, defend, method_names
+from ibau_jax.config import PRESETS
+from ibau_jax.metrics import Metrics
+
+RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "methods", ROOT / "docs" / "comparison.md"
+BEGIN, END = "<!-- comparison: written by python -m benchmarks.methods -->", "<!-- end of comparison -->"
+
+
+def of_unlearning(results: dict[str, dict[str, dict[str, dict]]], names: set[str], sizes: set[int]) -> list[Outcome]:
+    """What `benchmarks.unlearning` has found of `robust`."""
+    return [
+        Outcome(
+            name, "robust", size, int(seed), Metrics(**run["before"]), Metrics(**run["after"]), float(run["seconds"])
+        )
+        for name, size in itertools.product(sorted(names), sorted(sizes))
+        for seed, run in results.get(name, {}).get(f"robust,{size}", {}).items()
+    ]
+
+
+def run(file: Path, method: str, n_clean: int, seed: int, epochs: int | None) -> Outcome:
+    """One run."""
+    attack, target = attack_of(file.stem)
+    split = split_dataset(others_of(file.stem), n_clean, seed)
+    others = split.evaluation.take(np.arange(min(unlearning.EVALUATED, len(split.evaluation))))
+    model = load(file).model()
+    found, seconds = defend(method, model, split.clean_set, seed, epochs=epochs)
+    before, after = evaluate(model, others, attack, target), evaluate(found, others, attack, target)
+    return Outcome(file.stem, method, n_clean, seed, before, after, seconds, epochs)
+
+
+def main() -> None:
+    """Runs what the command line names and is not there yet."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("files", nargs="*", type=Path)
+    parser.add_argument(
+        "--methods", nargs="+", choices=method_names(), default=["cifar10", "ft", "ft-sam", "fp", "sau"]
+    )
+    parser.add_argument("--n-clean", type=int, nargs="+", default=[100])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, help="of other methods than I-BAU")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--store", action="store_true")
+    options = parser.parse_args()
+    outcomes = restored(options.out / OUTCOMES)
+    for n_clean, method, file, seed in itertools.product(
+        options.n_clean, options.methods, options.files, options.seeds
+    ):
+        epochs = None if method in PRESETS else options.epochs
+        if (file.stem, method, n_clean, seed, epochs) in {outcome.key for outcome in outcomes}:
+            continue
+        outcomes.append(run(file, method, n_clean, seed, epochs))
+        print(as_markdown(outcomes[-1:]).splitlines()[-1], flush=True)
+        write(options.out, outcomes)
+    if options.store:
+        known = json.loads(unlearning.RESULTS.read_text())
+        names, sizes = ({getattr(one, name) for one in outcomes} for name in ("checkpoint", "n_clean"))
+        there = {outcome.key for outcome in outcomes}
+        outcomes += [one for one in of_unlearning(known, names, sizes) if one.key not in there]
+        put_between(DOCUMENT, BEGIN, END, as_markdown(outcomes))
+
+
+if __name__ == "__main__":
+    main()
