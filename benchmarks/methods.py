@@ -12,6 +12,7 @@ import argparse
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,15 +30,16 @@ RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "methods", ROOT / "docs" /
 BEGIN, END = "<!-- comparison: written by python -m benchmarks.methods -->", "<!-- end of comparison -->"
 
 
-def of_unlearning(results: dict[str, dict[str, dict[str, dict]]], names: set[str], sizes: set[int]) -> list[Outcome]:
-    """What `benchmarks.unlearning` has found of `robust`."""
-    return [
-        Outcome(
-            name, "robust", size, int(seed), Metrics(**run["before"]), Metrics(**run["after"]), float(run["seconds"])
-        )
-        for name, size in itertools.product(sorted(names), sorted(sizes))
-        for seed, run in results.get(name, {}).get(f"robust,{size}", {}).items()
-    ]
+def of_unlearning(results: dict[str, dict[str, dict[str, Any]]], outcomes: list[Outcome]) -> list[Outcome]:
+    """What `benchmarks.unlearning` has found of `robust` with the clean images that other methods had."""
+    wanted = {(one.checkpoint, one.n_clean, one.seed) for one in outcomes}
+    wanted -= {(one.checkpoint, one.n_clean, one.seed) for one in outcomes if one.method == "robust"}
+    found = []
+    for name, size, seed in sorted(wanted):
+        if run := results.get(name, {}).get(f"robust,{size}", {}).get(str(seed)):
+            before, after = Metrics(**run["before"]), Metrics(**run["after"])
+            found.append(Outcome(name, "robust", size, seed, before, after, run["seconds"]))
+    return found
 
 
 def run(file: Path, method: str, n_clean: int, seed: int, epochs: int | None) -> Outcome:
@@ -75,10 +77,7 @@ def main() -> None:
         print(as_markdown(outcomes[-1:]).splitlines()[-1], flush=True)
         write(options.out, outcomes)
     if options.store:
-        known = json.loads(unlearning.RESULTS.read_text())
-        names, sizes = ({getattr(one, name) for one in outcomes} for name in ("checkpoint", "n_clean"))
-        there = {outcome.key for outcome in outcomes}
-        outcomes += [one for one in of_unlearning(known, names, sizes) if one.key not in there]
+        outcomes += of_unlearning(json.loads(unlearning.RESULTS.read_text()), outcomes)
         put_between(DOCUMENT, BEGIN, END, as_markdown(outcomes))
 
 

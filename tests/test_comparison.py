@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.methods import of_unlearning
 from ibau_jax.comparison import Outcome, as_csv, as_markdown, check_methods, effectiveness, method_names, rows
 from ibau_jax.errors import ConfigError
 from ibau_jax.metrics import Metrics
@@ -78,3 +79,15 @@ def test_methods_are_known():
     check_methods(method_names())
     with pytest.raises(ConfigError, match="there is no method 'magic'; choose of robust"):
         check_methods(["ft", "magic"])
+
+
+def test_of_what_was_found_of_robust_the_table_takes_the_runs_that_others_had_and_that_are_not_there():
+    def found(acc):
+        shares = {"asr": 0.1, "asr_all": 0.1, "ra": 0.5}
+        return {"before": {"acc": 0.9, **shares}, "after": {"acc": acc, **shares}, "seconds": 3.0}
+
+    results = {
+        "model": {"robust,100": {"0": found(0.1), "1": found(0.2), "2": found(0.3)}, "cifar10,100": {"1": found(0.4)}}
+    }
+    taken = of_unlearning(results, OUTCOMES)
+    assert [(one.key, one.after.acc) for one in taken] == [(("model", "robust", 100, 1, None), 0.2)]
