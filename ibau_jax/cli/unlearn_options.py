@@ -55,11 +55,11 @@ class MethodOptions:
     ] = None
     """its learning rate; each of several is tried"""
     inner_optim: Annotated[str | None, option("NAME", "gtsrb adam, others sgd")] = None
-    """optimiser of the perturbation"""
+    """optimiser of untargeted perturbations; targeted ones go along the gradient"""
     inner_lr: Annotated[float | None, option("X", "gtsrb 1, others 10")] = None
     """its learning rate"""
     norm_bound: Annotated[float | None, option("X", "gtsrb 10, others none")] = None
-    """radius of the l2 ball that the perturbation is projected onto"""
+    """radius of the l2 ball that untargeted perturbations are projected onto"""
     clip: Annotated[bool | None, option("True|False", "gtsrb True, others False")] = None
     """clip perturbed images to [0, 1]"""
     space: Annotated[Space | None, option("pixel|normalized", "backdoor... normalized, others pixel")] = None

@@ -150,17 +150,19 @@ def test_a_full_disk_leaves_the_last_good_state(tmp_path):
 
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
 def test_signals_wait_for_the_end_of_a_write(number, kind):
-    before, written = signal.getsignal(signal.SIGTERM), []
+    before, written = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)], []
 
     def write():
         with deferred_signals():
             os.kill(os.getpid(), number)
             written.extend(range(1000))
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs begin without
     end_on_sigterm()
     try:
         with pytest.raises(kind):
             write()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for one, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(one, handler)
     assert len(written) == 1000
