@@ -28,9 +28,9 @@ def unlearn_published(shared, folder, checkpoint, data, attack, target_label, pr
 
 @pytest.mark.slow
 def test_badnets_on_cifar10(shared, tmp_path):
-    """The published PyTorch code reaches 78.3 % ACC and 7.8 % ASR after these two rounds, ASR on the images that unlearned."""
+    """The published PyTorch code reaches 78.8 % ACC and 8.7 % ASR here, ASR on the images that unlearned."""
     files = ("badnets_8_02_ckpt.pth", "cifar10_test.npz")
-    before, after = unlearn_published(shared, tmp_path, *files, "badnets", 8, "cifar10", 2)
+    before, after = unlearn_published(shared, tmp_path, *files, "badnets", 8, "cifar10", 3)
     assert after["asr"] <= 0.12
     assert abs(after["acc"] - before["acc"]) <= 0.015
 
