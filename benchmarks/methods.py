@@ -14,15 +14,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from benchmarks import unlearning
 from benchmarks.cases import ROOT
 from benchmarks.report import put_between
 from benchmarks.zoo import attack_of, others_of
 from ibau_jax import evaluate, load, split_dataset
 from ibau_jax.cli.compare import OUTCOMES, restored, write
-from ibau_jax.comparison import Outcome, as_markdown, defend, method_names
+from ibau_jax.comparison import Outcome, as_markdown, method_names, outcome_of
 from ibau_jax.config import PRESETS
 from ibau_jax.metrics import Metrics
 
@@ -46,11 +44,13 @@ def run(file: Path, method: str, n_clean: int, seed: int, epochs: int | None) ->
     """One run."""
     attack, target = attack_of(file.stem)
     split = split_dataset(others_of(file.stem), n_clean, seed)
-    others = split.evaluation.take(np.arange(min(unlearning.EVALUATED, len(split.evaluation))))
-    model = load(file).model()
-    found, seconds = defend(method, model, split.clean_set, seed, epochs=epochs)
-    before, after = evaluate(model, others, attack, target), evaluate(found, others, attack, target)
-    return Outcome(file.stem, method, n_clean, seed, before, after, seconds, epochs)
+    others = split.evaluation.first(unlearning.EVALUATED)
+    return outcome_of(
+        (file.stem, method, n_clean, seed, epochs),
+        load(file).model(),
+        split.clean_set,
+        lambda model: evaluate(model, others, attack, target),
+    )
 
 
 def main() -> None:

@@ -35,7 +35,7 @@ def run(file: Path, config: UnlearnConfig, n_clean: int, saved: Path | None = No
         raise SystemExit(f"{file.stem}: neither a published name nor one of benchmarks.zoo")
     checkpoint = load(file)
     split = split_dataset(others_of(file.stem), n_clean, config.seed)
-    others = split.evaluation.take(np.arange(min(EVALUATED, len(split.evaluation))))
+    others = split.evaluation.first(EVALUATED)
     rounds: list[dict[str, Any]] = []
     evaluating, begin = 0.0, time.perf_counter()
 

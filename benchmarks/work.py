@@ -32,7 +32,7 @@ def prepare(case: Case, folder: Path) -> None:
     else:
         images = load_dataset(case.dataset, (case.image_size, case.image_size, 3))
         split = split_dataset(images, case.n_clean, SEED)
-        clean_set, evaluation = split.clean_set, split.evaluation.take(np.arange(min(EVALUATED, len(split.evaluation))))
+        clean_set, evaluation = split.clean_set, split.evaluation.first(EVALUATED)
     weights = make_batches(clean_set, BATCH_SIZE).weights
     import jax
 

@@ -122,7 +122,7 @@ def make(name: str, folder: Path) -> str:
     poison = Poison(attack.parts(target, recipe.classes)) if attack else None
     config = replace(recipe.config, seed=int(seed))
     model = train(get_architecture("small_vgg"), recipe.classes, training, config, poison=poison)
-    metrics = evaluate(model, others.take(np.arange(min(3000, len(others)))), attack, target)
+    metrics = evaluate(model, others.first(3000), attack, target)
     save(load(recipe.template).with_weights(model), folder / f"{name}.pth")
     asr = "" if metrics.asr is None else f"  ASR {100 * metrics.asr:.1f} %"
     return f"{name}  ACC {100 * metrics.acc:.1f} %{asr}  {time.perf_counter() - start:.0f} s"

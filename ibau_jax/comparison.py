@@ -107,6 +107,25 @@ def defend(
     return found, time.perf_counter() - start
 
 
+def outcome_of(
+    key: tuple[str, str, int, int, int | None],
+    model: nnx.Module,
+    clean_set: Dataset,
+    measured: Callable[[nnx.Module], Metrics],
+    on_step: OnStep | None = None,
+) -> Outcome:
+    """What one run comes to.
+
+    Args:
+        key: as `Outcome.key`.
+        model, clean_set, on_step: see `defend`.
+        measured: evaluates a model on images that do not unlearn.
+    """
+    name, method, n_clean, seed, epochs = key
+    found, seconds = defend(method, model, clean_set, seed, epochs=epochs, on_step=on_step)
+    return Outcome(name, method, n_clean, seed, measured(model), measured(found), seconds, epochs)
+
+
 def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """A row for every number of clean images and method, over all checkpoints and seeds, the best DER first."""
     kinds = dict.fromkeys((outcome.n_clean, outcome.method) for outcome in outcomes)

@@ -66,7 +66,7 @@ def residual(model: nnx.Module, images: Dataset, plain: Int[np.ndarray, " n"], s
 
     `plain` is what the model says of images as they are.
     """
-    probes = images.take(np.arange(min(PROBES, len(images))))
+    probes = images.first(PROBES)
     return max(
         follow(model, probes, plain[: len(probes)], int(label), perturbation)
         for label, perturbation in zip(suspects.labels, suspects.perturbations, strict=True)

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
 from ibau_jax.cli import console
 from ibau_jax.cli.compare_options import CompareOptions
@@ -16,7 +14,7 @@ from ibau_jax.cli.device import device_name, start
 from ibau_jax.cli.job import Subject, Threat, load_images, load_subject, load_threat
 from ibau_jax.cli.options import DataOptions, ModelOptions
 from ibau_jax.cli.run_folder import versions
-from ibau_jax.comparison import Outcome, as_csv, as_markdown, check_methods, defend, rows
+from ibau_jax.comparison import Outcome, as_csv, as_markdown, check_methods, outcome_of, rows
 from ibau_jax.config import PRESETS
 from ibau_jax.data import Dataset, split_dataset
 from ibau_jax.errors import ConfigError, IbauError
@@ -85,25 +83,23 @@ def one_run(
     options: CompareOptions, subject: Subject, images: Dataset, threat: Threat, key: tuple[Any, ...]
 ) -> Outcome:
     """Defends a model and measures it before and after."""
-    name, method, n_clean, seed, epochs = key
+    name, method, n_clean, seed, _ = key
     split = split_dataset(images, n_clean, seed)
-    others = split.evaluation.take(np.arange(min(options.evaluated, len(split.evaluation))))
+    others = split.evaluation.first(options.evaluated)
     with console.make_bar(disable=not console.console.is_terminal) as bar:
         task = bar.add_task(f"{name}, {method}, {n_clean} images, seed {seed}", total=None)
-        model, seconds = defend(
-            method,
+        outcome = outcome_of(
+            key,
             subject.model,
             split.clean_set,
-            seed,
-            epochs=epochs,
-            on_step=lambda done, count: bar.update(task, completed=done, total=count),
+            lambda model: threat.evaluate(model, others),
+            lambda done, count: bar.update(task, completed=done, total=count),
         )
-    before, after = threat.evaluate(subject.model, others), threat.evaluate(model, others)
-    outcome = Outcome(name, method, n_clean, seed, before, after, seconds, epochs)
+    before, after = outcome.before, outcome.after
     console.console.print(
         f"{name}, {method}, {n_clean} images, seed {seed}: ACC {console.percent(before.acc)} → "
         f"{console.percent(after.acc)}, ASR {console.percent(before.asr)} → {console.percent(after.asr)}, "
-        f"DER {console.percent(outcome.der)}, {seconds:.0f} s",
+        f"DER {console.percent(outcome.der)}, {outcome.seconds:.0f} s",
         soft_wrap=True,
     )
     return outcome

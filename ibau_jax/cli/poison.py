@@ -146,7 +146,7 @@ def write(options: PoisonOptions, plan: Plan, model: nnx.Module, metrics: Metric
 
 def picture(plan: Plan) -> Image.Image:
     """Test images, the same with triggers, and ten times the difference around grey, one above the other."""
-    some = plan.test.take(np.arange(min(SHOWN, len(plan.test))))
+    some = plan.test.first(SHOWN)
     clean = np.asarray(to_unit(jnp.asarray(some.images)))
     stamped, _ = planted(clean, some.labels, plan.attacks, plan.num_classes)
     rows = [np.concatenate(list(row), axis=1) for row in (clean, stamped, 0.5 + 10 * (stamped - clean))]

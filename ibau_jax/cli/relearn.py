@@ -3,7 +3,6 @@
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from flax import nnx
 from rich.table import Table
 
@@ -43,7 +42,7 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
     assert task.threat.attack is not None
     config = options.config(task.config.seed)
     tempting = tempting_set(task.clean_set, task.threat.attack, task.threat.target_label, task.num_classes, config)
-    some = task.split.evaluation.take(np.arange(min(EVALUATED, len(task.split.evaluation))))
+    some = task.split.evaluation.first(EVALUATED)
     models = {CLEANED: task.result.model, AS_IT_CAME: task.model}
     with make_bar(disable=not console.is_terminal) as bar:
         job = bar.add_task("relearning", total=config.epochs)

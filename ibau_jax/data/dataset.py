@@ -34,6 +34,10 @@ class Dataset:
         """The images at `indices`, in that order."""
         return Dataset(self.images[indices], self.labels[indices], self.name)
 
+    def first(self, count: int) -> "Dataset":
+        """The first `count` images, or all where there are fewer."""
+        return self.take(np.arange(min(count, len(self))))
+
     def check_fits(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         """Raises DataError unless a model with this input and so many classes can take the images and labels."""
         if not len(self):

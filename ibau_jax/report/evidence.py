@@ -81,7 +81,7 @@ def gather(
     target_label: int | None,
 ) -> Evidence:
     """Tries both models on `images`, which did not unlearn; perturbations on the first 500 of them."""
-    models, some = (before, after), images.take(np.arange(min(TRIED, len(images))))
+    models, some = (before, after), images.first(TRIED)
     counts = np.bincount(images.labels, minlength=classes)
     accuracy = Pair(*(_accuracy(model, images, counts) for model in models))
     unlearned = [

@@ -195,3 +195,9 @@ def test_a_separate_clean_set_never_evaluates():
         separate_clean_set(data, data, None, 0)
     with pytest.raises(DataError, match="--n-clean 11"):
         separate_clean_set(data.take(np.arange(10)), data, 11, 0)
+
+
+@pytest.mark.parametrize(("count", "labels"), [(0, []), (2, [3, 1]), (5, [3, 1, 2])])
+def test_the_first_images_are_all_where_there_are_fewer(count, labels):
+    data = Dataset(np.zeros((3, *SHAPE), np.uint8), np.asarray([3, 1, 2]))
+    assert list(data.first(count).labels) == labels
