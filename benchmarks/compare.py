@@ -93,7 +93,8 @@ def compare(case: Case, device: str, precision: str, report: Callable[[str], Non
         "model": case.model,
         "precision": precision,
     }
-    return Comparison(case.name, {**settings, "ceilings": ceilings, "round_flops": flops, **content})
+    shown = case.name if precision == "float32" else f"{case.name} {precision}"
+    return Comparison(shown, {**settings, "ceilings": ceilings, "round_flops": flops, **content})
 
 
 def _figures(case: Case, worker: Worker, flops: float, ceiling: float) -> dict[str, Any]:

@@ -61,10 +61,16 @@ class JaxSide:
         inner = inner_step(apply, self.stack.config)
         outer = outer_step(apply, self.stack.config)
         outer_batch = member(OuterBatch(first, first.weights))
-        costs: tuple[Any, Any] = (
-            jax.jit(inner).lower(member((delta, inner_state)), member(first), seen).cost_analysis(),
-            jax.jit(outer).lower((params, state), outer_batch, constants).cost_analysis(),
+        arguments: tuple[Any, ...] = (
+            (member((delta, inner_state)), member(first), seen),
+            ((params, state), outer_batch, constants),
         )
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
+        with jax.default_device(jax.devices("cpu")[0]):  # XLA counts for the CPU alone
+            costs: tuple[Any, Any] = (
+                jax.jit(inner).lower(*shapes[0]).cost_analysis(),
+                jax.jit(outer).lower(*shapes[1]).cost_analysis(),
+            )
         return self.stack.count * sum(float(cost["flops"]) for cost in costs)
 
     def round(self) -> None:

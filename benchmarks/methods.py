@@ -1,7 +1,7 @@
 """Compares methods on many checkpoints, and writes the table of docs/comparison.md.
 
     python -m benchmarks.methods FILE.pth [FILE.pth ...] [--methods ft sau] [--n-clean 100] [--seeds 0] [--epochs N]
-        [--store]
+        [--precision tf32] [--store]
 
 As `scripts/compare.py`, but data, attack and target are told from the names, as in `benchmarks.unlearning`. What that
 has found of `robust` with the same images is not run again. Goes on where it was interrupted. Results are in
@@ -12,7 +12,7 @@ import argparse
 import itertools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks import unlearning
 from benchmarks.cases import ROOT
@@ -22,6 +22,8 @@ from ibau_jax import evaluate, load, split_dataset
 from ibau_jax.cli.compare import OUTCOMES, restored, write
 from ibau_jax.comparison import Outcome, as_markdown, method_names, outcome_of
 from ibau_jax.config import PRESETS
+from ibau_jax.errors import ConfigError
+from ibau_jax.execution import Execution, Precision
 from ibau_jax.metrics import Metrics
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "methods", ROOT / "docs" / "comparison.md"
@@ -40,7 +42,7 @@ def of_unlearning(results: dict[str, dict[str, dict[str, Any]]], outcomes: list[
     return found
 
 
-def run(file: Path, method: str, n_clean: int, seed: int, epochs: int | None) -> Outcome:
+def run(file: Path, method: str, n_clean: int, seed: int, epochs: int | None, execution: Execution) -> Outcome:
     """One run."""
     attack, target = attack_of(file.stem)
     split = split_dataset(others_of(file.stem), n_clean, seed)
@@ -50,6 +52,7 @@ def run(file: Path, method: str, n_clean: int, seed: int, epochs: int | None) ->
         load(file).model(),
         split.clean_set,
         lambda model: evaluate(model, others, attack, target),
+        execution=execution,
     )
 
 
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("--n-clean", type=int, nargs="+", default=[100])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, help="of other methods than I-BAU")
+    parser.add_argument("--precision", choices=get_args(Precision), default="float32")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--store", action="store_true")
     options = parser.parse_args()
@@ -73,7 +77,11 @@ def main() -> None:
         epochs = None if method in PRESETS else options.epochs
         if (file.stem, method, n_clean, seed, epochs) in {outcome.key for outcome in outcomes}:
             continue
-        outcomes.append(run(file, method, n_clean, seed, epochs))
+        try:
+            outcomes.append(run(file, method, n_clean, seed, epochs, Execution(precision=options.precision)))
+        except ConfigError as error:  # a loss that became infinite, or a model that the method can't be applied to
+            print(f"{file.stem}, {method}: {error}", flush=True)
+            continue
         print(as_markdown(outcomes[-1:]).splitlines()[-1], flush=True)
         write(options.out, outcomes)
     if options.store:

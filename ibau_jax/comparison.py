@@ -20,6 +20,7 @@ from ibau_jax.minimax import unlearn
 
 OnStep = Callable[[int, int], None]
 MEASURES = ("acc", "asr", "ra")
+REFERENCE = "robust"  # the method that others are set beside
 
 
 @dataclass(frozen=True)
@@ -112,22 +113,28 @@ def outcome_of(
     model: nnx.Module,
     clean_set: Dataset,
     measured: Callable[[nnx.Module], Metrics],
+    *,
+    execution: Execution = DEFAULT_EXECUTION,
     on_step: OnStep | None = None,
 ) -> Outcome:
     """What one run comes to.
 
     Args:
         key: as `Outcome.key`.
-        model, clean_set, on_step: see `defend`.
+        model, clean_set, execution, on_step: see `defend`.
         measured: evaluates a model on images that do not unlearn.
     """
     name, method, n_clean, seed, epochs = key
-    found, seconds = defend(method, model, clean_set, seed, epochs=epochs, on_step=on_step)
+    found, seconds = defend(method, model, clean_set, seed, epochs=epochs, execution=execution, on_step=on_step)
     return Outcome(name, method, n_clean, seed, measured(model), measured(found), seconds, epochs)
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """A row for every number of clean images and method, over all checkpoints and seeds, the best DER first."""
+    """A row for every number of clean images and method, over all checkpoints and seeds, the best DER first.
+
+    Methods that did not have the same runs can't be compared by their means: `paired` has a method's mean DER and that
+    of `REFERENCE` over the runs that both had, None where there are none.
+    """
     kinds = dict.fromkeys((outcome.n_clean, outcome.method) for outcome in outcomes)
     found = []
     for n_clean, method in kinds:
@@ -136,8 +143,18 @@ def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
         for name in MEASURES:
             row |= _spread(name, [getattr(outcome.after, name) for outcome in some])
         row |= _spread("der", [outcome.der for outcome in some]) | _spread("seconds", [o.seconds for o in some])
+        row["paired"] = _paired(some, [one for one in outcomes if (one.n_clean, one.method) == (n_clean, REFERENCE)])
         found.append(row)
     return sorted(found, key=lambda row: (-row["n_clean"], -row["der"]))
+
+
+def _paired(some: Sequence[Outcome], reference: Sequence[Outcome]) -> tuple[float, float] | None:
+    theirs = {(one.checkpoint, one.seed): one.der for one in reference}
+    pairs = [(one.der, theirs[one.checkpoint, one.seed]) for one in some if (one.checkpoint, one.seed) in theirs]
+    if not pairs:
+        return None
+    mine, other = np.mean(pairs, axis=0)
+    return float(mine), float(other)
 
 
 def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
@@ -150,13 +167,14 @@ def _spread(name: str, values: Sequence[float | None]) -> dict[str, float | None
 def as_markdown(outcomes: Sequence[Outcome]) -> str:
     """The table of all methods, and one of every run; shares in percent."""
     lines = [
-        "| clean images | method | runs | ACC | ASR | RA | DER | seconds |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"| clean images | method | runs | ACC | ASR | RA | DER | DER / {REFERENCE}'s on the same runs | seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows(outcomes):
         shares = [_percent(row[name], row[f"{name}_sd"]) for name in (*MEASURES, "der")]
         seconds = f"{row['seconds']:.0f} ± {row['seconds_sd']:.0f}"
-        cells = (str(row["n_clean"]), row["method"], str(row["runs"]), *shares, seconds)
+        paired = " / ".join(f"{100 * der:.1f}" for der in row["paired"] or ()) or "–"
+        cells = (str(row["n_clean"]), row["method"], str(row["runs"]), *shares, paired, seconds)
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| checkpoint | clean images | method | seed | before: ACC / ASR / RA | after | DER | seconds |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")

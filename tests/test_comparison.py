@@ -61,11 +61,13 @@ def test_rows_are_means_with_the_best_first():
     assert few["asr"] == pytest.approx(0.5)
     assert few["der"] == pytest.approx(((0.4 - 0.02 + 1) / 2 + (0.6 + 1) / 2) / 2)
     assert few["seconds"] == 15
+    assert few["paired"] == pytest.approx(((0.4 - 0.02 + 1) / 2, (1 - 0.01 + 1) / 2))  # seed 0 alone is in both
+    assert found[0]["paired"] is None
 
 
 def test_the_table_has_every_run():
     text = as_markdown(OUTCOMES)
-    assert "| 100 | ft | 2 | 89.0 ± 1.4 | 50.0 ± 14.1 | 40.0 ± 14.1 | 74.5 ± 7.8 | 15 ± 7 |" in text
+    assert "| 100 | ft | 2 | 89.0 ± 1.4 | 50.0 ± 14.1 | 40.0 ± 14.1 | 74.5 ± 7.8 | 69.0 / 99.5 | 15 ± 7 |" in text
     assert text.count("| `model` |") == len(OUTCOMES)
     read = list(csv.DictReader(io.StringIO(as_csv(OUTCOMES))))
     assert [float(row["after_asr"]) for row in read] == [0.6, 0.4, 0.0, 0.9]

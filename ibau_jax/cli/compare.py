@@ -93,7 +93,7 @@ def one_run(
             subject.model,
             split.clean_set,
             lambda model: threat.evaluate(model, others),
-            lambda done, count: bar.update(task, completed=done, total=count),
+            on_step=lambda done, count: bar.update(task, completed=done, total=count),
         )
     before, after = outcome.before, outcome.after
     console.console.print(

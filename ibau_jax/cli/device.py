@@ -11,7 +11,7 @@ import jax
 from ibau_jax.cli.options import DeviceOptions, ExecutionOptions
 from ibau_jax.errors import ConfigError
 
-PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}
+PLATFORMS = {"cpu": "cpu", "cuda": "cuda,cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}  # the first one computes
 
 
 def start(device: DeviceOptions, execution: ExecutionOptions | None = None) -> None:
@@ -86,7 +86,7 @@ def _select(device: str) -> None:
     elif device not in (*PLATFORMS, "auto"):
         raise ConfigError(f"--device {device!r} is none of auto, cpu, cuda, tpu, cuda:N or CUDA device numbers")
     if device != "auto":
-        jax.config.update("jax_platforms", "cuda" if match else PLATFORMS[device])
+        jax.config.update("jax_platforms", PLATFORMS["cuda" if match else device])
 
 
 def device_name() -> str:
