@@ -89,6 +89,10 @@ class UnlearnConfig:
     """rounds before it may stop"""
     closed: float = 0.005
     """unlearning stops after a round that leaves no larger a share of images following the suspects' short cuts"""
+    more_rounds: int = 0
+    """rounds beyond `n_rounds`, at most, one at a time, while the suspects' short cuts stand wide open"""
+    wide_open: float = 0.3
+    """a larger share of images following them asks for one more"""
     max_acc_drop: float = 0.05
     """a round that leaves the held-out accuracy lower than at first by more than this share, and by more than chance
     may, is taken back"""
@@ -129,7 +133,16 @@ class UnlearnConfig:
         )
         _require_each(
             self,
-            ("regularization", "distillation", "crop", "untargeted_rounds", "closed", "max_acc_drop"),
+            (
+                "regularization",
+                "distillation",
+                "crop",
+                "untargeted_rounds",
+                "closed",
+                "more_rounds",
+                "wide_open",
+                "max_acc_drop",
+            ),
             _NOT_NEGATIVE,
         )
         _require_each(self, ("norm_bound", "untargeted_max_ratio", "untargeted_reach"), _POSITIVE_OR_NONE)
@@ -286,6 +299,8 @@ _ROBUST_MEDIUM = replace(
     _ROBUST,
     n_rounds=1,
     min_rounds=1,
+    more_rounds=2,
+    schedule="constant",
     lr=8e-4,
     min_batches=40,
     perturbations=4,

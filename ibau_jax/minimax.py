@@ -8,7 +8,7 @@ mode. Several models of one architecture unlearn as a stack (`ibau_jax.stack`); 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -25,7 +25,7 @@ from ibau_jax.models.normalized import Normalized
 from ibau_jax.rehearsal import Run, rehearse
 from ibau_jax.result import OnBatch, Result, State
 from ibau_jax.rounds import CompiledSteps, run_stack
-from ibau_jax.selection import hold_out, measure
+from ibau_jax.selection import asks_for_more, hold_out, measure
 from ibau_jax.stack import Stack
 from ibau_jax.suspects import compile_scan, find_suspects
 
@@ -43,6 +43,7 @@ class Member:
         state: where to go on; as many rounds as every other member's.
         held_out: clean images that tell which rounds to keep; by default a share of `clean_set`, where `config` asks
             for one.
+        rehearsals: the states that rehearsals of the rounds so far have left, to go on from.
     """
 
     model: nnx.Module
@@ -50,6 +51,7 @@ class Member:
     config: UnlearnConfig
     state: State | None = None
     held_out: Dataset | None = None
+    rehearsals: tuple[State, ...] = field(default=(), repr=False)
 
 
 def unlearn(
@@ -118,12 +120,35 @@ def unlearn_many(
     run = partial(unlearn_many, execution=execution, together=together)
     members = [_rehearsed(member, run, not whole, on_batch) for member in members]
     results: dict[int, Result] = {}
-    steps = CompiledSteps()
+    steps, states = CompiledSteps(), [member.state or initial_state(member.model, member.config) for member in members]
+
+    def report(index: int, state: State) -> None:
+        states[index] = state
+        if on_round:
+            on_round(index, state)
+
     for group in _groups(members) if whole else [[index] for index in range(len(members))]:
         stack = _stack([members[index] for index in group], execution)
-        report = (lambda i, state, group=group: on_round(group[i], state)) if on_round else None
-        results |= dict(zip(group, run_stack(stack, steps, report, on_batch), strict=True))
+        of_group = run_stack(stack, steps, partial(_reported, report, group), on_batch)
+        results |= dict(zip(group, of_group, strict=True))
+    for index, member in enumerate(members):
+        if results[index].status == "completed" and asks_for_more(states[index], member.config):
+            longer = _longer(member, states[index])
+            found = run([longer], on_round=partial(_reported, report, [index]), on_batch=on_batch)[0]
+            results[index] = found.after(results[index])
     return [results[index] for index in range(len(members))]
+
+
+def _reported(report: Callable[[int, State], None], group: Sequence[int], index: int, state: State) -> None:
+    """Reports of a member by its number among all, not in its group."""
+    report(group[index], state)
+
+
+def _longer(member: Member, state: State) -> Member:
+    """The member with one round more to do."""
+    most = member.config.n_rounds + member.config.more_rounds
+    count = len(state.rounds) + 1
+    return replace(member, state=state, config=replace(member.config, n_rounds=count, more_rounds=most - count))
 
 
 def _divided(member: Member) -> Member:
@@ -162,14 +187,16 @@ def _in_its_space(config: UnlearnConfig, model: nnx.Module) -> UnlearnConfig:
 
 
 def _rehearsed(member: Member, run: Run, one_by_one: bool, on_batch: OnBatch | None) -> Member:
-    """The member with what rehearsals say, where its configuration asks for them."""
-    state = member.state
-    if member.config.folds == 1 or member.held_out is not None or state is None or state.rehearsed:
+    """The member with what rehearsals say of all its rounds, where its configuration asks for them."""
+    state, config = member.state, member.config
+    if config.folds == 1 or member.held_out is not None or state is None or len(state.rehearsed) >= config.n_rounds:
         return member
     assert state.suspects is not None
-    initial = measure(state.model, member.clean_set, member.clean_set.take(np.arange(0)), state.suspects)
-    rehearsed = rehearse(member, run, one_by_one, on_batch)
-    return replace(member, state=replace(state, initial=initial, rehearsed=rehearsed))
+    initial = measure(member.model, member.clean_set, member.clean_set.take(np.arange(0)), state.suspects)
+    begun = replace(initial_state(member.model, config), suspects=state.suspects, mirrored=state.mirrored)
+    found, rehearsals = rehearse(member, begun, run, one_by_one, on_batch)
+    rehearsed = (*state.rehearsed, *found) if member.rehearsals else found
+    return replace(member, rehearsals=rehearsals, state=replace(state, initial=initial, rehearsed=rehearsed))
 
 
 def _groups(members: Sequence[Member]) -> list[list[int]]:

@@ -45,32 +45,42 @@ def pooled(standings: Sequence[Standing]) -> Standing:
     return Standing(mean("acc"), mean("residual"), sum(images))
 
 
-def rehearse(member: "Member", run: Run, one_by_one: bool, on_batch: OnBatch | None) -> tuple[Standing, ...]:
+def rehearse(
+    member: "Member", begun: State, run: Run, one_by_one: bool, on_batch: OnBatch | None
+) -> tuple[tuple[Standing, ...], tuple[State, ...]]:
     """How the model stands after each round, on images that did not unlearn.
 
     Args:
-        member: with a state that knows the suspects.
+        member: with the states that its rehearsals have left so far, if any.
+        begun: the state before the first round; it knows the suspects.
         run: unlearns several members, as `ibau_jax.minimax.unlearn_many` does.
         one_by_one: whether it does so one after the other.
         on_batch: called after every batch with the phase `rehearsal`.
+
+    Returns:
+        The standings after the rounds that were not rehearsed yet, and the states after the last one.
     """
-    state, config = member.state, replace(member.config, folds=1, held_out=0.0)
-    assert state is not None
-    assert state.suspects is not None
-    suspects, folds = state.suspects, folds_of(member.clean_set, member.config.folds, member.config.seed)
+    config = replace(member.config, folds=1, held_out=0.0, more_rounds=0)
+    assert begun.suspects is not None
+    suspects, folds = begun.suspects, folds_of(member.clean_set, member.config.folds, member.config.seed)
+    states = list(member.rehearsals or [begun] * len(folds))
     rounds: list[list[Standing]] = [[] for _ in folds]
-    batches = 0
+    batches, left = 0, config.n_rounds - len(states[0].rounds)
 
     def on_round(index: int, found: State) -> None:
         rest, part = folds[index]
+        states[index] = found
         rounds[index].append(measure(found.model, part, rest, suspects))
 
     def report(phase: Phase, number: int, done: int, count: int) -> None:
         nonlocal batches
         batches += 1
         if on_batch:
-            on_batch("rehearsal", 1, batches, 2 * count * config.n_rounds * (len(folds) if one_by_one else 1))
+            on_batch("rehearsal", 1, batches, 2 * count * left * (len(folds) if one_by_one else 1))
 
-    members = [replace(member, clean_set=rest, config=config) for rest, _ in folds]
+    members = [
+        replace(member, clean_set=rest, config=config, state=state)
+        for (rest, _), state in zip(folds, states, strict=True)
+    ]
     run(members, on_round=on_round, on_batch=report)
-    return tuple(pooled(of_round) for of_round in zip(*rounds, strict=False))  # one that diverges has fewer
+    return tuple(pooled(of_round) for of_round in zip(*rounds, strict=False)), tuple(states)  # diverged: fewer rounds

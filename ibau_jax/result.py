@@ -139,3 +139,8 @@ class Result:
     status: Status
     compile_seconds: float
     unlearn_seconds: float
+
+    def after(self, earlier: "Result") -> "Result":
+        """This one, with the seconds of an earlier one that it goes on from."""
+        compiling = earlier.compile_seconds + self.compile_seconds
+        return replace(self, compile_seconds=compiling, unlearn_seconds=earlier.unlearn_seconds + self.unlearn_seconds)

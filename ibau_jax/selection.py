@@ -125,3 +125,16 @@ def is_over(state: State, config: UnlearnConfig) -> bool:
         return False
     standing = state.rounds[-1].standing
     return standing.residual <= config.closed and standing.acc >= state.initial.acc - standing.standard_error
+
+
+def asks_for_more(state: State, config: UnlearnConfig) -> bool:
+    """Whether the last round left the suspects' short cuts wide open, and one more may be done.
+
+    A round that is taken back is the last, and so is one after which nothing was measured.
+    """
+    count = len(state.rounds)
+    if not config.n_rounds <= count < config.n_rounds + config.more_rounds:
+        return False
+    if state.rounds[-1].undone or state.rounds[-1].standing is None:
+        return False
+    return state.rounds[-1].standing.residual > config.wide_open

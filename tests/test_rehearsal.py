@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -25,6 +26,7 @@ CONFIG = replace(
     targeted=True,
     max_acc_drop=1.0,
     closed=0.0,
+    more_rounds=0,
 )
 
 
@@ -77,6 +79,38 @@ def test_going_on_rehearses_no_more(rng):
     rest = unlearn(model, data, CONFIG, state=states[0], on_batch=lambda *progress: phases.append(progress[0]))
     assert set(phases) == {"inner", "outer"}
     assert [done.standing for done in rest.rounds] == [done.standing for done in whole.rounds]
+
+
+def weights_of(model):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
+
+
+def test_rounds_added_while_the_short_cut_is_open_are_those_of_a_longer_run(rng):
+    model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 30), []
+    phases: dict[str, list[str]] = {"planned": [], "added": []}
+
+    def note(run):
+        return lambda phase, *_: phases[run].append(phase)
+
+    planned = unlearn(model, data, replace(CONFIG, n_rounds=3), on_batch=note("planned"))
+    assert planned.rounds[1].standing.residual > 0.0
+    longer = replace(CONFIG, n_rounds=1, more_rounds=2, wide_open=0.0)
+    found = unlearn(model, data, longer, on_round=states.append, on_batch=note("added"))
+    assert [done.standing for done in found.rounds] == [done.standing for done in planned.rounds]
+    assert found.kept_round == planned.kept_round
+    np.testing.assert_equal(weights_of(found.model), weights_of(planned.model))
+    assert sorted(phases["added"]) == sorted(phases["planned"])  # nothing is rehearsed twice
+
+    resumed = unlearn(model, data, longer, state=states[1])
+    assert [done.standing for done in resumed.rounds] == [done.standing for done in planned.rounds]
+    np.testing.assert_equal(weights_of(resumed.model), weights_of(planned.model))
+
+
+def test_no_round_is_added_where_the_short_cut_is_closed_or_there_were_enough(rng):
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng, 30)
+    closed = replace(CONFIG, n_rounds=1, more_rounds=2, wide_open=1.0)
+    assert len(unlearn(model, data, closed).rounds) == 1
+    assert len(unlearn(model, data, replace(closed, wide_open=0.0, more_rounds=1)).rounds) == 2
 
 
 def test_a_round_that_is_taken_back_is_the_last(rng):

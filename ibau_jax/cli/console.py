@@ -166,12 +166,12 @@ class RoundProgress:
         self.number = number
         steps = {"inner": ("inner maximisation", 0), "outer": ("outer minimisation", count)}
         name, offset = steps[phase]
-        description = f"round {number}/{self.n_rounds} {name}"
+        description = f"{self._round(number)} {name}"
         self.progress.update(self.task, description=description, total=2 * count, completed=offset + done)
 
     def on_evaluation(self) -> None:
         """Says that the round is being evaluated."""
-        self.progress.update(self.task, description=f"round {self.number}/{self.n_rounds} evaluation")
+        self.progress.update(self.task, description=f"{self._round(self.number)} evaluation")
 
     def on_before(self, name: str, metrics: "Metrics") -> None:
         """Prints the figures of the model as it came."""
@@ -179,9 +179,12 @@ class RoundProgress:
 
     def on_round(self, name: str, done: "Round", metrics: "Metrics") -> None:
         """Prints the round's figures."""
-        line = f"round {done.number}/{self.n_rounds}  {_figures(metrics)}"
+        line = f"{self._round(done.number)}  {_figures(metrics)}"
         norm = f"  ‖δ‖ {done.perturbation_norm:.4g}" if len(done.perturbation) else ""
         self._print(name, f"{line}{norm}  {done.seconds:.1f} s{_standing(done)}")
+
+    def _round(self, number: int) -> str:
+        return f"round {number}/{max(number, self.n_rounds)}"  # there may be more rounds than were planned
 
     def _print(self, name: str, line: str) -> None:
         run = f"{escaped(name):<{self.width}}  " if self.width else ""

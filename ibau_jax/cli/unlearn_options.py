@@ -104,6 +104,10 @@ class MethodOptions:
     """rounds before it may stop"""
     closed: Annotated[float | None, option("X", "0.005")] = None
     """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
+    more_rounds: Annotated[int | None, option("N", "-medium, -few 2, others 0")] = None
+    """with those: rounds beyond --n-rounds, at most, one at a time, while the short cuts stand wide open"""
+    wide_open: Annotated[float | None, option("X", "0.3")] = None
+    """a larger share of images following them asks for one more"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
     """with those: a round that leaves accuracy lower than at first by more than this share is taken back"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None
