@@ -105,7 +105,8 @@ class MethodOptions:
     closed: Annotated[float | None, option("X", "0.005")] = None
     """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
     more_rounds: Annotated[int | None, option("N", "-medium, -few 2, others 0")] = None
-    """with those: rounds beyond --n-rounds, at most, one at a time, while the short cuts stand wide open"""
+    """with those: rounds beyond the preset's, at most, one at a time, while the short cuts stand wide open; with
+    --n-rounds 0"""
     wide_open: Annotated[float | None, option("X", "0.3")] = None
     """a larger share of images following them asks for one more"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
@@ -154,6 +155,8 @@ class MethodOptions:
     def _config(self, preset: str, seed: int, lr: float | None) -> UnlearnConfig:
         given = {field.name: getattr(self, field.name, None) for field in fields(UnlearnConfig)}
         given |= {"seed": seed, "lr": lr}
+        if self.n_rounds is not None and self.more_rounds is None:
+            given["more_rounds"] = 0  # as many as were asked for
         return replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
 
 

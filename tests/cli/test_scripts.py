@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ibau_jax.checkpoints import load
+from ibau_jax.cli.unlearn_options import MethodOptions
 from tests.cli.commands import EVALUATE, EXAMPLE, UNLEARN, run
 from tests.conftest import ROOT
 
@@ -354,6 +355,16 @@ def test_help_names_every_option_in_groups():
         assert option in text, option
     for group in ("subject", "data", "attack", "method", "output", "device"):
         assert f"{group} options" in text
+
+
+def test_as_many_rounds_as_were_asked_for():
+    planned, asked, both = (
+        MethodOptions(preset="robust-few", **given).configs()[0]
+        for given in ({}, {"n_rounds": 2}, {"n_rounds": 2, "more_rounds": 1})
+    )
+    assert (planned.n_rounds, planned.more_rounds) == (1, 2)
+    assert (asked.n_rounds, asked.more_rounds) == (2, 0)
+    assert (both.n_rounds, both.more_rounds) == (2, 1)
 
 
 def test_evaluate(tmp_path, small_digits):
