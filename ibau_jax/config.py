@@ -90,9 +90,12 @@ class UnlearnConfig:
     closed: float = 0.005
     """unlearning stops after a round that leaves no larger a share of images following the suspects' short cuts"""
     more_rounds: int = 0
-    """rounds beyond `n_rounds`, at most, one at a time, while the suspects' short cuts stand wide open"""
-    wide_open: float = 0.3
-    """a larger share of images following them asks for one more"""
+    """rounds beyond `n_rounds`, at most, one at a time, where a suspect stands out and its short cut is still open"""
+    more_min_ratio: float = 1.6
+    """it stands out where the median class's smallest perturbation is so many times its; without a backdoor further
+    rounds cost accuracy and mend nothing"""
+    left_open: float = 0.08
+    """and is open where a larger share of images follow it"""
     max_acc_drop: float = 0.05
     """a round that leaves the held-out accuracy lower than at first by more than this share, and by more than chance
     may, is taken back"""
@@ -140,7 +143,7 @@ class UnlearnConfig:
                 "untargeted_rounds",
                 "closed",
                 "more_rounds",
-                "wide_open",
+                "left_open",
                 "max_acc_drop",
             ),
             _NOT_NEGATIVE,

@@ -128,13 +128,12 @@ def is_over(state: State, config: UnlearnConfig) -> bool:
 
 
 def asks_for_more(state: State, config: UnlearnConfig) -> bool:
-    """Whether the last round left the suspects' short cuts wide open, and one more may be done.
+    """Whether the last round left the short cut of a suspect that stands out open, and one more may be done.
 
     A round that is taken back is the last, and so is one after which nothing was measured.
     """
     count = len(state.rounds)
-    if not config.n_rounds <= count < config.n_rounds + config.more_rounds:
+    if state.suspects is None or not config.n_rounds <= count < config.n_rounds + config.more_rounds:
         return False
-    if state.rounds[-1].undone or state.rounds[-1].standing is None:
-        return False
-    return state.rounds[-1].standing.residual > config.wide_open
+    last, stands_out = state.rounds[-1], state.suspects.ratio > config.more_min_ratio
+    return stands_out and not last.undone and last.standing is not None and last.standing.residual > config.left_open

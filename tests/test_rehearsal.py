@@ -94,7 +94,7 @@ def test_rounds_added_while_the_short_cut_is_open_are_those_of_a_longer_run(rng)
 
     planned = unlearn(model, data, replace(CONFIG, n_rounds=3), on_batch=note("planned"))
     assert planned.rounds[1].standing.residual > 0.0
-    longer = replace(CONFIG, n_rounds=1, more_rounds=2, wide_open=0.0)
+    longer = replace(CONFIG, n_rounds=1, more_rounds=2, left_open=0.0, more_min_ratio=0.5)
     found = unlearn(model, data, longer, on_round=states.append, on_batch=note("added"))
     assert [done.standing for done in found.rounds] == [done.standing for done in planned.rounds]
     assert found.kept_round == planned.kept_round
@@ -106,11 +106,12 @@ def test_rounds_added_while_the_short_cut_is_open_are_those_of_a_longer_run(rng)
     np.testing.assert_equal(weights_of(resumed.model), weights_of(planned.model))
 
 
-def test_no_round_is_added_where_the_short_cut_is_closed_or_there_were_enough(rng):
+def test_no_round_is_added_where_none_is_called_for(rng):
     model, data = Tiny(nnx.Rngs(0)), tiny_data(rng, 30)
-    closed = replace(CONFIG, n_rounds=1, more_rounds=2, wide_open=1.0)
+    closed = replace(CONFIG, n_rounds=1, more_rounds=2, left_open=1.0, more_min_ratio=0.5)
     assert len(unlearn(model, data, closed).rounds) == 1
-    assert len(unlearn(model, data, replace(closed, wide_open=0.0, more_rounds=1)).rounds) == 2
+    assert len(unlearn(model, data, replace(closed, left_open=0.0, more_min_ratio=1e6)).rounds) == 1
+    assert len(unlearn(model, data, replace(closed, left_open=0.0, more_rounds=1)).rounds) == 2
 
 
 def test_a_round_that_is_taken_back_is_the_last(rng):

@@ -105,10 +105,12 @@ class MethodOptions:
     closed: Annotated[float | None, option("X", "0.005")] = None
     """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
     more_rounds: Annotated[int | None, option("N", "-medium, -few 2, others 0")] = None
-    """with those: rounds beyond the preset's, at most, one at a time, while the short cuts stand wide open; with
-    --n-rounds 0"""
-    wide_open: Annotated[float | None, option("X", "0.3")] = None
-    """a larger share of images following them asks for one more"""
+    """with those: rounds beyond the preset's, at most, one at a time, where a suspect stands out and its short cut is
+    still open; with --n-rounds 0"""
+    more_min_ratio: Annotated[float | None, option("X", "1.6")] = None
+    """a suspect stands out where the median class's smallest perturbation is so many times its"""
+    left_open: Annotated[float | None, option("X", "0.08")] = None
+    """its short cut is open where a larger share of images follow it"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
     """with those: a round that leaves accuracy lower than at first by more than this share is taken back"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None
