@@ -22,6 +22,10 @@ if "IBAU_TEST_CACHE" not in os.environ:
 os.environ["XDG_CACHE_HOME"] = os.environ["IBAU_TEST_CACHE"]
 use_compile_cache()
 
+# Two workers share the cores with XLA's threads: OpenMP's, which spin while they wait, make PyTorch's oracles take
+# twice as long there. Read when torch is first imported, here and in the commands that tests run.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 # Strict dtype promotion is not possible: optax's own Adam raises a float to an integer array.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
