@@ -25,7 +25,7 @@ from ibau_jax.models.normalized import Normalized
 from ibau_jax.rehearsal import Run, rehearse
 from ibau_jax.result import OnBatch, Result, State
 from ibau_jax.rounds import CompiledSteps, run_stack
-from ibau_jax.selection import asks_for_more, hold_out, measure
+from ibau_jax.selection import asks_for_more, hold_out, measure, too_costly
 from ibau_jax.stack import Stack
 from ibau_jax.suspects import compile_scan, find_suspects
 
@@ -193,10 +193,18 @@ def _rehearsed(member: Member, run: Run, one_by_one: bool, on_batch: OnBatch | N
         return member
     assert state.suspects is not None
     initial = measure(member.model, member.clean_set, member.clean_set.take(np.arange(0)), state.suspects)
-    begun = replace(initial_state(member.model, config), suspects=state.suspects, mirrored=state.mirrored)
+    begun = replace(
+        initial_state(member.model, config), suspects=state.suspects, mirrored=state.mirrored, pace=state.pace
+    )
     found, rehearsals = rehearse(member, begun, run, one_by_one, on_batch)
+    for _ in range(0 if state.rounds else config.slower):
+        if found and not too_costly(initial, found[0], config):
+            break
+        begun = replace(begun, pace=begun.pace / 4)
+        found, rehearsals = rehearse(member, begun, run, one_by_one, on_batch)
     rehearsed = (*state.rehearsed, *found) if member.rehearsals else found
-    return replace(member, rehearsals=rehearsals, state=replace(state, initial=initial, rehearsed=rehearsed))
+    state = replace(state, initial=initial, rehearsed=rehearsed, pace=begun.pace)
+    return replace(member, rehearsals=rehearsals, state=state)
 
 
 def _groups(members: Sequence[Member]) -> list[list[int]]:

@@ -79,6 +79,7 @@ class State:
         mirrored: whether images that unlearn are mirrored.
         best: the model of `kept_round`, where images are held out and a round was not undone.
         rehearsed: how models stood after each round of rehearsals, where the configuration asks for those.
+        pace: the learning rate is so many times the configuration's.
     """
 
     model: nnx.Module
@@ -89,6 +90,7 @@ class State:
     mirrored: bool = False
     best: nnx.Module | None = field(default=None, repr=False)
     rehearsed: tuple[Standing, ...] = ()
+    pace: float = 1.0
 
     def after(self, done: Round, model: nnx.Module, optimizer_state: Any) -> "State":
         """The state after a round."""

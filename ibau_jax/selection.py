@@ -108,8 +108,12 @@ def judge(
         standing = replace(state.rehearsed[done.number - 1], residual=left)
     else:
         return done
-    undone = state.initial.acc - standing.acc > max(config.max_acc_drop, CHANCE * standing.standard_error)
-    return replace(done, standing=standing, undone=undone)
+    return replace(done, standing=standing, undone=too_costly(state.initial, standing, config))
+
+
+def too_costly(initial: Standing, standing: Standing, config: UnlearnConfig) -> bool:
+    """Whether a model lacks more of its first accuracy than is allowed, and than chance explains."""
+    return initial.acc - standing.acc > max(config.max_acc_drop, CHANCE * standing.standard_error)
 
 
 def is_over(state: State, config: UnlearnConfig) -> bool:

@@ -155,9 +155,16 @@ class Stack:
     def constants(self, number: int, delta: PyTree, aims: PyTree) -> OuterConstants:
         """What the outer steps of a round see."""
         first = self.placement.batch(jax.tree.map(lambda array: array[0], self.batches))
-        lr = np.asarray([learning_rate(config, number) for config in self.configs], np.float32)
+        rates = [
+            state.pace * learning_rate(config, number) for state, config in zip(self.states, self.configs, strict=True)
+        ]
         return OuterConstants(
-            self.placement.members(delta), first, self.rest, self.placement.members(lr), aims, self.before
+            self.placement.members(delta),
+            first,
+            self.rest,
+            self.placement.members(np.asarray(rates, np.float32)),
+            aims,
+            self.before,
         )
 
 

@@ -127,6 +127,24 @@ def test_a_round_that_is_taken_back_is_the_last(rng):
     assert found.kept_round == 0
 
 
+def test_what_costs_too_much_is_done_slower(rng):
+    """A quarter of the rate is what a run of that rate does; rehearsals that still cost too much change nothing."""
+    labels = np.arange(40) % 2
+    images = np.full((40, 4, 4, 3), 40, np.uint8)
+    images[labels == 1] = 200
+    data, steep = Dataset(images, labels), replace(CONFIG, n_rounds=1, lr=30.0, max_acc_drop=0.05)
+    model = unlearn(Tiny(nnx.Rngs(0)), data, replace(PRESETS["cifar10"], inner_lr=1e-6, n_rounds=40, lr=0.01)).model
+    assert unlearn(model, data, replace(steep, slower=0)).kept_round == 0
+    states = []
+    found = unlearn(model, data, replace(steep, slower=6), on_round=states.append)
+    assert found.kept_round == 1
+    assert states[0].pace < 1
+    planned = unlearn(model, data, replace(steep, lr=30.0 * states[0].pace, slower=0))
+    np.testing.assert_allclose(weights_of(found.model)[0], weights_of(planned.model)[0], rtol=1e-6)
+    before = unlearn(model, data, replace(steep, lr=120.0 * states[0].pace, slower=0))
+    assert [done.undone for done in before.rounds] == [True]
+
+
 def test_images_are_held_out_or_rehearse():
     with pytest.raises(ConfigError, match="held_out and folds"):
         replace(CONFIG, held_out=0.1)

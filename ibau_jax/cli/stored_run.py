@@ -31,6 +31,7 @@ class StoredRun(StoredSteps):
             "initial": _as_json(state.initial),
             "mirrored": state.mirrored,
             "rehearsed": [_as_json(standing) for standing in state.rehearsed],
+            "pace": state.pace,
             **found,
         }
         self.store(len(state.rounds), _leaves_of(state), content)
@@ -75,6 +76,7 @@ def _restored(fresh: State, leaves: Leaves, stored: Content) -> State:
         stored["mirrored"],
         nnx.merge(graph, tree_of_leaves("best", weights, leaves)) if ("best", 0) in leaves else None,
         tuple(Standing(**standing) for standing in stored["rehearsed"]),
+        stored["pace"],
     )
 
 

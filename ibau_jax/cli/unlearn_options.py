@@ -100,6 +100,9 @@ class MethodOptions:
     """share of the clean images that do not unlearn, but tell which rounds to keep"""
     folds: Annotated[int | None, option("N", "robust-few 3, others 1")] = None
     """instead of --held-out: rehearse the run N times, each without a part of the clean images, which then measures"""
+    slower: Annotated[int | None, option("N", "robust-few 2, others 0")] = None
+    """with --folds: rehearsals of the first round that cost too much are done again at a quarter of the learning rate,
+    so often at most"""
     min_rounds: Annotated[int | None, option("N", "robust 2, others 1")] = None
     """rounds before it may stop"""
     closed: Annotated[float | None, option("X", "0.005")] = None
