@@ -93,8 +93,7 @@ def compare(case: Case, device: str, precision: str, report: Callable[[str], Non
         "model": case.model,
         "precision": precision,
     }
-    shown = case.name if precision == "float32" else f"{case.name} {precision}"
-    return Comparison(shown, {**settings, "ceilings": ceilings, "round_flops": flops, **content})
+    return Comparison(f"{case.name} ({precision})", {**settings, "ceilings": ceilings, "round_flops": flops, **content})
 
 
 def _figures(case: Case, worker: Worker, flops: float, ceiling: float) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def _row(name: str, side: str, case: dict[str, Any]) -> str:
     device = figures["device_peak_bytes"]
     accuracy = "–" if figures["acc"] is None else f"{100 * figures['acc']:.1f} / {100 * figures['asr']:.1f}"
     cells = (
-        f"{name.removesuffix(case['precision']).strip()} ({case['precision']})" if side == SIDES[0] else "",
+        name if side == SIDES[0] else "",
         side,
         f"{figures['compile_seconds']:.1f}" if "compile_seconds" in figures else "–",
         f"{seconds['median']:.2f} ({seconds['min']:.2f}–{seconds['max']:.2f})",

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.cases import SHARED
 from ibau_jax import Attack, Dataset, evaluate, load_attack, load_dataset, save
-from ibau_jax.checkpoints.fresh import fresh_checkpoint
+from ibau_jax.checkpoints import fresh_checkpoint
 from ibau_jax.config import TrainConfig
 from ibau_jax.execution import Execution
 from ibau_jax.models import get_architecture

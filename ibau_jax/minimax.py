@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import numpy as np
 from flax import nnx
 
 from ibau_jax.aims import adapted
@@ -192,7 +191,7 @@ def _rehearsed(member: Member, run: Run, one_by_one: bool, on_batch: OnBatch | N
     if config.folds == 1 or member.held_out is not None or state is None or len(state.rehearsed) >= config.n_rounds:
         return member
     assert state.suspects is not None
-    initial = measure(member.model, member.clean_set, member.clean_set.take(np.arange(0)), state.suspects)
+    initial = state.initial or measure(member.model, member.clean_set, member.clean_set.first(0), state.suspects)
     begun = replace(
         initial_state(member.model, config), suspects=state.suspects, mirrored=state.mirrored, pace=state.pace
     )
