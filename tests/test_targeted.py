@@ -209,7 +209,13 @@ def test_batches_of_a_round_and_the_learning_rate(rng):
         PRESETS["robust"], n_rounds=2, batch_size=10, min_batches=7, perturbations=2, targeted=True, max_acc_drop=1.0
     )
     config = replace(config, untargeted_max_ratio=None, inner_lr=1e5, reach=(0.1, 0.2))
-    result = unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 40), config, on_batch=lambda *progress: done.append(progress))
+    result = unlearn(
+        Tiny(nnx.Rngs(0)),
+        tiny_data(rng, 40),
+        config,
+        execution=Execution(loop="python"),  # a scan reports a round at once
+        on_batch=lambda *progress: done.append(progress),
+    )
     assert [entry for entry in done if entry[0] == "outer"] == [
         ("outer", number, batch, 8)
         for number in (1, 2)
@@ -229,8 +235,9 @@ def test_going_on_from_a_state_keeps_the_suspects(rng):
     config = replace(PRESETS["robust"], n_rounds=3, batch_size=10, min_batches=4)
     whole = unlearn(model, data, config, on_round=states.append)
     rest = unlearn(model, data, config, state=states[0])
+    tolerance = 0.0 if jax.default_backend() == "cpu" else 1e-6  # a GPU adds up in no fixed order
     for a, b in zip(jax.tree.leaves(nnx.state(whole.model)), jax.tree.leaves(nnx.state(rest.model)), strict=True):
-        np.testing.assert_array_equal(a, b)
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=0)
 
 
 def test_members_with_and_without_an_untargeted_round_unlearn_together(rng):
