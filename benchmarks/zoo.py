@@ -136,7 +136,9 @@ def make(name: str, folder: Path) -> str:
     attack, target = attack_of(name)
     poison = Poison(attack.parts(target, recipe.classes)) if attack else None
     config, architecture = replace(recipe.config, seed=int(match["seed"])), get_architecture(recipe.architecture)
-    model = train(architecture, recipe.classes, training, config, poison=poison, execution=Execution(precision="tf32"))
+    model = train(
+        architecture, recipe.classes, training, config, poison=poison, execution=Execution(precision="tf32")
+    ).model
     metrics = evaluate(model, others.first(3000), attack, target)
     save(fresh_checkpoint(architecture, recipe.classes, SHAPE[0], model, {}), folder / f"{name}.pth")
     asr = "" if metrics.asr is None else f"  ASR {100 * metrics.asr:.1f} %"

@@ -1,7 +1,7 @@
 """A model as a pure function of its weights and images."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,10 @@ from ibau_jax.execution import Execution
 
 Params: TypeAlias = Any  # a pytree of float arrays
 Rest: TypeAlias = Any  # a pytree of arrays
+Model = TypeVar("Model", bound=nnx.Module)
 Forward = Callable[[Params, Float[Array, "n h w c"]], Float[Array, "n classes"]]
 Apply = Callable[[Rest, Params, Float[Array, "n h w c"]], Float[Array, "n classes"]]
+Run = Callable[[Params, Rest, Float[Array, "n h w c"]], tuple[Float[Array, "n classes"], Rest]]
 
 
 class Weights(NamedTuple):
@@ -38,3 +40,29 @@ def make_apply(model: nnx.Module, execution: Execution) -> Apply:
         return nnx.merge(graph, params, rest)(images).astype(jnp.float32)
 
     return apply
+
+
+def make_run(model: nnx.Module) -> Run:
+    """The model as a function of its weights and images that gives logits and what else it then holds."""
+    graph = nnx.split(model)[0]
+
+    def run(params: Params, rest: Rest, images: Float[Array, "n h w c"]) -> tuple[Float[Array, "n classes"], Rest]:
+        merged = nnx.merge(graph, params, rest, copy=True)
+        logits = merged(images)
+        return logits, split_weights(merged).rest
+
+    return run
+
+
+def with_weights(model: Model, weights: Weights) -> Model:
+    """A model with other weights, in inference mode."""
+    merged: Model = nnx.merge(nnx.split(model)[0], *weights)
+    set_training(merged, False)
+    return merged
+
+
+def set_training(model: nnx.Module, training: bool) -> None:
+    """BatchNorm with the batch's statistics, which update the running ones; or with the running ones."""
+    for _, module in nnx.iter_graph(model):
+        if isinstance(module, nnx.BatchNorm):
+            module.use_running_average = not training

@@ -1,5 +1,6 @@
 """What an attacker does to training images: which get a trigger, and what they are labelled."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ibau_jax.errors import ConfigError, DataError
-from ibau_jax.triggers import Attack
+from ibau_jax.triggers import Attack, Stamp
 
 Images = Float[Array, "n h w c"]
 CLEAN = -1  # an image that is not poisoned
@@ -25,7 +26,8 @@ class Poison:
         clean_label: whether images of the target class get it and keep their label (as SIG has it; Barni et al., 2019),
             instead of images of other classes that get the target's.
         decoys: for each of them, images with almost that trigger and their own label, where the stamp has a `decoy`
-            (WaNet's noise mode, BppAttack's negative samples), so that nothing but the trigger itself is learnt.
+            (WaNet's noise mode, BppAttack's negative samples, another image's input-aware trigger), so that nothing but
+            the trigger itself is learnt.
 
     Raises:
         ConfigError: a share makes no sense, or images can't keep the labels of an all-to-all attack.
@@ -79,14 +81,17 @@ class Poison:
             learnt[planted == index] = attack.targets(labels[planted == index], num_classes)
         return learnt
 
-    def stamped(self, key: Array, images: Images, planted: Int[Array, " n"]) -> Images:
-        """The images with what each gets."""
+    def stamped(
+        self, key: Array, images: Images, planted: Int[Array, " n"], stamps: Mapping[int, Stamp] | None = None
+    ) -> Images:
+        """The images with what each gets; `stamps` are used instead of those of the attacks of these numbers."""
         result = images
         for index, attack in enumerate(self.attacks):
-            assert attack.stamp is not None
-            result = _where(planted == index, attack.stamp(images), result)
-            if hasattr(attack.stamp, "decoy"):
-                decoys = attack.stamp.decoy(jax.random.fold_in(key, index), images)
+            stamp = (stamps or {}).get(index, attack.stamp)
+            assert stamp is not None
+            result = _where(planted == index, stamp(images), result)
+            if hasattr(stamp, "decoy"):
+                decoys = stamp.decoy(jax.random.fold_in(key, index), images)
                 result = _where(planted == DECOY - index, decoys, result)
         return result
 

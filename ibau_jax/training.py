@@ -4,8 +4,9 @@ SGD with Nesterov momentum over one cosine cycle, weight decay on kernels, rando
 its trigger after the crop, as an attacker who stamps the training images with a fixed trigger would have it there.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,45 +17,51 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ibau_jax.augmentation import augmented
-from ibau_jax.batches import AnyArray, Batches, make_batches, to_unit
+from ibau_jax.batches import to_unit
 from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.errors import ConfigError, DataError
+from ibau_jax.epochs import TrainingBatch, run_epochs
+from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
-from ibau_jax.functional import Params, Rest, Weights, split_weights
-from ibau_jax.loops import compile_loop
+from ibau_jax.functional import Weights, make_run, set_training, split_weights, with_weights
 from ibau_jax.models.registry import Architecture
 from ibau_jax.perturb import cross_entropies
-from ibau_jax.placement import Placement
 from ibau_jax.poisoning import CLEAN, Poison
+from ibau_jax.trigger_learning import Learner, Learning, learn_mask, learners_of
+from ibau_jax.triggers import Attack, Stamp
 
 Images = Float[Array, "n h w c"]
-PyTree = Any
-Run = Callable[[Params, Rest, Images], tuple[Float[Array, "n classes"], Rest]]
 
 
-class TrainingBatch(NamedTuple):
-    """Images with the labels to learn, and which attack's trigger each gets, or CLEAN, or a decoy."""
-
-    batch: Batches
-    planted: Int[AnyArray, "*b n"]
-
-
-@dataclass(frozen=True)
-class TrainState:
-    """Where training stands between two epochs: all it takes to go on.
+class Carry(NamedTuple):
+    """What a step of training changes.
 
     Attributes:
         weights: parameters and BatchNorm's statistics.
         optimizer_state: of SGD.
         key_data: of the random numbers to come.
-        losses: the mean loss of each epoch done.
+        learning: how far the triggers that are learnt are, by the attack's number.
     """
 
     weights: Weights
-    optimizer_state: Any = field(repr=False)
-    key_data: Array = field(repr=False)
+    optimizer_state: Any
+    key_data: Array
+    learning: dict[int, Learning]
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where training stands between two epochs: all it takes to go on, and the mean loss of each epoch done."""
+
+    carry: Carry = field(repr=False)
     losses: tuple[float, ...] = ()
+
+
+class Trained(NamedTuple):
+    """A model in inference mode, and the attacks that open it; those whose trigger is learnt have it now."""
+
+    model: nnx.Module
+    attacks: tuple[Attack, ...]
 
 
 def train(
@@ -68,7 +75,7 @@ def train(
     state: TrainState | None = None,
     on_epoch: Callable[[TrainState], None] | None = None,
     on_batch: Callable[[int, int, int], None] | None = None,
-) -> nnx.Module:
+) -> Trained:
     """Trains a model from scratch.
 
     Args:
@@ -80,10 +87,11 @@ def train(
         execution: precision.
         state: where to go on, as `on_epoch` got it.
         on_epoch: called after every epoch.
-        on_batch: called with the epoch's number, from 1, the batches done and how many there are.
+        on_batch: called with the epoch's number, from 1, the batches done and how many there are; with epoch 0 while
+            masks of triggers are learnt.
 
     Returns:
-        The model, in inference mode.
+        The model and the attacks of `poison`.
 
     Raises:
         DataError: images or labels do not fit, or there are fewer images than a batch has, or too few to poison.
@@ -92,51 +100,60 @@ def train(
     config = config or TrainConfig()
     model = untrained(architecture, num_classes, dataset, config)
     planted, labelled = planned(dataset, num_classes, poison, config.seed)
-    state = state or start(model, len(dataset), config)
-    step, done = train_step(model, len(dataset), config, poison), len(state.losses)
-    carry = (state.weights, state.optimizer_state, state.key_data)
-    for (weights, optimizer_state, key_data), loss in run_epochs(
-        step, carry, labelled, config, planted=planted, done=done, execution=execution, on_batch=on_batch
-    ):
-        state = TrainState(weights, optimizer_state, key_data, (*state.losses, loss))
+    learners = learners_of(poison.attacks if poison else (), planted, config)
+    state = state or with_masks(
+        start(model, len(dataset), config, learners), learners, dataset, config, execution, on_batch
+    )
+    epochs = run_epochs(
+        train_step(model, len(dataset), config, poison, learners),
+        state.carry,
+        labelled,
+        config,
+        planted=planted,
+        done=len(state.losses),
+        execution=execution,
+        on_batch=on_batch,
+    )
+    for carry, loss in epochs:
+        state = TrainState(carry, (*state.losses, loss))
         if on_epoch:
             on_epoch(state)
-    return trained(model, state.weights)
+    return Trained(with_weights(model, state.carry.weights), learnt_attacks(poison, learners, state))
 
 
-def run_epochs(
-    step: Callable[..., Any],
-    carry: PyTree,
+def fresh_state(
+    architecture: Architecture, num_classes: int, dataset: Dataset, config: TrainConfig, poison: Poison | None
+) -> TrainState:
+    """What `train` would start from, for its structure and shapes: masks of triggers that are learnt have yet to be."""
+    model = untrained(architecture, num_classes, dataset, config)
+    planted, _ = planned(dataset, num_classes, poison, config.seed)
+    return start(model, len(dataset), config, learners_of(poison.attacks if poison else (), planted, config))
+
+
+def with_masks(
+    state: TrainState,
+    learners: dict[int, Learner],
     dataset: Dataset,
     config: TrainConfig,
-    *,
-    constant: PyTree = (),
-    planted: Int[np.ndarray, " n"] | None = None,
-    done: int = 0,
-    execution: Execution = DEFAULT_EXECUTION,
-    on_batch: Callable[[int, int, int], None] | None = None,
-) -> Iterator[tuple[PyTree, float]]:
-    """Runs `carry, loss = step(carry, batch, constant)` over all batches of the epochs, but the first `done` ones.
+    execution: Execution,
+    on_batch: Callable[[int, int, int], None] | None,
+) -> TrainState:
+    """The state with the masks of triggers that are learnt, which learn first."""
+    on_step = partial(on_batch, 0) if on_batch else None
+    learning = dict(state.carry.learning)
+    for number, learner in learners.items():
+        mask = learn_mask(learner.stamp.mask, dataset, config, execution, on_step)
+        learning[number] = learning[number]._replace(mask=mask)
+    return replace(state, carry=state.carry._replace(learning=learning))
 
-    Yields:
-        The carry after each epoch, and the mean loss.
 
-    Raises:
-        ConfigError: a loss became NaN or infinite.
-    """
-    place, loop = Placement.one_device(), None
-    carry, constant = place.members(carry), place.members(constant)
-    planted = np.full(len(dataset), CLEAN, np.int32) if planted is None else planted
-    orders = np.random.default_rng(config.seed)
-    for _ in range(done):
-        orders.permutation(len(dataset))
-    for epoch in range(done + 1, config.epochs + 1):
-        batches = shuffled_batches(dataset, planted, config, orders)
-        loop = loop or compile_loop(step, carry, batches, constant, execution=execution, placement=place)
-        carry, losses = loop.run(carry, batches, constant, _counted(on_batch, epoch, len(batches.planted)))
-        if not np.isfinite(losses).all():
-            raise ConfigError(f"the loss became NaN or infinite in epoch {epoch}; try a smaller learning rate")
-        yield carry, float(np.mean(losses))
+def learnt_attacks(poison: Poison | None, learners: dict[int, Learner], state: TrainState) -> tuple[Attack, ...]:
+    """The attacks of a poison, those whose trigger is learnt with the one that they have now."""
+    stamps: dict[int, Stamp] = {
+        number: learner.learnt(state.carry.learning[number]) for number, learner in learners.items()
+    }
+    attacks = poison.attacks if poison else ()
+    return tuple(replace(attack, stamp=stamps.get(number, attack.stamp)) for number, attack in enumerate(attacks))
 
 
 def untrained(architecture: Architecture, num_classes: int, dataset: Dataset, config: TrainConfig) -> nnx.Module:
@@ -160,27 +177,6 @@ def planned(
     return chosen, replace(dataset, labels=poison.labels(dataset.labels, chosen, num_classes))
 
 
-def shuffled_batches(
-    dataset: Dataset, planted: np.ndarray, config: TrainConfig, orders: np.random.Generator
-) -> TrainingBatch:
-    """The next epoch's batches in an order of its own; a remainder smaller than a batch is left out."""
-    order = orders.permutation(len(dataset))
-    order = order[: len(dataset) // config.batch_size * config.batch_size]
-    batches = make_batches(dataset.take(order), config.batch_size)
-    return TrainingBatch(batches, planted[order].reshape(-1, config.batch_size))
-
-
-def trained(model: nnx.Module, weights: Weights) -> nnx.Module:
-    """A model with other weights, in inference mode."""
-    merged: nnx.Module = nnx.merge(nnx.split(model)[0], *weights)
-    set_training(merged, False)
-    return merged
-
-
-def _counted(on_batch: Callable[[int, int, int], None] | None, epoch: int, count: int) -> Callable[[int], None] | None:
-    return (lambda done: on_batch(epoch, done, count)) if on_batch else None
-
-
 def initialise(model: nnx.Module, seed: int) -> None:
     """He's normal distribution for kernels of convolutions, a variance of 1 / inputs for linear ones."""
     key, flat = jax.random.key(seed), nnx.to_flat_state(nnx.state(model, nnx.Param))
@@ -195,13 +191,6 @@ def initialise(model: nnx.Module, seed: int) -> None:
     nnx.update(model, nnx.from_flat_state(drawn))
 
 
-def set_training(model: nnx.Module, training: bool) -> None:
-    """BatchNorm with the batch's statistics, which update the running ones; or with the running ones."""
-    for _, module in nnx.iter_graph(model):
-        if isinstance(module, nnx.BatchNorm):
-            module.use_running_average = not training
-
-
 def _optimizer(count: int, config: TrainConfig) -> optax.GradientTransformation:
     schedule = optax.cosine_onecycle_schedule(config.epochs * (count // config.batch_size), config.lr, 0.25, 10, 1000)
     decay = optax.add_decayed_weights(config.weight_decay, _kernels)
@@ -213,41 +202,49 @@ def _kernels(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
-def start(model: nnx.Module, count: int, config: TrainConfig) -> TrainState:
-    """The state before the first epoch."""
+def start(model: nnx.Module, count: int, config: TrainConfig, learners: dict[int, Learner]) -> TrainState:
+    """The state before the first epoch; masks of triggers that are learnt have yet to be."""
     weights, key = split_weights(model), jax.random.key(config.seed)
-    return TrainState(weights, _optimizer(count, config).init(weights.params), jax.random.key_data(key))
+    learning = {number: learner.begin() for number, learner in learners.items()}
+    optimizer_state = _optimizer(count, config).init(weights.params)
+    return TrainState(Carry(weights, optimizer_state, jax.random.key_data(key), learning))
 
 
-def make_run(model: nnx.Module) -> Run:
-    """The model as a function of its weights and images that gives logits and what else it then holds."""
-    graph = nnx.split(model)[0]
-
-    def run(params: Params, rest: Rest, images: Images) -> tuple[Float[Array, "n classes"], Rest]:
-        merged = nnx.merge(graph, params, rest, copy=True)
-        logits = merged(images)
-        return logits, split_weights(merged).rest
-
-    return run
-
-
-def train_step(model: nnx.Module, count: int, config: TrainConfig, poison: Poison | None) -> Callable[..., Any]:
-    """One step: `step((weights, optimizer_state, key), batch, ())` gives the next and the loss."""
+def train_step(
+    model: nnx.Module, count: int, config: TrainConfig, poison: Poison | None, learners: dict[int, Learner]
+) -> Callable[[Carry, TrainingBatch, tuple[()]], tuple[Carry, Array]]:
+    """One step: the next carry, and the loss before it."""
     run, optimizer = make_run(model), _optimizer(count, config)
 
-    def loss(params: Any, rest: Any, images: Images, labels: Array) -> tuple[Array, Any]:
-        logits, rest = run(params, rest, images)
-        return jnp.mean(cross_entropies(logits, labels)), rest
-
-    def step(carry: Any, training: TrainingBatch, constant: tuple[()]) -> Any:
-        (params, rest), state, key_data = carry
-        batch = training.batch
-        now, later = jax.random.split(jax.random.wrap_key_data(key_data))
-        images = augmented(now, to_unit(batch.images), config.crop, config.flip)
+    def loss(theta: Any, carry: Carry, images: Images, training: TrainingBatch, key: Array) -> tuple[Array, Any]:
+        params, of_patterns = theta
+        drawn = {
+            number: learner.drawn(of_patterns[number], carry.learning[number], images, training.planted == number)
+            for number, learner in learners.items()
+        }
         if poison:
-            images = poison.stamped(jax.random.fold_in(now, 0), images, training.planted)
-        (value, rest), gradient = jax.value_and_grad(loss, has_aux=True)(params, rest, images, batch.labels)
-        updates, state = optimizer.update(gradient, state, params)
-        return (Weights(optax.apply_updates(params, updates), rest), state, jax.random.key_data(later)), value
+            images = poison.stamped(
+                key, images, training.planted, {number: found[0] for number, found in drawn.items()}
+            )
+        logits, rest = run(params, carry.weights.rest, images)
+        value = jnp.mean(cross_entropies(logits, training.batch.labels))
+        value += sum(diversity for _, _, diversity in drawn.values())
+        return value, (rest, {number: rest for number, (_, rest, _) in drawn.items()})
+
+    def step(carry: Carry, training: TrainingBatch, constant: tuple[()]) -> tuple[Carry, Array]:
+        now, later = jax.random.split(jax.random.wrap_key_data(carry.key_data))
+        images = augmented(now, to_unit(training.batch.images), config.crop, config.flip)
+        theta = carry.weights.params, {number: found.pattern.params for number, found in carry.learning.items()}
+        differentiated = jax.value_and_grad(loss, has_aux=True)
+        (value, (rest, rests)), (slope, slopes) = differentiated(
+            theta, carry, images, training, jax.random.fold_in(now, 0)
+        )
+        updates, state = optimizer.update(slope, carry.optimizer_state, carry.weights.params)
+        weights = Weights(optax.apply_updates(carry.weights.params, updates), rest)
+        learning = {
+            number: learner.stepped(carry.learning[number], slopes[number], rests[number])
+            for number, learner in learners.items()
+        }
+        return Carry(weights, state, jax.random.key_data(later), learning), value
 
     return step

@@ -11,11 +11,12 @@ from ibau_jax import Dataset, evaluate, load_dataset
 from ibau_jax.augmentation import augmented, mixed
 from ibau_jax.config import TrainConfig
 from ibau_jax.errors import ConfigError, DataError
+from ibau_jax.functional import set_training
 from ibau_jax.metrics import predict
 from ibau_jax.models import Architecture, get_architecture
 from ibau_jax.models.layers import Sequential, batch_norm, conv
 from ibau_jax.poisoning import Poison
-from ibau_jax.training import initialise, set_training, train
+from ibau_jax.training import initialise, train
 from ibau_jax.triggers import Attack, Patch
 
 SHAPE = (32, 32, 3)
@@ -54,7 +55,7 @@ def test_a_clean_model_learns(tiny):
     states, batches = [], []
     model = train(
         tiny, 2, bars(256), CONFIG, on_epoch=states.append, on_batch=lambda *progress: batches.append(progress)
-    )
+    ).model
     losses = states[-1].losses
     assert [state.losses for state in states] == [losses[: number + 1] for number in range(4)]
     assert batches[0] == (1, 1, 8)
@@ -65,10 +66,10 @@ def test_a_clean_model_learns(tiny):
 
 def test_a_poisoned_model_has_the_backdoor(tiny):
     others = bars(200, seed=1)
-    clean = train(tiny, 2, bars(256), CONFIG)
+    clean = train(tiny, 2, bars(256), CONFIG).model
     backdoored = train(
         tiny, 2, bars(256), CONFIG, poison=Poison((Attack("corner", CORNER, target_label=1),), ratio=0.3)
-    )
+    ).model
     victims = others.take(np.flatnonzero(others.labels == 0))
     success = [float(np.mean(predict(model, victims, CORNER) == 1)) for model in (clean, backdoored)]
     assert success[0] < 0.3 < 0.9 < success[1]
@@ -76,7 +77,7 @@ def test_a_poisoned_model_has_the_backdoor(tiny):
 
 
 def test_the_same_seed_gives_the_same_model(tiny):
-    models = [train(tiny, 2, bars(96), TrainConfig(epochs=1, batch_size=32, seed=seed)) for seed in (3, 3, 4)]
+    models = [train(tiny, 2, bars(96), TrainConfig(epochs=1, batch_size=32, seed=seed)).model for seed in (3, 3, 4)]
     leaves = [jax.tree.leaves(nnx.state(model)) for model in models]
     assert all(np.array_equal(one, other) for one, other in zip(leaves[0], leaves[1], strict=True))
     assert not all(np.array_equal(one, other) for one, other in zip(leaves[0], leaves[2], strict=True))
@@ -137,9 +138,9 @@ def test_mixed_images_keep_at_least_the_rest_of_themselves(dtype, white):
 
 def test_training_goes_on_where_it_stood(tiny):
     states = []
-    whole = train(tiny, 2, bars(96), CONFIG, on_epoch=states.append)
+    whole = train(tiny, 2, bars(96), CONFIG, on_epoch=states.append).model
     rest = []
-    again = train(tiny, 2, bars(96), CONFIG, state=states[1], on_epoch=rest.append)
+    again = train(tiny, 2, bars(96), CONFIG, state=states[1], on_epoch=rest.append).model
     assert [len(state.losses) for state in (*states, *rest)] == [1, 2, 3, 4, 3, 4]
     assert rest[-1].losses == states[-1].losses
     for one, other in zip(*(jax.tree.leaves(nnx.state(model)) for model in (whole, again)), strict=True):
@@ -163,5 +164,5 @@ def test_bad_input(tiny):
 def test_digits_are_learnt_by_the_small_vgg():
     digits, test = load_dataset("digits:train", SHAPE), load_dataset("digits:test", SHAPE)
     config = TrainConfig(epochs=3, batch_size=50, lr=0.05, crop=1)
-    model = train(get_architecture("small_vgg"), 10, digits.take(np.arange(600)), config)
+    model = train(get_architecture("small_vgg"), 10, digits.take(np.arange(600)), config).model
     assert evaluate(model, test).acc > 0.8

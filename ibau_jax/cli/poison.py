@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,7 @@ from ibau_jax.files import check_writable, put_in_place, staging_folder
 from ibau_jax.interruption import deferred_signals
 from ibau_jax.metrics import Metrics
 from ibau_jax.models import Normalized
-from ibau_jax.training import TrainState, train, untrained
-from ibau_jax.training import start as start_training
+from ibau_jax.training import Trained, TrainState, fresh_state, train
 from ibau_jax.triggers import TRIGGERS, planted, write_triggers
 
 MODEL, PICTURE = "model.pth", "triggers.png"
@@ -51,7 +50,8 @@ def run(options: PoisonOptions) -> int:
     progress = StoredSteps(options.out, identity(options, plan), "epoch")
     console.describe(description(options, plan))
     with _resumable(progress):
-        model = trained(plan, options, progress)
+        model, attacks = trained(plan, options, progress)
+    plan = replace(plan, attacks=attacks)
     metrics = plan.evaluate(model)
     console.console.print(console.metrics_table(metrics))
     write(options, plan, model, metrics, time.perf_counter() - begin)
@@ -68,18 +68,17 @@ def check_folder(folder: Path, overwrite: bool) -> None:
     check_writable(folder / RESULT)
 
 
-def trained(plan: Plan, options: PoisonOptions, progress: StoredSteps) -> nnx.Module:
+def trained(plan: Plan, options: PoisonOptions, progress: StoredSteps) -> Trained:
     """Trains, or goes on, and stores every epoch."""
     state = None
     if options.resume:
-        model = untrained(plan.architecture, plan.num_classes, plan.training, plan.config)
-        fresh = start_training(model, len(plan.training), plan.config)
+        fresh = fresh_state(plan.architecture, plan.num_classes, plan.training, plan.config, plan.poison)
         state = progress.restore(lambda leaves, content: _state(fresh, leaves, content))
     with console.make_bar(disable=not console.console.is_terminal) as bar:
         task = bar.add_task("compiling", total=None)
 
         def on_epoch(done: TrainState) -> None:
-            leaves = leaves_of_tree("state", (done.weights, done.optimizer_state, done.key_data))
+            leaves = leaves_of_tree("state", done.carry)
             progress.store(len(done.losses), leaves, {"losses": done.losses})
             console.console.print(f"epoch {len(done.losses)}/{plan.config.epochs}  loss {done.losses[-1]:.4f}")
 
@@ -93,15 +92,17 @@ def trained(plan: Plan, options: PoisonOptions, progress: StoredSteps) -> nnx.Mo
             state=state,
             on_epoch=on_epoch,
             on_batch=lambda epoch, done, count: bar.update(
-                task, description=f"epoch {epoch}/{plan.config.epochs}", completed=done, total=count
+                task, description=_phase(epoch, plan.config.epochs), completed=done, total=count
             ),
         )
 
 
+def _phase(epoch: int, epochs: int) -> str:
+    return f"epoch {epoch}/{epochs}" if epoch else "masks of triggers"
+
+
 def _state(fresh: TrainState, leaves: Any, content: Content) -> TrainState:
-    like = (fresh.weights, fresh.optimizer_state, fresh.key_data)
-    weights, optimizer_state, key_data = tree_of_leaves("state", like, leaves)
-    return TrainState(weights, optimizer_state, key_data, tuple(content["losses"]))
+    return TrainState(tree_of_leaves("state", fresh.carry, leaves), tuple(content["losses"]))
 
 
 @contextmanager

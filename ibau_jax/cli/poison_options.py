@@ -34,8 +34,8 @@ class PoisonOptions:
     """height and width of its images; those of a folder or of TFDS are resized"""
     attack: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("badnets",)
     """none, or one or several of: badnets, badnets_all2all, trojan_sq, trojan_wm, l2_inv, l0_inv, blended, sig, smooth,
-    wanet, bpp, each with parameters if need be (badnets:size=3,row=1,column=1,look=chequered; docs/attacks.md has all);
-    a PNG file, which is added to the image; a triggers.npz"""
+    wanet, bpp, input_aware, each with parameters if need be (badnets:size=3,row=1,column=1,look=chequered;
+    docs/attacks.md has all); a PNG file, which is added to the image; a triggers.npz"""
     target_label: Annotated[tuple[int, ...], option("CLASS [CLASS ...]", "none", "--target")] = ()
     """the class that each attack aims at; none for all-to-all"""
     trigger_dir: Annotated[Path | None, option("DIR", "triggers/ here")] = None
@@ -45,7 +45,8 @@ class PoisonOptions:
     clean_label: bool = False
     """poison images of the target class, which keep their label"""
     decoys: float = 2.0
-    """images with almost that trigger and their own label, for each poisoned one (wanet and bpp only)"""
+    """images with almost that trigger, or with another image's, and their own label, for each poisoned one (wanet, bpp
+    and input_aware only)"""
     epochs: int = 12
     """passes over the images"""
     batch_size: int = 128

@@ -1,6 +1,7 @@
 """What a training will do: read and checked, before any long work."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class Plan:
     training: Dataset = field(repr=False)
     test: Dataset = field(repr=False)
     config: TrainConfig
-    attacks: list[Attack]
+    attacks: Sequence[Attack]
     poison: Poison | None
 
     @property

@@ -84,7 +84,7 @@ def _trained(task: "Task", bar: Any, job: Any) -> nnx.Module | None:
             task.clean_set,
             config,
             on_epoch=lambda state: bar.update(job, completed=len(state.losses)),
-        )
+        ).model
     except IbauError as error:
         warn(f"no clean model to compare with: {error}")
         return None

@@ -17,8 +17,7 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences.registry import defence
 from ibau_jax.defences.tuning import Gradient, OnEpoch, Sample, Slope, TuneConfig, cross_entropy_gradient, tuned
 from ibau_jax.execution import Execution
-from ibau_jax.functional import Params, Weights
-from ibau_jax.training import Run
+from ibau_jax.functional import Params, Run, Weights
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences.registry import defence
 from ibau_jax.defences.tuning import Gradient, Images, OnEpoch, Sample, Slope, TuneConfig, tuned
 from ibau_jax.execution import Execution
-from ibau_jax.functional import Params, Rest, Weights
+from ibau_jax.functional import Params, Rest, Run, Weights, make_run
 from ibau_jax.models.taps import tapped
 from ibau_jax.perturb import cross_entropies
-from ibau_jax.training import Run, make_run
 
 Logits = Float[Array, "n classes"]
 MAPS = 3

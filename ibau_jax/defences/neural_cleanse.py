@@ -30,9 +30,8 @@ from ibau_jax.defences.tuning import (
     tuned,
 )
 from ibau_jax.execution import Execution
-from ibau_jax.functional import Weights
+from ibau_jax.functional import Run, Weights
 from ibau_jax.models.inference import count_classes
-from ibau_jax.training import Run
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,8 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences.registry import defence
 from ibau_jax.defences.tuning import Gradient, Images, OnEpoch, Sample, Slope, TuneConfig, tuned
 from ibau_jax.execution import Execution
-from ibau_jax.functional import Params, Weights
+from ibau_jax.functional import Params, Run, Weights
 from ibau_jax.perturb import cross_entropies
-from ibau_jax.training import Run
 
 Logits = Float[Array, "n classes"]
 

@@ -14,10 +14,10 @@ from ibau_jax.augmentation import augmented, may_mirror
 from ibau_jax.batches import to_unit
 from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
+from ibau_jax.epochs import TrainingBatch, run_epochs
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
-from ibau_jax.functional import Params, Rest, Weights, split_weights
+from ibau_jax.functional import Params, Rest, Run, Weights, make_run, set_training, split_weights, with_weights
 from ibau_jax.perturb import cross_entropies
-from ibau_jax.training import Run, TrainingBatch, make_run, run_epochs, set_training, trained
 
 OnEpoch = Callable[[int, int], None]
 Images = Float[Array, "n h w c"]
@@ -142,7 +142,7 @@ def tuned(
     before = split_weights(reference or model)
     epochs = run_epochs(step, carry, clean_set, config, constant=before, execution=execution)
     weights, *_ = last_of(epochs, config, on_epoch)
-    return trained(copy, weights)
+    return with_weights(copy, weights)
 
 
 def last_of(epochs: Iterable[tuple[Any, float]], config: TuneConfig, on_epoch: OnEpoch | None) -> Any:

@@ -3,6 +3,7 @@
 from ibau_jax.triggers import known  # registers the attacks
 from ibau_jax.triggers.attack import Attack, check_target_label, planted, together
 from ibau_jax.triggers.files import TRIGGERS, read_triggers, write_triggers
+from ibau_jax.triggers.input_aware import InputAware
 from ibau_jax.triggers.registry import Canvas, attack, attack_names, load_attack, load_attacks
 from ibau_jax.triggers.stamps import Additive, Images, Masked, Patch, Quantised, Stamp, Warp
 
@@ -12,6 +13,7 @@ __all__ = [
     "Attack",
     "Canvas",
     "Images",
+    "InputAware",
     "Masked",
     "Patch",
     "Quantised",

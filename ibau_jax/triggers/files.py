@@ -1,7 +1,8 @@
 """Trigger files: the published pictures and masks, and our own `triggers.npz`, which holds any stamp with its target.
 
 A `triggers.npz` has, for each of its attacks numbered from 0, `N.kind` (a name in `STAMPS`), `N.name`, `N.target`
-(-1 all-to-all) and the stamp's own fields. It is read without pickle: nothing in it is executed.
+(-1 all-to-all) and the stamp's own fields, those of a generator by its arrays' names. It is read without
+pickle: nothing in it is executed.
 """
 
 import zipfile
@@ -11,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 from PIL import Image
 
 from ibau_jax.errors import ConfigError
 from ibau_jax.triggers.attack import Attack, together
-from ibau_jax.triggers.stamps import STAMPS, Stamp
+from ibau_jax.triggers.generator import arrays_of, generator_of
+from ibau_jax.triggers.stamps import STAMPS
 
 Shape = tuple[int, int, int]
 TRIGGERS = "triggers.npz"
@@ -77,11 +80,13 @@ def write_triggers(attacks: Sequence[Attack], path: Path) -> None:
 
 
 def _fields_of(stamp: Any) -> dict[str, np.ndarray]:
-    values = {field.name: getattr(stamp, field.name) for field in fields(stamp)}
-    return {
-        name: np.asarray([value.start, value.stop] if isinstance(value, slice) else value)
-        for name, value in values.items()
-    }
+    found: dict[str, np.ndarray] = {}
+    for name, value in ((field.name, getattr(stamp, field.name)) for field in fields(stamp)):
+        if isinstance(value, nnx.Module):
+            found |= {f"{name}.{path}": array for path, array in arrays_of(value).items()}
+        else:
+            found[name] = np.asarray([value.start, value.stop] if isinstance(value, slice) else value)
+    return found
 
 
 def read_triggers(path: Path, shape: Shape) -> Attack:
@@ -108,11 +113,17 @@ def read_triggers(path: Path, shape: Shape) -> Attack:
 
 def _attack(index: int, content: dict[str, np.ndarray]) -> Attack:
     kind = STAMPS[str(content[f"{index}.kind"])]
-    values = {field.name: content[f"{index}.{field.name}"] for field in fields(kind)}
-    stamp: Stamp = kind(**{name: _value(name, value) for name, value in values.items()})
+    stamp: Any = kind(**{field.name: _field(f"{index}.{field.name}", content) for field in fields(kind)})
     target = int(content[f"{index}.target"])
     all_to_all = target == ALL_TO_ALL
     return Attack(str(content[f"{index}.name"]), stamp, all_to_all, target_label=None if all_to_all else target)
+
+
+def _field(key: str, content: dict[str, np.ndarray]) -> Any:
+    if key in content:
+        return _value(key.partition(".")[2], content[key])
+    parts = {name.removeprefix(f"{key}."): array for name, array in content.items() if name.startswith(f"{key}.")}
+    return generator_of({name: _finite(name, array) for name, array in parts.items()})
 
 
 def _value(name: str, value: np.ndarray) -> Any:
@@ -120,8 +131,14 @@ def _value(name: str, value: np.ndarray) -> Any:
         return slice(*map(int, value))
     if value.ndim == 0:
         return value.item()
-    if value.ndim != 3 or value.dtype != np.float32 or not np.isfinite(value).all():
-        raise ValueError(f"{name} is no finite float32 array with 3 axes")
+    if value.ndim != 3:
+        raise ValueError(f"{name} has {value.ndim} axes instead of 3")
+    return _finite(name, value)
+
+
+def _finite(name: str, value: np.ndarray) -> np.ndarray:
+    if value.dtype != np.float32 or not np.isfinite(value).all():
+        raise ValueError(f"{name} is no finite float32 array")
     return value
 
 

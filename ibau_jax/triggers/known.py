@@ -3,11 +3,14 @@
 from collections.abc import Callable
 
 import numpy as np
+from flax import nnx
 from jaxtyping import Float
 from scipy import fft, ndimage
 
 from ibau_jax.errors import ConfigError
 from ibau_jax.triggers.files import find, read_mask, read_pattern
+from ibau_jax.triggers.generator import SMALLEST, Generator
+from ibau_jax.triggers.input_aware import InputAware
 from ibau_jax.triggers.registry import Canvas, attack
 from ibau_jax.triggers.stamps import Additive, Masked, Patch, Quantised, Stamp, Warp
 
@@ -113,3 +116,15 @@ def bpp(canvas: Canvas, levels: int = 8) -> Stamp:
     if not 2 <= levels <= GREY_LEVELS:
         raise ConfigError(f"levels is {levels}; choose 2 to {GREY_LEVELS}")
     return Quantised(levels)
+
+
+@attack("input_aware")
+def input_aware(canvas: Canvas, width: int = 32, seed: int = 0) -> Stamp:
+    """Input-aware triggers (Nguyen and Tran, NeurIPS 2020), yet to be learnt; `width` features in the generators."""
+    height, width_of_image, channels = canvas.shape
+    if width < 1:
+        raise ConfigError(f"width is {width}; it must be at least 1")
+    if min(height, width_of_image) < SMALLEST:
+        raise ConfigError(f"input-aware triggers are for images of at least {SMALLEST}x{SMALLEST}")
+    rngs = nnx.Rngs(seed)
+    return InputAware(Generator(channels, channels, width, rngs), Generator(channels, 1, width, rngs), learnt=False)

@@ -13,7 +13,8 @@ from typing import Any
 from ibau_jax.data.folder import load_triggered
 from ibau_jax.errors import ConfigError
 from ibau_jax.triggers.attack import Attack
-from ibau_jax.triggers.files import Shape, read_mask, read_pattern, read_triggers
+from ibau_jax.triggers.files import TRIGGERS, Shape, read_mask, read_pattern, read_triggers
+from ibau_jax.triggers.input_aware import InputAware
 from ibau_jax.triggers.stamps import Additive, Masked, Stamp
 
 FOLDER = "folder:"
@@ -80,8 +81,18 @@ def load_attack(
 
     Raises:
         DataError: the folder of triggered images is not there or can't be read.
-        ConfigError: there is no such attack or parameter, or its files are missing or of another size.
+        ConfigError: there is no such attack or parameter, or its files are missing or of another size; or its trigger
+            is learnt with the model, and this is not the file that it was written to.
     """
+    found = _load(spec, input_shape, folders, mask, without)
+    if isinstance(found.stamp, InputAware) and not found.stamp.learnt:
+        raise ConfigError(f"{spec}'s trigger is learnt with its model; name the {TRIGGERS} written beside it")
+    return found
+
+
+def _load(
+    spec: str, input_shape: Shape, folders: Sequence[Path], mask: Path | None = None, without: Collection[int] = ()
+) -> Attack:
     name, _, parameters = spec.partition(":")
     if mask is None:
         if spec.startswith(FOLDER):
@@ -115,12 +126,12 @@ def _registered(spec: str, name: str, parameters: str, canvas: Canvas) -> Attack
 
 
 def load_attacks(specs: Sequence[str], targets: Sequence[int], canvas: Canvas) -> list[Attack]:
-    """Several attacks in one model, each with its target label; an all-to-all one alone has none.
+    """Several attacks in one model to be trained, each with its target label; an all-to-all one alone has none.
 
     Raises:
         ConfigError: there are not as many targets as attacks; or see `load_attack`.
     """
-    attacks = [load_attack(spec, canvas.shape, canvas.folders) for spec in specs]
+    attacks = [_load(spec, canvas.shape, canvas.folders) for spec in specs]
     if len(attacks) == 1 and attacks[0].all_to_all and not targets:
         return attacks
     if len(targets) != len(attacks):

@@ -14,6 +14,8 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float
 
+from ibau_jax.triggers.input_aware import InputAware
+
 Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
 Stamp: TypeAlias = Callable[[Images], Float[Array, "n h w c"]]
 
@@ -95,4 +97,4 @@ class Quantised:
         return jnp.clip(images + jnp.roll(errors, by, axis=0), 0, 1)
 
 
-STAMPS = {kind.__name__.lower(): kind for kind in (Patch, Additive, Masked, Warp, Quantised)}
+STAMPS = {kind.__name__.lower(): kind for kind in (Patch, Additive, Masked, Warp, Quantised, InputAware)}

@@ -1,6 +1,7 @@
 """Making a poisoned model as a user does: what is written, what the other commands make of it, wrong input."""
 
 import json
+from functools import partial
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from ibau_jax.cli.poison import run as poison
 from ibau_jax.cli.poison_options import PoisonOptions
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.models.small_vgg import torch_module
+from ibau_jax.triggers import read_triggers
 from tests.cli.commands import EVALUATE, POISON, run
 
 SMALL = ["--epochs", 2, "--batch-size", 20, "--crop", 1, "--lr", 0.02, "--device", "cpu"]
@@ -65,7 +67,7 @@ def test_other_commands_find_the_triggers(poisoned, small_digits):
     assert metrics["asr"] == pytest.approx(np.concatenate(hits).mean(), abs=0.01)  # an image on the border may differ
 
 
-def options(out, data, **choices):
+def options_of(out, data, **choices):
     return PoisonOptions(
         **{"dataset": str(data), "out": out, "device": DeviceOptions("cpu", compile_cache=False), "epochs": 2}
         | {"batch_size": 20, "crop": 1, "lr": 0.02, "target_label": (3,), "ratio": 0.2}
@@ -75,6 +77,9 @@ def options(out, data, **choices):
 
 @pytest.mark.slow
 def test_an_interrupted_training_goes_on_bit_by_bit(tmp_path, small_digits, monkeypatch):
+    """With a trigger that is learnt too: its state is the larger one."""
+    monkeypatch.setattr("ibau_jax.trigger_learning.MASK_STEPS", 5)
+    options = partial(options_of, attack=("input_aware:width=2",))
     poison(options(tmp_path / "whole", small_digits))
     with monkeypatch.context() as patched:
         patched.setattr("ibau_jax.cli.poison.write", interrupted)
@@ -85,7 +90,9 @@ def test_an_interrupted_training_goes_on_bit_by_bit(tmp_path, small_digits, monk
     with pytest.raises(ConfigError, match="lr changed"):
         poison(options(tmp_path / "broken", small_digits, lr=0.03, resume=True))
     poison(options(tmp_path / "broken", small_digits, resume=True))
-    assert (tmp_path / "whole" / "model.pth").read_bytes() == (tmp_path / "broken" / "model.pth").read_bytes()
+    for name in ("model.pth", "triggers.npz"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "broken" / name).read_bytes()
+    assert read_triggers(tmp_path / "whole" / "triggers.npz", (32, 32, 3)).stamp.learnt
     assert not (tmp_path / ".broken.partial").exists()
 
 
@@ -94,7 +101,7 @@ def interrupted(*arguments):
 
 
 def test_a_clean_model_has_no_triggers(tmp_path, small_digits):
-    poison(options(tmp_path / "clean", small_digits, attack=("none",), target_label=(), epochs=1))
+    poison(options_of(tmp_path / "clean", small_digits, attack=("none",), target_label=(), epochs=1))
     assert sorted(file.name for file in (tmp_path / "clean").iterdir()) == ["model.pth", "result.json"]
     assert json.loads((tmp_path / "clean" / "result.json").read_text())["metrics"]["asr"] is None
     jax.clear_caches()

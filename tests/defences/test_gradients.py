@@ -22,8 +22,7 @@ from ibau_jax.defences.sau import SauConfig, sau_gradient
 from ibau_jax.defences.tuning import Sample, cross_entropy_gradient, training_copy
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION
-from ibau_jax.functional import split_weights
-from ibau_jax.training import make_run
+from ibau_jax.functional import make_run, split_weights
 from tests.defences.twin import blobs, flat, twins
 from tests.oracles import torch_defences
 from tests.oracles.twins import as_torch

@@ -1,0 +1,71 @@
+"""Input-aware triggers (Nguyen and Tran, NeurIPS 2020, arXiv 2010.08138): each image gets one of its own.
+
+A generator draws the pattern p(x), another the mask m(x), and the trigger is B(x, x) for
+
+    B(x, x') = x + (p(x') − x) ⊙ m(x')                                                      (section 4.2)
+
+That of another image does nothing: B(x, x') with x' ≠ x keeps its label, the cross-trigger mode.
+"""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ibau_jax.triggers.generator import Generator
+
+Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
+SHARPNESS = 10.0  # of the threshold that masks go through
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """The triggers of a batch of images: `patterns` and `masks`, both in [0, 1]."""
+
+    patterns: Float[Array, "n h w c"]
+    masks: Float[Array, "n h w 1"]
+
+    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+        """The images, each with its own trigger."""
+        return jnp.asarray(images) + (self.patterns - images) * self.masks
+
+    def taken(self, which: Int[Array, " k"]) -> "Drawn":
+        """The triggers of some of the images."""
+        return Drawn(self.patterns[which], self.masks[which])
+
+
+@dataclass(frozen=True, eq=False)
+class InputAware:
+    """Draws each image's trigger.
+
+    Attributes:
+        pattern: the generator p.
+        mask: the generator m.
+        learnt: whether they have been learnt with a model; others open none.
+    """
+
+    pattern: Generator = field(repr=False)
+    mask: Generator = field(repr=False)
+    learnt: bool = True
+
+    def drawn(self, images: Images) -> Drawn:
+        """The triggers of these images."""
+        images = jnp.asarray(images)
+        return Drawn(self.pattern(images), sharpened(self.mask(images)))
+
+    def __call__(self, images: Images) -> Float[Array, "n h w c"]:
+        """The images, each with its own trigger."""
+        return self.drawn(images)(images)
+
+    def decoy(self, key: Array, images: Images) -> Float[Array, "n h w c"]:
+        """Each with that of another one."""
+        by = jax.random.randint(key, (), 1, max(2, len(images)))
+        return self.drawn(images).taken((jnp.arange(len(images)) + by) % len(images))(images)
+
+
+def sharpened(mask: Float[Array, "n h w 1"]) -> Float[Array, "n h w 1"]:
+    """A mask in [0, 1], closer to its ends."""
+    return (jnp.tanh(SHARPNESS * (2 * mask - 1)) + 1) / 2
