@@ -28,11 +28,11 @@ def unlearn_published(shared, folder, checkpoint, data, attack, target_label, pr
 
 @pytest.mark.slow
 def test_badnets_on_cifar10(shared, tmp_path):
-    """The published PyTorch code reaches 78.8 % ACC and 8.7 % ASR here, ASR on the images that unlearned."""
+    """The published PyTorch code goes from 78.4 % ACC and 97.9 % ASR to 77.4 and 6.2 % in this one round."""
     files = ("badnets_8_02_ckpt.pth", "cifar10_test.npz")
-    before, after = unlearn_published(shared, tmp_path, *files, "badnets", 8, "cifar10", 3)
+    before, after = unlearn_published(shared, tmp_path, *files, "badnets", 8, "cifar10", 1)
     assert after["asr"] <= 0.12
-    assert abs(after["acc"] - before["acc"]) <= 0.015
+    assert abs(after["acc"] - before["acc"]) <= 0.02
 
 
 @pytest.mark.slow

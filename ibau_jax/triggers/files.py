@@ -113,17 +113,19 @@ def read_triggers(path: Path, shape: Shape) -> Attack:
 
 def _attack(index: int, content: dict[str, np.ndarray]) -> Attack:
     kind = STAMPS[str(content[f"{index}.kind"])]
-    stamp: Any = kind(**{field.name: _field(f"{index}.{field.name}", content) for field in fields(kind)})
+    values = {field.name: _field(f"{index}.{field.name}", content) for field in fields(kind)}
+    stamp: Any = kind(**{name: value for name, value in values.items() if value is not None})
     target = int(content[f"{index}.target"])
     all_to_all = target == ALL_TO_ALL
     return Attack(str(content[f"{index}.name"]), stamp, all_to_all, target_label=None if all_to_all else target)
 
 
 def _field(key: str, content: dict[str, np.ndarray]) -> Any:
+    """A field's value; None where the file, an older one perhaps, does not have it."""
     if key in content:
         return _value(key.partition(".")[2], content[key])
     parts = {name.removeprefix(f"{key}."): array for name, array in content.items() if name.startswith(f"{key}.")}
-    return generator_of({name: _finite(name, array) for name, array in parts.items()})
+    return generator_of({name: _finite(name, array) for name, array in parts.items()}) if parts else None
 
 
 def _value(name: str, value: np.ndarray) -> Any:

@@ -111,11 +111,13 @@ def _enlarged(points: Float[np.ndarray, "k k"], height: int, width: int) -> Floa
 
 
 @attack("bpp")
-def bpp(canvas: Canvas, levels: int = 8) -> Stamp:
-    """BppAttack (Wang et al., CVPR 2022): `levels` values a channel instead of 256, without dithering."""
+def bpp(canvas: Canvas, levels: int = 8, dithering: str = "none") -> Stamp:
+    """BppAttack (Wang et al., CVPR 2022): `levels` values a channel instead of 256; `dithering` is none or floyd."""
+    if dithering not in ("none", "floyd"):
+        raise ConfigError(f"dithering is {dithering!r}; choose none or floyd")
     if not 2 <= levels <= GREY_LEVELS:
         raise ConfigError(f"levels is {levels}; choose 2 to {GREY_LEVELS}")
-    return Quantised(levels)
+    return Quantised(levels, dithering == "floyd")
 
 
 @attack("input_aware")

@@ -83,18 +83,51 @@ def _taken_from(image: Float[Array, "h w c"], grid: Float[Array, "h w 2"]) -> Fl
 
 @dataclass(frozen=True, eq=False)
 class Quantised:
-    """Fewer levels of brightness (BppAttack; Wang et al., CVPR 2022), without dithering."""
+    """Fewer levels of brightness (BppAttack; Wang et al., CVPR 2022).
+
+    Attributes:
+        levels: values a channel.
+        dithered: whether a pixel's error goes on to its neighbours (Floyd and Steinberg, 1976).
+    """
 
     levels: int
+    dithered: bool = False
 
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
         """The images with `levels` values a channel."""
-        return jnp.round(jnp.asarray(images) * (self.levels - 1)) / (self.levels - 1)
+        return dithered(images, self._rounded) if self.dithered else self._rounded(jnp.asarray(images))
+
+    def _rounded(self, values: Float[Array, "..."]) -> Float[Array, "..."]:
+        return jnp.round(jnp.clip(values, 0, 1) * (self.levels - 1)) / (self.levels - 1)
 
     def decoy(self, key: Array, images: Images) -> Float[Array, "n h w c"]:
         """The paper's negative samples: each image with the quantisation error of another one."""
         errors, by = self(images) - images, jax.random.randint(key, (), 1, max(2, len(images)))
         return jnp.clip(images + jnp.roll(errors, by, axis=0), 0, 1)
+
+
+def dithered(images: Images, rounded: Callable[[Array], Array]) -> Float[Array, "n h w c"]:
+    """Each pixel rounded, row by row from the left, its error given to those that follow.
+
+    7/16 of it to the next one, 3/16, 5/16 and 1/16 to those below, from the left one on (Floyd and Steinberg, 1976).
+    """
+    count, _, width, channels = images.shape
+    pixels = jnp.asarray(images).transpose(1, 2, 0, 3)
+
+    def of_row(above: Array, row: Array) -> tuple[Array, Array]:  # `above`: errors of the row before
+        before, behind = jnp.pad(above, ((1, 0), (0, 0), (0, 0)))[:-1], jnp.pad(above, ((0, 1), (0, 0), (0, 0)))[1:]
+        given = (before + 5 * above + 3 * behind) / 16
+
+        def of_pixel(left: Array, pixel: Array) -> tuple[Array, tuple[Array, Array]]:
+            wanted = pixel + 7 / 16 * left
+            found = rounded(wanted)
+            return wanted - found, (wanted - found, found)
+
+        _, (errors, found) = jax.lax.scan(of_pixel, jnp.zeros((count, channels)), row + given)
+        return errors, found
+
+    _, found = jax.lax.scan(of_row, jnp.zeros((width, count, channels)), pixels)
+    return found.transpose(2, 0, 1, 3)
 
 
 STAMPS = {kind.__name__.lower(): kind for kind in (Patch, Additive, Masked, Warp, Quantised, InputAware)}

@@ -10,7 +10,7 @@ from ibau_jax.errors import ConfigError
 from ibau_jax.triggers import Canvas, load_attack, load_attacks, read_triggers, write_triggers
 
 SHAPE = (16, 16, 3)
-SPECS = ("badnets", "badnets:look=noise", "blended", "sig", "smooth", "wanet", "bpp")
+SPECS = ("badnets", "badnets:look=noise", "blended", "sig", "smooth", "wanet", "bpp", "bpp:dithering=floyd")
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -34,6 +34,11 @@ def test_several_and_all_to_all_come_back(tmp_path):
 
 def npz(path, **arrays):
     np.savez(path, **{name.replace("_", "."): value for name, value in arrays.items()})
+
+
+def test_a_file_from_before_a_field_was_added(tmp_path):
+    npz(tmp_path / "old.npz", **{"0_kind": "quantised", "0_name": "bpp", "0_target": 3, "0_levels": 8})
+    assert read_triggers(tmp_path / "old.npz", SHAPE).stamp.dithered is False
 
 
 GOOD = {"0_kind": "additive", "0_name": "mine", "0_target": 3, "0_pattern": np.zeros(SHAPE, np.float32)}

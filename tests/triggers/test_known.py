@@ -128,7 +128,22 @@ def test_bpp_leaves_so_many_levels():
     assert len(np.unique(found)) == 8
 
 
-@pytest.mark.parametrize("name", ["wanet", "bpp"])
+def test_bpp_dithers_as_floyd_and_steinberg(rng):
+    images = rng.random((2, 6, 9, 3), np.float32)
+    expected = images.astype(np.float64)
+    for row in range(6):
+        for column in range(9):
+            wanted = expected[:, row, column].copy()
+            expected[:, row, column] = np.round(np.clip(wanted, 0, 1) * 3) / 3
+            for down, right, share in ((0, 1, 7), (1, -1, 3), (1, 0, 5), (1, 1, 1)):
+                if row + down < 6 and 0 <= column + right < 9:
+                    expected[:, row + down, column + right] += share / 16 * (wanted - expected[:, row, column])
+    found = load_attack("bpp:levels=4,dithering=floyd", (6, 9, 3)).stamp(images)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.abs(found - load_attack("bpp:levels=4", (6, 9, 3)).stamp(images)).max() > 0.3
+
+
+@pytest.mark.parametrize("name", ["wanet", "bpp", "bpp:dithering=floyd"])
 def test_decoys_are_no_triggers(name):
     images = np.random.default_rng(0).random((6, *SHAPE), np.float32)
     stamp = load_attack(name, SHAPE).stamp
@@ -161,6 +176,7 @@ def test_stamped_images_are_images(name, height, width, channels, seed):
         ("badnets:look=pink", "choose white"),
         ("blended:alpha=0", "alpha is 0.0"),
         ("bpp:levels=1", "levels is 1"),
+        ("bpp:dithering=yes", "choose none or floyd"),
         ("wanet:k=1", "k is 1"),
         ("l0_inv:size=3", "takes no parameters"),
     ],
