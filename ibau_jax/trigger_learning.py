@@ -3,7 +3,7 @@
 Masks come first, from images alone; then the pattern's generator takes a step with each of the model's. It has the
 model's loss, and the diversity loss: images that differ are to have triggers that differ,
 
-    L_div = mean of ‖x − x'‖ / ‖g(x) − g(x')‖                                               (section 4.3)
+    L_div = mean of ‖x − x'‖ / ‖g(x) − g(x')‖
 
 As published: Adam (1e-2; 0.5, 0.9), weights 1 of L_div and 100 of a mask's density beyond 0.032. Not as
 published: masks learn for `MASK_STEPS` steps instead of 25 epochs, triggered images are the same ones in every epoch,

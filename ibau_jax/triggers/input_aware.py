@@ -2,7 +2,7 @@
 
 A generator draws the pattern p(x), another the mask m(x), and the trigger is B(x, x) for
 
-    B(x, x') = x + (p(x') − x) ⊙ m(x')                                                      (section 4.2)
+    B(x, x') = x + (p(x') − x) ⊙ m(x')
 
 That of another image does nothing: B(x, x') with x' ≠ x keeps its label, the cross-trigger mode.
 """
