@@ -64,6 +64,18 @@ def find_suspects(sizes: dict[str, Float[np.ndarray, " classes"]]) -> tuple[Susp
     return tuple(sorted(suspects, key=lambda suspect: -suspect.ratio))
 
 
+def lingering(label: int, sizes: dict[str, Float[np.ndarray, " classes"]]) -> Suspect | None:
+    """A class that was suspected, where the smallest trigger of a view still leads to it; where it stands out most.
+
+    A hint, no verdict: in a clean model the smallest trigger leads to some class as well.
+    """
+    first = [view for view, of_view in sizes.items() if np.argmin(of_view) == label]
+    if not first:
+        return None
+    below, view = max((float(below_median(sizes[view])[label]), view) for view in first)
+    return Suspect(label, view, float(np.exp(below)), confidence(below))
+
+
 def confidence(below: float) -> float:
     """That a class `below` (a logarithm) the median is a backdoor's target: one half midway between the thresholds."""
     return float(1 / (1 + np.exp(-SLOPE * (below - (SUSPICIOUS + BACKDOORED) / 2))))

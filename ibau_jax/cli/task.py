@@ -8,7 +8,7 @@ from typing import Any
 from flax import nnx
 
 from ibau_jax import minimax
-from ibau_jax.auditing import Audit
+from ibau_jax.auditing import Audit, Suspect, lingering
 from ibau_jax.cli import console
 from ibau_jax.cli.audit import audit_record
 from ibau_jax.cli.device import device_name, is_first_process
@@ -164,8 +164,20 @@ class Task:
         standing = self.result.rounds[self.result.kept_round - 1].standing
         residual = standing.residual if standing else None
         return conclude(
-            self.before, self.after(), verdicts, relearned, targeted=self.config.targeted, residual=residual
+            self.before,
+            self.after(),
+            verdicts,
+            relearned,
+            targeted=self.config.targeted,
+            residual=residual,
+            suspect=self._lingering(),
         )
+
+    def _lingering(self) -> Suspect | None:
+        before, after = self.audits.get("before"), self.audits.get("after")
+        if not before or not before.suspects or not after:
+            return None
+        return lingering(before.suspects[0].label, {view: found.sizes for view, found in after.views.items()})
 
     def after(self) -> Metrics:
         """The figures after the round that is kept."""

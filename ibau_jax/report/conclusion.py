@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from ibau_jax.auditing.judgement import Verdict
+from ibau_jax.auditing.judgement import Suspect, Verdict
 from ibau_jax.metrics import Metrics
 
 Level = Literal["good", "doubtful", "bad"]
@@ -36,6 +36,7 @@ def conclude(
     *,
     targeted: bool,
     residual: float | None = None,
+    suspect: Suspect | None = None,
 ) -> Conclusion:
     """Weighs a run's figures.
 
@@ -47,6 +48,7 @@ def conclude(
             cleaned one first.
         targeted: whether the unlearning closed the very short cuts that an audit looks for.
         residual: the share of clean images that still follow the suspects' short cuts, where that was measured.
+        suspect: the class suspected before, where it is still the one that the smallest trigger leads to.
     """
     level, headline = _of_attack(before.asr, after.asr) if before.asr is not None else _of_audits(audits)
     lost = before.acc - after.acc
@@ -60,6 +62,7 @@ def conclude(
     reasons = (
         *_figures(before, after),
         *_of_trust(audits, targeted),
+        *_of_suspect(suspect),
         *_of_residual(open_to),
         *_of_relearning(relearned or {}),
     )
@@ -104,6 +107,16 @@ def _of_residual(residual: float | None) -> tuple[str, ...]:
     return (
         f"{100 * residual:.1f} % of clean images still follow the suspected short cut of the model as it came: "
         "more clean images or more rounds (--n-clean, --n-rounds) may close it",
+    )
+
+
+def _of_suspect(suspect: Suspect | None) -> tuple[str, ...]:
+    if suspect is None:
+        return ()
+    return (
+        f"class {suspect.label}, suspected before, is still the one that the smallest {suspect.view} leads to "
+        f"({suspect.ratio:.1f} times smaller than the median class's): a remainder of the backdoor, or nothing, since "
+        "in a clean model too there is a smallest one",
     )
 
 

@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ibau_jax.auditing.judgement import BACKDOORED, SUSPICIOUS, anomaly_index, confidence, find_suspects, judge
+from ibau_jax.auditing.judgement import (
+    BACKDOORED,
+    SUSPICIOUS,
+    anomaly_index,
+    confidence,
+    find_suspects,
+    judge,
+    lingering,
+)
 
 EVEN = np.full(10, 8.0)
 
@@ -56,3 +64,11 @@ def test_units_do_not_matter(factor, seed):
 
 def test_confidence_is_even_between_the_thresholds():
     assert confidence((SUSPICIOUS + BACKDOORED) / 2) == pytest.approx(0.5)
+
+
+def test_a_class_lingers_where_a_smallest_trigger_still_leads_to_it():
+    sizes = {"patch": with_ratio(1.3), "perturbation": with_ratio(1.6)}
+    found = lingering(3, sizes)
+    assert (found.label, found.view, round(found.ratio, 3)) == (3, "perturbation", 1.6)
+    assert lingering(3, sizes | {"perturbation": with_ratio(1.6, label=5)}).view == "patch"
+    assert lingering(3, {"patch": with_ratio(1.3, label=5)}) is None

@@ -2,6 +2,7 @@
 
 import pytest
 
+from ibau_jax.auditing import Suspect
 from ibau_jax.metrics import Metrics
 from ibau_jax.report import conclude
 
@@ -64,6 +65,16 @@ def test_an_open_short_cut_is_said_and_counts_where_the_attack_is_unknown(asr, r
     found = conclude(before, after, FOUND, targeted=True, residual=residual)
     assert found.level == level
     assert any("30.0 % of clean images still follow" in reason for reason in found.reasons) == said
+
+
+def test_a_suspect_that_lingers_is_said_and_decides_nothing():
+    suspect = Suspect(9, "perturbation", 1.66, 0.01)
+    given, none = (conclude(figures(0.9), figures(0.9), FOUND, targeted=True, suspect=one) for one in (suspect, None))
+    assert (given.level, given.headline) == (none.level, none.headline)
+    (said,) = set(given.reasons) - set(none.reasons)
+    assert said.startswith(
+        "class 9, suspected before, is still the one that the smallest perturbation leads to (1.7 times"
+    )
 
 
 def test_a_targeted_unlearnings_audit_is_no_proof():
