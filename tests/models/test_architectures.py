@@ -176,13 +176,22 @@ def test_no_two_architectures_have_the_same_state_dict():
         assert any(name == architecture.classifier for name, _ in names)
 
 
-@pytest.mark.parametrize("name", slow_unless(FAMILIES, {"wide_resnet16_1"}))
-def test_an_unlearning_round(name, monkeypatch, rng):
-    for module, constant, value in SHORTER.get(name, ()):
+def shortened(name, monkeypatch, rng):
+    for module, constant, value in SHORTER[name]:
         monkeypatch.setattr(module, constant, value)
     model = get_architecture(name).build(CLASSES, SIZE, nnx.Rngs(0))
     initialise(model, 0)
-    randomised(model, rng)
+    return randomised(model, rng)
+
+
+def converted(name, folder):
+    torch.save(torch_model(name, SIZE).state_dict(), folder / "x.pth")
+    return load(folder / "x.pth", image_size=SIZE).model()
+
+
+@pytest.mark.parametrize("name", slow_unless(FAMILIES, {"wide_resnet16_1"}))
+def test_an_unlearning_round(name, tmp_path, monkeypatch, rng):
+    model = shortened(name, monkeypatch, rng) if name in SHORTER else converted(name, tmp_path)
     data = make_dataset(rng.random((4, SIZE, SIZE, 3), np.float32), rng.integers(0, CLASSES, 4), "tiny")
     config = UnlearnConfig(n_rounds=1, batch_size=2, K=2, inner_optim="sgd", inner_lr=0.1, lr=1e-4, portion=0.5)
     result = unlearn(model, data, config)
