@@ -61,6 +61,13 @@ def with_weights(model: Model, weights: Weights) -> Model:
     return merged
 
 
+def training_copy(model: nnx.Module) -> nnx.Module:
+    """The same model with BatchNorm in training mode."""
+    copy: nnx.Module = nnx.clone(model)
+    set_training(copy, True)
+    return copy
+
+
 def set_training(model: nnx.Module, training: bool) -> None:
     """BatchNorm with the batch's statistics, which update the running ones; or with the running ones."""
     for _, module in nnx.iter_graph(model):

@@ -98,9 +98,7 @@ def train(
         ConfigError: the loss became NaN or infinite.
     """
     config = config or TrainConfig()
-    model = untrained(architecture, num_classes, dataset, config)
-    planted, labelled = planned(dataset, num_classes, poison, config.seed)
-    learners = learners_of(poison.attacks if poison else (), planted, config)
+    model, planted, labelled, learners = _prepared(architecture, num_classes, dataset, config, poison)
     state = state or with_masks(
         start(model, len(dataset), config, learners), learners, dataset, config, execution, on_batch
     )
@@ -125,9 +123,17 @@ def fresh_state(
     architecture: Architecture, num_classes: int, dataset: Dataset, config: TrainConfig, poison: Poison | None
 ) -> TrainState:
     """What `train` would start from, for its structure and shapes: masks of triggers that are learnt have yet to be."""
+    model, _, _, learners = _prepared(architecture, num_classes, dataset, config, poison)
+    return start(model, len(dataset), config, learners)
+
+
+def _prepared(
+    architecture: Architecture, num_classes: int, dataset: Dataset, config: TrainConfig, poison: Poison | None
+) -> tuple[nnx.Module, Int[np.ndarray, " n"], Dataset, dict[int, Learner]]:
+    """The untrained model, what is planted, the images with the labels to learn, and what learns triggers."""
     model = untrained(architecture, num_classes, dataset, config)
-    planted, _ = planned(dataset, num_classes, poison, config.seed)
-    return start(model, len(dataset), config, learners_of(poison.attacks if poison else (), planted, config))
+    planted, labelled = planned(dataset, num_classes, poison, config.seed)
+    return model, planted, labelled, learners_of(poison.attacks if poison else (), planted, config)
 
 
 def with_masks(

@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from ibau_jax.batches import to_unit
@@ -26,7 +25,7 @@ from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.epochs import TrainingBatch, most_in_a_batch, run_epochs
 from ibau_jax.execution import Execution
-from ibau_jax.functional import Params, Rest, Weights, make_run, set_training, split_weights, with_weights
+from ibau_jax.functional import Params, Rest, Weights, make_run, split_weights, training_copy, with_weights
 from ibau_jax.triggers import Attack, Images, InputAware
 from ibau_jax.triggers.generator import Generator
 from ibau_jax.triggers.input_aware import Drawn, sharpened
@@ -46,8 +45,8 @@ class Learning(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class OnBatch:
-    """The stamp of one batch: triggers of its images where they get one, and for decoys those of others."""
+class BatchStamp:
+    """Triggers of a batch's images where they get one, and for decoys those of others."""
 
     own: Drawn
     others: Drawn
@@ -69,7 +68,7 @@ class Learner:
 
     def __init__(self, stamp: InputAware, most: int) -> None:
         self.stamp, self.most, self.optimizer = stamp, most, optax.adam(RATE, *BETAS)
-        self.run_pattern, self.run_mask = make_run(in_training(stamp.pattern)), make_run(stamp.mask)
+        self.run_pattern, self.run_mask = make_run(training_copy(stamp.pattern)), make_run(stamp.mask)
 
     def begin(self) -> Learning:
         """Before the first step."""
@@ -78,7 +77,7 @@ class Learner:
 
     def drawn(
         self, params: Params, learning: Learning, images: Images, triggered: Bool[Array, " n"]
-    ) -> tuple[OnBatch, Rest, Float[Array, ""]]:
+    ) -> tuple[BatchStamp, Rest, Float[Array, ""]]:
         """The triggers of a batch by the pattern's `params`, what else its generator then holds, and L_div."""
         slots = jnp.argsort(~triggered, stable=True)[: self.most]
         some = images[slots]
@@ -87,7 +86,7 @@ class Learner:
         found, everyone, count = Drawn(patterns, sharpened(masks)), jnp.arange(len(images)), jnp.sum(triggered)
         slot = jnp.zeros(len(images), jnp.int32).at[slots].set(jnp.arange(self.most))
         other = jnp.where(count > 0, everyone % jnp.maximum(count, 1), (everyone + 1) % self.most)
-        return OnBatch(found.taken(slot), found.taken(other)), rest, DIVERSITY * diversity(some, patterns)
+        return BatchStamp(found.taken(slot), found.taken(other)), rest, DIVERSITY * diversity(some, patterns)
 
     def stepped(self, learning: Learning, gradient: Params, rest: Rest) -> Learning:
         """After a step of the pattern's generator."""
@@ -109,13 +108,6 @@ def learners_of(attacks: Sequence[Attack], planted: Int[np.ndarray, " n"], confi
         for number, attack in enumerate(attacks)
         if isinstance(attack.stamp, InputAware)
     }
-
-
-def in_training(generator: Generator) -> nnx.Module:
-    """A copy of a generator that normalises with its batch's statistics."""
-    copy = nnx.clone(generator)
-    set_training(copy, True)
-    return copy
 
 
 def diversity(images: Images, drawn: Images) -> Float[Array, ""]:
@@ -140,7 +132,7 @@ def learn_mask(
     with the steps done and how many there are.
     """
     schedule = optax.piecewise_constant_schedule(RATE, {int(share * MASK_STEPS): 0.1 for share in (0.4, 0.8)})
-    run, optimizer, weights = make_run(in_training(generator)), optax.adam(schedule, *BETAS), split_weights(generator)
+    run, optimizer, weights = make_run(training_copy(generator)), optax.adam(schedule, *BETAS), split_weights(generator)
 
     def loss(params: Params, rest: Rest, images: Array) -> tuple[Array, Rest]:
         drawn, rest = run(params, rest, images)

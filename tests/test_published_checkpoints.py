@@ -32,7 +32,7 @@ def test_badnets_on_cifar10(shared, tmp_path):
     files = ("badnets_8_02_ckpt.pth", "cifar10_test.npz")
     before, after = unlearn_published(shared, tmp_path, *files, "badnets", 8, "cifar10", 1)
     assert after["asr"] <= 0.12
-    assert abs(after["acc"] - before["acc"]) <= 0.02
+    assert abs(after["acc"] - before["acc"]) <= 0.015
 
 
 @pytest.mark.slow

@@ -56,11 +56,11 @@ def anomaly_index(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " c
 def find_suspects(sizes: dict[str, Float[np.ndarray, " classes"]]) -> tuple[Suspect, ...]:
     """The classes that stand out in any view, the most suspicious first."""
     below = {view: below_median(of_view) for view, of_view in sizes.items()}
-    suspects = []
-    for label in range(len(next(iter(sizes.values())))):
-        most, view = max((float(of_view[label]), view) for view, of_view in below.items())
-        if most >= SUSPICIOUS:
-            suspects.append(Suspect(label, view, float(np.exp(most)), confidence(most)))
+    suspects = [
+        _standing_out(label, below)
+        for label in range(len(next(iter(sizes.values()))))
+        if max(of_view[label] for of_view in below.values()) >= SUSPICIOUS
+    ]
     return tuple(sorted(suspects, key=lambda suspect: -suspect.ratio))
 
 
@@ -69,11 +69,14 @@ def lingering(label: int, sizes: dict[str, Float[np.ndarray, " classes"]]) -> Su
 
     A hint, no verdict: in a clean model the smallest trigger leads to some class as well.
     """
-    first = [view for view, of_view in sizes.items() if np.argmin(of_view) == label]
-    if not first:
-        return None
-    below, view = max((float(below_median(sizes[view])[label]), view) for view in first)
-    return Suspect(label, view, float(np.exp(below)), confidence(below))
+    first = {view: below_median(of_view) for view, of_view in sizes.items() if np.argmin(of_view) == label}
+    return _standing_out(label, first) if first else None
+
+
+def _standing_out(label: int, below: dict[str, Float[np.ndarray, " classes"]]) -> Suspect:
+    """A class in the view where it lies furthest `below` the median."""
+    most, view = max((float(of_view[label]), view) for view, of_view in below.items())
+    return Suspect(label, view, float(np.exp(most)), confidence(most))
 
 
 def confidence(below: float) -> float:

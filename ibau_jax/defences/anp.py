@@ -18,11 +18,11 @@ from ibau_jax.augmentation import augmented
 from ibau_jax.batches import to_unit
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences.registry import defence
-from ibau_jax.defences.tuning import Images, OnEpoch, TuneConfig, fitted, last_of, training_copy
+from ibau_jax.defences.tuning import Images, OnEpoch, TuneConfig, fitted, last_of
 from ibau_jax.epochs import TrainingBatch, run_epochs
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
-from ibau_jax.functional import Params, Run, Weights, make_run, split_weights
+from ibau_jax.functional import Params, Run, Weights, make_run, split_weights, training_copy
 from ibau_jax.perturb import cross_entropies
 
 Path = tuple[Any, ...]

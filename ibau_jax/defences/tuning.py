@@ -16,7 +16,7 @@ from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.epochs import TrainingBatch, run_epochs
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
-from ibau_jax.functional import Params, Rest, Run, Weights, make_run, set_training, split_weights, with_weights
+from ibau_jax.functional import Params, Rest, Run, Weights, make_run, split_weights, training_copy, with_weights
 from ibau_jax.perturb import cross_entropies
 
 OnEpoch = Callable[[int, int], None]
@@ -86,13 +86,6 @@ def cross_entropy_gradient(run: Run, smoothing: float = 0.0) -> Gradient:
         return Slope(value, found, rest)
 
     return gradient
-
-
-def training_copy(model: nnx.Module) -> nnx.Module:
-    """The same model with BatchNorm in training mode."""
-    copy: nnx.Module = nnx.clone(model)
-    set_training(copy, True)
-    return copy
 
 
 def fitted(config: Config, model: nnx.Module, clean_set: Dataset) -> Config:

@@ -18,11 +18,13 @@ from PIL import Image
 from ibau_jax.errors import ConfigError
 from ibau_jax.triggers.attack import Attack, together
 from ibau_jax.triggers.generator import arrays_of, generator_of
-from ibau_jax.triggers.stamps import STAMPS
+from ibau_jax.triggers.input_aware import InputAware
+from ibau_jax.triggers.stamps import Additive, Masked, Patch, Quantised, Warp
 
 Shape = tuple[int, int, int]
 TRIGGERS = "triggers.npz"
 ALL_TO_ALL = -1
+STAMPS = {kind.__name__.lower(): kind for kind in (Patch, Additive, Masked, Warp, Quantised, InputAware)}
 LARGEST = 2**26  # bytes in a file of triggers: a few of 1000x1000 images fit
 
 

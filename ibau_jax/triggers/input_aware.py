@@ -8,16 +8,13 @@ That of another image does nothing: B(x, x') with x' ≠ x keeps its label, the 
 """
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ibau_jax.triggers.generator import Generator
+from ibau_jax.triggers.stamps import Images, another
 
-Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
 SHARPNESS = 10.0  # of the threshold that masks go through
 
 
@@ -62,8 +59,7 @@ class InputAware:
 
     def decoy(self, key: Array, images: Images) -> Float[Array, "n h w c"]:
         """Each with that of another one."""
-        by = jax.random.randint(key, (), 1, max(2, len(images)))
-        return self.drawn(images).taken((jnp.arange(len(images)) + by) % len(images))(images)
+        return self.drawn(images).taken(another(key, len(images)))(images)
 
 
 def sharpened(mask: Float[Array, "n h w 1"]) -> Float[Array, "n h w 1"]:

@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Array, Float
-
-from ibau_jax.triggers.input_aware import InputAware
+from jaxtyping import Array, Float, Int
 
 Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
 Stamp: TypeAlias = Callable[[Images], Float[Array, "n h w c"]]
@@ -102,8 +100,13 @@ class Quantised:
 
     def decoy(self, key: Array, images: Images) -> Float[Array, "n h w c"]:
         """The paper's negative samples: each image with the quantisation error of another one."""
-        errors, by = self(images) - images, jax.random.randint(key, (), 1, max(2, len(images)))
-        return jnp.clip(images + jnp.roll(errors, by, axis=0), 0, 1)
+        errors = self(images) - images
+        return jnp.clip(images + errors[another(key, len(images))], 0, 1)
+
+
+def another(key: Array, count: int) -> Int[Array, " n"]:
+    """For each of `count` images the number of another one, at a random distance that is the same for all."""
+    return (jnp.arange(count) - jax.random.randint(key, (), 1, max(2, count))) % count
 
 
 def dithered(images: Images, rounded: Callable[[Array], Array]) -> Float[Array, "n h w c"]:
@@ -128,6 +131,3 @@ def dithered(images: Images, rounded: Callable[[Array], Array]) -> Float[Array, 
 
     _, found = jax.lax.scan(of_row, jnp.zeros((width, count, channels)), pixels)
     return found.transpose(2, 0, 1, 3)
-
-
-STAMPS = {kind.__name__.lower(): kind for kind in (Patch, Additive, Masked, Warp, Quantised, InputAware)}

@@ -12,8 +12,13 @@ AUDIT = [sys.executable, str(ROOT / "scripts" / "audit.py")]
 EVALUATE = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
 POISON = [sys.executable, str(ROOT / "scripts" / "poison.py")]
 COMPARE = [sys.executable, str(ROOT / "scripts" / "compare.py")]
+FAST = ["--preset", "cifar10", "--n-rounds", "1", "--K", "1", "--n-clean", "40", "--batch-size", "20"]
 CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
 
 
 def run(*arguments, cwd, **options):
     return subprocess.run([*map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+
+
+def unlearn(*arguments, cwd):
+    return run(*UNLEARN, *arguments, cwd=cwd)

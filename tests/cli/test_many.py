@@ -14,9 +14,10 @@ from ibau_jax.cli.plan import plan_runs
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import load_dataset
 from ibau_jax.errors import ConfigError
+from tests.cli import commands
 from tests.cli.commands import EXAMPLE, UNLEARN, run
 
-FAST = ["--preset", "cifar10", "--n-rounds", 1, "--K", 1, "--n-clean", 40, "--batch-size", 20, "--dataset", "small.npz"]
+FAST = [*commands.FAST, "--dataset", "small.npz"]
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,26 +13,9 @@ import torch
 from PIL import Image
 
 from ibau_jax.checkpoints import load
-from ibau_jax.cli.options import parse
-from ibau_jax.cli.run import run as run_unlearning
-from ibau_jax.cli.unlearn_options import MethodOptions, UnlearnOptions
-from ibau_jax.config import AuditConfig
-from ibau_jax.errors import IbauError
-from tests.cli.commands import EVALUATE, EXAMPLE, UNLEARN, run
+from ibau_jax.cli.unlearn_options import MethodOptions
+from tests.cli.commands import EVALUATE, EXAMPLE, FAST, UNLEARN, run, unlearn
 from tests.conftest import ROOT
-
-FAST = ["--preset", "cifar10", "--n-rounds", "1", "--K", "1", "--n-clean", "40", "--batch-size", "20"]
-
-
-def unlearn(*arguments, cwd):
-    return run(*UNLEARN, *arguments, cwd=cwd)
-
-
-def unlearn_here(monkeypatch, out, *arguments):
-    """In this process, which need not start anew, and where constants can be changed."""
-    line = ["unlearn.py", "--ckpt", EXAMPLE, "--out", out, "--device", "cpu", "--no-audit", *arguments]
-    monkeypatch.setattr("sys.argv", [str(word) for word in line])
-    return run_unlearning(parse(UnlearnOptions))
 
 
 @pytest.fixture(scope="module")
@@ -162,126 +144,6 @@ def test_without_an_attack_its_figures_are_null(tmp_path, small_digits):
     assert isinstance(torch.load(tmp_path / "runs" / "plain" / "model.pth", weights_only=True), dict)
 
 
-def broken_file(tmp_path, content):
-    (tmp_path / "broken.pth").write_bytes(content)
-    return tmp_path / "broken.pth"
-
-
-def saved(tmp_path, tree):
-    torch.save(tree, tmp_path / "saved.pth")
-    return tmp_path / "saved.pth"
-
-
-def images(tmp_path, x, y):
-    np.savez(tmp_path / "images.npz", x=x, y=y)
-    return ["--ckpt", EXAMPLE, "--dataset", tmp_path / "images.npz"]
-
-
-def zeros(*shape):
-    return np.zeros(shape, np.uint8)
-
-
-BAD = {
-    "missing file": (lambda t: ["--ckpt", "nosuch.pth"], "can't read nosuch.pth"),
-    "truncated file": (lambda t: ["--ckpt", broken_file(t, EXAMPLE.read_bytes()[:50_000])], "damaged or truncated"),
-    "no checkpoint": (lambda t: ["--ckpt", broken_file(t, b"MZ\x90 something else")], "no PyTorch checkpoint"),
-    "forbidden global": (
-        lambda t: ["--ckpt", saved(t, {"net": torch.nn.Linear(2, 2)})],
-        "torch.nn.modules.linear.Linear",
-    ),
-    "no state dict": (lambda t: ["--ckpt", saved(t, {"acc": 1})], "no state dict"),
-    "unknown architecture": (lambda t: ["--ckpt", saved(t, {"fc.weight": torch.ones(2, 2)})], "fc.weight (2, 2)"),
-    "unknown model": (lambda t: ["--ckpt", EXAMPLE, "--model", "resnet0"], "small_vgg"),
-    "wrong classes": (lambda t: ["--ckpt", EXAMPLE, "--num-classes", 43], "misshapen"),
-    "no data": (lambda t: ["--ckpt", saved(t, torch.load(EXAMPLE, weights_only=True)["net"])], "--dataset"),
-    "unknown data": (lambda t: ["--ckpt", EXAMPLE, "--dataset", "nosuch.npz"], "no file nosuch.npz"),
-    "wrong size": (lambda t: images(t, zeros(9, 28, 28, 3), np.zeros(9, int)), "28x28x3"),
-    "wrong channels": (lambda t: images(t, zeros(9, 32, 32, 1), np.zeros(9, int)), "32x32x1"),
-    "wrong labels": (lambda t: images(t, zeros(9, 32, 32, 3), np.full(9, 10)), "label 10"),
-    "not a number": (lambda t: images(t, np.full((9, 32, 32, 3), np.nan), np.zeros(9, int)), "NaN"),
-    "out of range": (lambda t: images(t, np.full((9, 32, 32, 3), 2.0), np.zeros(9, int)), "[0, 1]"),
-    "no images": (lambda t: images(t, zeros(0, 32, 32, 3), np.zeros(0, int)), "empty"),
-    "empty clean set": (lambda t: ["--ckpt", EXAMPLE, "--n-clean", 0], "--n-clean"),
-    "batch size 0": (lambda t: ["--ckpt", EXAMPLE, "--batch-size", 0], "batch_size is 0"),
-    "unknown optimiser": (lambda t: ["--ckpt", EXAMPLE, "--optim", "nosuch"], "nosuch"),
-    "target out of range": (lambda t: ["--ckpt", EXAMPLE, "--target-label", 10], "target label 10"),
-    "target without attack": (
-        lambda t: [
-            "--ckpt",
-            saved(t, torch.load(EXAMPLE, weights_only=True)["net"]),
-            "--dataset",
-            "digits",
-            "--target",
-            1,
-        ],
-        "without --attack",
-    ),
-    "unknown attack": (lambda t: ["--ckpt", EXAMPLE, "--attack", "nosuch"], "badnets_all2all"),
-    "no trigger file": (lambda t: ["--ckpt", EXAMPLE, "--attack", "trojan_wm"], "--trigger-dir"),
-    "out is a file": (lambda t: ["--ckpt", EXAMPLE, "--out", broken_file(t, b"x")], "is a file"),
-    "out below a file": (lambda t: ["--ckpt", EXAMPLE, "--out", broken_file(t, b"x") / "y"], "not a folder"),
-    "nothing to resume": (lambda t: ["--ckpt", EXAMPLE, "--resume"], "no interrupted run"),
-    "unknown device": (lambda t: ["--ckpt", EXAMPLE, "--device", "abacus"], "abacus"),
-    "no such device": (lambda t: ["--ckpt", EXAMPLE, "--device", "tpu"], "no device"),
-    "wrong deviation": (lambda t: ["--ckpt", EXAMPLE, "--std", 0, 1, 1], "deviations positive"),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, name):
-    make, message = BAD[name]
-    arguments = make(tmp_path)
-    before = sorted(tmp_path.rglob("*"))
-    done = unlearn(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stdout + done.stderr
-    assert sorted(tmp_path.rglob("*")) == before  # nothing was written
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_an_unwritable_folder(tmp_path):
-    (tmp_path / "closed").mkdir(mode=0o500)
-    done = unlearn("--ckpt", EXAMPLE, "--out", tmp_path / "closed" / "run", cwd=tmp_path)
-    assert (done.returncode, "permission" in done.stderr) == (2, True)
-
-
-def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, small_digits):
-    """Fault injection: no file may grow beyond 200 kB, so the first big one fails half-way."""
-    limited = (
-        "import os, resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
-        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
-    )
-    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST]
-    done = run(sys.executable, "-c", limited, *UNLEARN[1:], *arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert "File too large" in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_divergence_in_the_first_round_writes_nothing(tmp_path, small_digits):
-    done = unlearn(
-        "--ckpt",
-        EXAMPLE,
-        "--dataset",
-        small_digits,
-        *FAST,
-        "--inner-lr",
-        "1e38",
-        "--lr",
-        "1e38",
-        "--optim",
-        "sgd",
-        cwd=tmp_path,
-    )
-    assert done.returncode == 2
-    assert "NaN or infinite" in done.stderr
-    assert not list(tmp_path.rglob("*.pth"))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("preset", "number"),
@@ -335,23 +197,6 @@ def test_relearning(tmp_path, small_digits):
     assert found["as it came"] == found["never backdoored"]  # the same file
     assert found["as it came"][0]["asr"] > 0.9
     assert "as it came" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("wrong", "text"),
-    [(["--relearn", 900], "choose 1 to"), (["--relearn", 3, "--clean-ckpt", "nosuch.pth"], "nosuch.pth")],
-)
-def test_relearning_that_can_not_be_tried(tmp_path, monkeypatch, small_digits, wrong, text):
-    with pytest.raises(IbauError, match=text):
-        unlearn_here(monkeypatch, tmp_path / "other", "--dataset", small_digits, *FAST, *wrong)
-    assert not list(tmp_path.iterdir())
-
-
-def test_rounds_that_cost_accuracy_leave_nothing(tmp_path, monkeypatch, small_digits):
-    monkeypatch.setattr("ibau_jax.suspects.SCAN", AuditConfig(steps=3))
-    with pytest.raises(IbauError, match="every round lost more than 5 points of held-out accuracy"):
-        unlearn_here(monkeypatch, tmp_path / "out", "--dataset", small_digits, *FAST, "--lr", 0.5, "--held-out", 0.3)
-    assert not list(tmp_path.rglob("*.pth"))
 
 
 def test_a_safetensors_checkpoint_comes_back_as_one(tmp_path, small_digits):

@@ -19,10 +19,10 @@ from ibau_jax.defences.ft_sam import sam_gradient
 from ibau_jax.defences.nad import NadConfig, nad_gradient
 from ibau_jax.defences.neural_cleanse import patched_gradient
 from ibau_jax.defences.sau import SauConfig, sau_gradient
-from ibau_jax.defences.tuning import Sample, cross_entropy_gradient, training_copy
+from ibau_jax.defences.tuning import Sample, cross_entropy_gradient
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION
-from ibau_jax.functional import make_run, split_weights
+from ibau_jax.functional import make_run, split_weights, training_copy
 from tests.defences.twin import blobs, flat, twins
 from tests.oracles import torch_defences
 from tests.oracles.twins import as_torch

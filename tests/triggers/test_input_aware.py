@@ -105,7 +105,10 @@ def test_a_batch_gets_its_own_triggers_and_decoys_those_of_others(rng, triggered
 
 
 def test_a_trigger_is_learnt_with_its_model(tiny, monkeypatch):
-    """It opens this model, that of another image does not, and untrained generators open nothing."""
+    """It opens this model, and untrained generators do not.
+
+    So does that of another image here: images of a class are all alike (docs/attacks.md has figures of real ones).
+    """
     monkeypatch.setattr("ibau_jax.trigger_learning.MASK_STEPS", 60)
     attack = load_attacks(["input_aware:width=4"], [1], Canvas(SHAPE))[0]
     before = replace(attack, stamp=replace(attack.stamp, learnt=True))
