@@ -18,7 +18,7 @@ PUBLISHED = {
 SMALL = {
     "unlearn_cifar10": PUBLISHED,
     "unlearn_gtsrb": PUBLISHED,
-    "your_own_model": {"IBAU_EPOCHS": "2", "IBAU_AUDIT_STEPS": "3"},
+    "your_own_model": {"IBAU_EPOCHS": "2", "IBAU_N_CLEAN": "60", "IBAU_AUDIT_STEPS": "3"},
 }
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from tests.cli.forked import run_forked
 from tests.conftest import ROOT
 
 EXAMPLE = ROOT / "examples" / "badnets_digits.pth"
@@ -16,8 +17,22 @@ FAST = ["--preset", "cifar10", "--n-rounds", "1", "--K", "1", "--n-clean", "40",
 CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
 
 
-def run(*arguments, cwd, **options):
-    return subprocess.run([*map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=300, **options)
+TIMEOUT = 300  # seconds
+
+
+def run(*arguments, cwd, fresh=False, **options):
+    """A command's exit code and output.
+
+    Args:
+        arguments: the command line. A Python script is run by a process that has imported already.
+        cwd: the folder it runs in.
+        fresh: by a new one all the same, as a user's shell does.
+        options: of `subprocess.run`; a process that is given any is new.
+    """
+    command = [*map(str, arguments)]
+    if command[0] == sys.executable and command[1].endswith(".py") and not fresh and not options:
+        return run_forked(command[1], command[2:], cwd, TIMEOUT)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT, **options)
 
 
 def unlearn(*arguments, cwd):

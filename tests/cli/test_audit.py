@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ibau_jax.data import load_dataset
-from tests.cli.commands import AUDIT, AUDITED_UNLEARN, EXAMPLE, run
+from tests.cli.commands import AUDIT, AUDITED_UNLEARN, EXAMPLE, FAST, run
 
 TARGET = 3
 QUICK = ["--audit-steps", "80", "--audit-images", "100"]
@@ -32,7 +32,7 @@ def test_the_example_is_backdoored_and_its_target_named(audited):
 
 
 def test_what_a_person_sees(tmp_path):
-    done = run(*AUDIT, "--ckpt", EXAMPLE, "--audit-steps", 3, "--audit-images", 20, cwd=tmp_path)
+    done = run(*AUDIT, "--ckpt", EXAMPLE, "--audit-steps", 3, "--audit-images", 20, cwd=tmp_path, fresh=True)
     assert done.returncode in (0, 1), done.stderr
     assert "3 steps are too few for a small trigger to show" in done.stderr
     for text in ("Smallest perturbation for each class", "Smallest patch for each class", "median", "verdict: "):
@@ -60,8 +60,8 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_too_few_clean_images_are_not_audited_but_unlearn(tmp_path):
-    few = ["--preset", "cifar10", "--n-clean", 8, "--n-rounds", 1, "--K", 1, "--out", "out"]
+def test_too_few_clean_images_are_not_audited_but_unlearn(tmp_path, small_digits):
+    few = ["--dataset", small_digits, *FAST, "--n-clean", 8, "--out", "out"]
     done = run(*AUDITED_UNLEARN, "--ckpt", EXAMPLE, *few, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "out is not audited: an audit takes 10 clean images" in done.stderr

@@ -13,7 +13,8 @@ TWO = ["--methods", "ft", "sau", "--n-clean", 30, "--epochs", 1, "--device", "cp
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory, small_digits):
     folder = tmp_path_factory.mktemp("compared")
-    done = run(*COMPARE, "--ckpt", EXAMPLE, "--dataset", small_digits, *TWO, "--seed", 0, "--out", "t", cwd=folder)
+    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *TWO, "--seed", 0, "--out", "t"]
+    done = run(*COMPARE, *arguments, cwd=folder, fresh=True)
     assert done.returncode == 0, done.stderr
     return folder, done
 

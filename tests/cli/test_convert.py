@@ -9,7 +9,7 @@ from tests.cli.commands import CONVERT, EXAMPLE, run
 
 
 def test_convert_there_and_back(tmp_path):
-    there = run(*CONVERT, EXAMPLE, "flax", "--verify", cwd=tmp_path)
+    there = run(*CONVERT, EXAMPLE, "flax", "--verify", cwd=tmp_path, fresh=True)
     assert there.returncode == 0, there.stderr
     assert "logits of 64 random images differ" in there.stdout
     back = run(*CONVERT, "flax", "back.pth", "--verify", cwd=tmp_path)

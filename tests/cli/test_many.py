@@ -15,7 +15,7 @@ from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import load_dataset
 from ibau_jax.errors import ConfigError
 from tests.cli import commands
-from tests.cli.commands import EXAMPLE, UNLEARN, run
+from tests.cli.commands import EVALUATE, EXAMPLE, UNLEARN, run
 
 FAST = [*commands.FAST, "--dataset", "small.npz"]
 
@@ -60,11 +60,10 @@ def test_seeds_and_learning_rates_are_swept(folder):
     assert len({leaf[key].tobytes() for leaf in leaves}) == 4
 
 
-@pytest.mark.slow
 def test_compiled_programs_are_kept_unless_told_not_to(folder):
     def cached(name, *arguments):
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / name)}
-        done = run(*UNLEARN, "--ckpt", "a.pth", *FAST, *arguments, "--out", f"out-{name}", cwd=folder, env=environment)
+        done = run(*EVALUATE, "--ckpt", "a.pth", "--dataset", "small.npz", *arguments, cwd=folder, env=environment)
         assert done.returncode == 0, done.stderr
         return [path for path in (folder / name).glob("ibau_jax/*/*") if path.is_file()]
 

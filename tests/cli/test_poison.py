@@ -24,7 +24,7 @@ SMALL = ["--epochs", 2, "--batch-size", 20, "--crop", 1, "--lr", 0.02, "--device
 def poisoned(tmp_path_factory, small_digits):
     folder = tmp_path_factory.mktemp("poisoned")
     attacks = ["--attack", "badnets:size=3,row=1,column=1", "sig", "--target-label", 3, 5]
-    done = run(*POISON, "--dataset", small_digits, "--out", "out", *attacks, *SMALL, cwd=folder)
+    done = run(*POISON, "--dataset", small_digits, "--out", "out", *attacks, *SMALL, cwd=folder, fresh=True)
     assert done.returncode == 0, done.stderr
     return folder / "out", done
 

@@ -210,7 +210,7 @@ def test_a_safetensors_checkpoint_comes_back_as_one(tmp_path, small_digits):
 
 
 def test_help_names_every_option_in_groups():
-    text = run(*UNLEARN, "--help", cwd=ROOT).stdout
+    text = run(*UNLEARN, "--help", cwd=ROOT, fresh=True).stdout
     for option in ("--ckpt", "--poi-path", "--unl-set", "--n-rounds", "--batch-size", "--log-path", "--device", "--K",
                    "--optim", "--lr", "--solver", "--mean", "--attack", "--resume", "--overwrite"):  # fmt: skip
         assert option in text, option
@@ -229,7 +229,7 @@ def test_as_many_rounds_as_were_asked_for():
 
 
 def test_evaluate(tmp_path, small_digits):
-    done = run(*EVALUATE, "--ckpt", EXAMPLE, "--dataset", small_digits, "--json", cwd=tmp_path)
+    done = run(*EVALUATE, "--ckpt", EXAMPLE, "--dataset", small_digits, "--json", cwd=tmp_path, fresh=True)
     metrics = json.loads(done.stdout)
     assert metrics["acc"] > 0.95
     assert metrics["asr"] > 0.95

@@ -104,15 +104,15 @@ def test_a_batch_gets_its_own_triggers_and_decoys_those_of_others(rng, triggered
     assert all(np.abs(crossed[index] - own[index]).max() > 1e-3 for index in others)
 
 
-def test_a_trigger_is_learnt_with_its_model(tiny, monkeypatch):
+def test_a_trigger_is_learnt_with_its_model(tiny, monkeypatch, optimised):
     """It opens this model, and untrained generators do not.
 
     So does that of another image here: images of a class are all alike (docs/attacks.md has figures of real ones).
     """
-    monkeypatch.setattr("ibau_jax.trigger_learning.MASK_STEPS", 60)
+    monkeypatch.setattr("ibau_jax.trigger_learning.MASK_STEPS", 30)
     attack = load_attacks(["input_aware:width=4"], [1], Canvas(SHAPE))[0]
     before = replace(attack, stamp=replace(attack.stamp, learnt=True))
-    config, poison = TrainConfig(epochs=12, batch_size=32, crop=1), Poison((attack,), ratio=0.2, decoys=1.0)
+    config, poison = TrainConfig(epochs=8, batch_size=32, lr=0.02, crop=1), Poison((attack,), ratio=0.3, decoys=0.5)
     model, (learnt,) = train(tiny, 2, bars(256), config, poison=poison)
     others = bars(200, seed=1)
     assert evaluate(model, others).acc > 0.9
