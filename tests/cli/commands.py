@@ -13,7 +13,7 @@ AUDIT = [sys.executable, str(ROOT / "scripts" / "audit.py")]
 EVALUATE = [sys.executable, str(ROOT / "scripts" / "evaluate.py")]
 POISON = [sys.executable, str(ROOT / "scripts" / "poison.py")]
 COMPARE = [sys.executable, str(ROOT / "scripts" / "compare.py")]
-FAST = ["--preset", "cifar10", "--n-rounds", "1", "--K", "1", "--n-clean", "40", "--batch-size", "20"]
+FAST = ["--preset", "cifar10", "--n-rounds", "1", "--K", "2", "--n-clean", "40", "--batch-size", "20"]
 CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
 
 

@@ -7,7 +7,7 @@ import torch
 
 from tests.checkpoints.test_conversion import random_vgg
 from tests.checkpoints.test_wild import attack_result
-from tests.cli.commands import CONVERT, EVALUATE, UNLEARN, run
+from tests.cli.commands import CONVERT, EVALUATE, FAST, UNLEARN, run
 
 
 def test_everything_is_taken_from_the_file(tmp_path):
@@ -19,20 +19,7 @@ def test_everything_is_taken_from_the_file(tmp_path):
     before = json.loads(done.stdout)
     assert before["asr"] is not None
 
-    options = [
-        "--preset",
-        "cifar10",
-        "--n-clean",
-        10,
-        "--batch-size",
-        5,
-        "--n-rounds",
-        1,
-        "--inner-lr",
-        "0.1",
-        "--out",
-        "out",
-    ]
+    options = [*FAST, "--n-clean", 20, "--inner-lr", 0.1, "--out", "out"]
     done = run(*UNLEARN, "--ckpt", "attack_result.pt", "--dataset", "clean.npz", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
