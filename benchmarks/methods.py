@@ -19,10 +19,9 @@ from benchmarks.cases import ROOT
 from benchmarks.report import put_between
 from benchmarks.zoo import attack_of, others_of
 from ibau_jax import evaluate, load, split_dataset
-from ibau_jax.cli.compare import OUTCOMES, restored, write
-from ibau_jax.comparison import Outcome, as_markdown, method_names, outcome_of
+from ibau_jax.cli.compare import run_each
+from ibau_jax.comparison import Key, Outcome, as_markdown, method_names, outcome_of
 from ibau_jax.config import PRESETS
-from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution, Precision
 from ibau_jax.metrics import Metrics
 
@@ -42,18 +41,21 @@ def of_unlearning(results: dict[str, dict[str, dict[str, Any]]], outcomes: list[
     return found
 
 
-def run(file: Path, method: str, n_clean: int, seed: int, epochs: int | None, execution: Execution) -> Outcome:
+def run(file: Path, key: Key, execution: Execution) -> Outcome:
     """One run."""
     attack, target = attack_of(file.stem)
+    _, _, n_clean, seed, _ = key
     split = split_dataset(others_of(file.stem), n_clean, seed)
     others = split.evaluation.first(unlearning.EVALUATED)
-    return outcome_of(
-        (file.stem, method, n_clean, seed, epochs),
+    outcome = outcome_of(
+        key,
         load(file).model(),
         split.clean_set,
         lambda model: evaluate(model, others, attack, target),
         execution=execution,
     )
+    print(as_markdown([outcome]).splitlines()[-1], flush=True)
+    return outcome
 
 
 def main() -> None:
@@ -70,20 +72,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--store", action="store_true")
     options = parser.parse_args()
-    outcomes = restored(options.out / OUTCOMES)
-    for n_clean, method, file, seed in itertools.product(
-        options.n_clean, options.methods, options.files, options.seeds
-    ):
-        epochs = None if method in PRESETS else options.epochs
-        if (file.stem, method, n_clean, seed, epochs) in {outcome.key for outcome in outcomes}:
-            continue
-        try:
-            outcomes.append(run(file, method, n_clean, seed, epochs, Execution(precision=options.precision)))
-        except ConfigError as error:  # a loss that became infinite, or a model that the method can't be applied to
-            print(f"{file.stem}, {method}: {error}", flush=True)
-            continue
-        print(as_markdown(outcomes[-1:]).splitlines()[-1], flush=True)
-        write(options.out, outcomes)
+    files = {file.stem: file for file in options.files}
+    keys = (
+        (name, method, n_clean, seed, None if method in PRESETS else options.epochs)
+        for n_clean, method, name, seed in itertools.product(options.n_clean, options.methods, files, options.seeds)
+    )
+    execution = Execution(precision=options.precision)
+    outcomes, _ = run_each(options.out, keys, lambda key: run(files[key[0]], key, execution))
     if options.store:
         outcomes += of_unlearning(json.loads(unlearning.RESULTS.read_text()), outcomes)
         put_between(DOCUMENT, BEGIN, END, as_markdown(outcomes))

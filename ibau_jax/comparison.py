@@ -5,7 +5,7 @@ import io
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from flax import nnx
@@ -19,6 +19,7 @@ from ibau_jax.metrics import Metrics
 from ibau_jax.minimax import unlearn
 
 OnStep = Callable[[int, int], None]
+Key: TypeAlias = tuple[str, str, int, int, int | None]  # checkpoint, method, clean images, seed, epochs
 MEASURES = ("acc", "asr", "ra")
 REFERENCE = "robust"  # the method that others are set beside
 
@@ -44,7 +45,7 @@ class Outcome:
     epochs: int | None = None
 
     @property
-    def key(self) -> tuple[str, str, int, int, int | None]:
+    def key(self) -> Key:
         """What tells it from other runs."""
         return (self.checkpoint, self.method, self.n_clean, self.seed, self.epochs)
 
@@ -109,7 +110,7 @@ def defend(
 
 
 def outcome_of(
-    key: tuple[str, str, int, int, int | None],
+    key: Key,
     model: nnx.Module,
     clean_set: Dataset,
     measured: Callable[[nnx.Module], Metrics],

@@ -2,10 +2,9 @@
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
 from ibau_jax.cli import console
@@ -14,7 +13,7 @@ from ibau_jax.cli.device import device_name, start
 from ibau_jax.cli.job import Subject, Threat, load_images, load_subject, load_threat
 from ibau_jax.cli.options import DataOptions, ModelOptions
 from ibau_jax.cli.run_folder import versions
-from ibau_jax.comparison import Outcome, as_csv, as_markdown, check_methods, outcome_of, rows
+from ibau_jax.comparison import Key, Outcome, as_csv, as_markdown, check_methods, outcome_of, rows
 from ibau_jax.config import PRESETS
 from ibau_jax.data import Dataset, split_dataset
 from ibau_jax.errors import ConfigError, IbauError
@@ -34,30 +33,61 @@ def run(options: CompareOptions) -> int:
     """
     check_methods(options.methods)
     check_writable(options.out / OUTCOMES)
-    outcomes = restored(options.out / OUTCOMES)
+    restored(options.out / OUTCOMES)  # refused before anything is loaded
     start(options.device)
-    subjects = [loaded(options, subject) for subject in options.subject.each()]
-    failed = 0
-    for n_clean, seed, (subject, images, threat), method in itertools.product(
-        options.n_clean, options.seed, subjects, options.methods
-    ):
-        epochs = None if method in PRESETS else options.epochs
-        key = (name_of(subject.path), method, n_clean, seed, epochs)
-        if key in {outcome.key for outcome in outcomes}:
-            continue
-        try:
-            outcome = one_run(options, subject, images, threat, key)
-        except IbauError as error:
-            failed += 1
-            console.warn(f"{key[0]}, {method}, {n_clean} images, seed {seed}: {error}")
-            continue
-        outcomes.append(outcome)
-        write(options.out, outcomes)
+    subjects = loaded_by_name(options)
+    keys = (
+        (name, method, n_clean, seed, None if method in PRESETS else options.epochs)
+        for n_clean, seed, name, method in itertools.product(options.n_clean, options.seed, subjects, options.methods)
+    )
+    outcomes, failed = run_each(options.out, keys, lambda key: one_run(options, *subjects[key[0]], key))
     if not outcomes:
         raise ConfigError("no run succeeded")
     console.console.print(console.comparison_table(rows(outcomes)))
     console.console.print(f"tables: {options.out / MARKDOWN}", soft_wrap=True)
     return SOME_FAILED if failed else 0
+
+
+def run_each(folder: Path, keys: Iterable[Key], run_one: Callable[[Key], Outcome]) -> tuple[list[Outcome], int]:
+    """Runs those of `keys` that no earlier command has, and writes the tables after each.
+
+    Returns:
+        The outcomes of all, and how many failed; a line says why.
+    """
+    outcomes, failed = restored(folder / OUTCOMES), 0
+    for key in keys:
+        if key in {outcome.key for outcome in outcomes}:
+            continue
+        try:
+            outcomes.append(run_one(key))
+        except IbauError as error:
+            failed += 1
+            console.warn(f"{titled(key)}: {error}")
+            continue
+        write(folder, outcomes)
+    return outcomes, failed
+
+
+def titled(key: Key) -> str:
+    """What a run is called."""
+    name, method, n_clean, seed, _ = key
+    return f"{name}, {method}, {n_clean} images, seed {seed}"
+
+
+def loaded_by_name(options: CompareOptions) -> dict[str, tuple[Subject, Dataset, Threat]]:
+    """All checkpoints, by what tables call them.
+
+    Raises:
+        ConfigError: two are called the same; or see `loaded`.
+    """
+    found: dict[str, tuple[Subject, Dataset, Threat]] = {}
+    for model in options.subject.each():
+        subject, images, threat = loaded(options, model)
+        name = name_of(subject.path)
+        if name in found:
+            raise ConfigError(f"{found[name][0].path} and {subject.path} are both {name} in the tables; rename one")
+        found[name] = subject, images, threat
+    return found
 
 
 def name_of(path: Path) -> str:
@@ -79,15 +109,13 @@ def loaded(options: CompareOptions, model: ModelOptions) -> tuple[Subject, Datas
     return subject, images, threat
 
 
-def one_run(
-    options: CompareOptions, subject: Subject, images: Dataset, threat: Threat, key: tuple[Any, ...]
-) -> Outcome:
+def one_run(options: CompareOptions, subject: Subject, images: Dataset, threat: Threat, key: Key) -> Outcome:
     """Defends a model and measures it before and after."""
-    name, method, n_clean, seed, _ = key
+    _, _, n_clean, seed, _ = key
     split = split_dataset(images, n_clean, seed)
     others = split.evaluation.first(options.evaluated)
     with console.make_bar(disable=not console.console.is_terminal) as bar:
-        task = bar.add_task(f"{name}, {method}, {n_clean} images, seed {seed}", total=None)
+        task = bar.add_task(titled(key), total=None)
         outcome = outcome_of(
             key,
             subject.model,
@@ -97,7 +125,7 @@ def one_run(
         )
     before, after = outcome.before, outcome.after
     console.console.print(
-        f"{name}, {method}, {n_clean} images, seed {seed}: ACC {console.percent(before.acc)} → "
+        f"{titled(key)}: ACC {console.percent(before.acc)} → "
         f"{console.percent(after.acc)}, ASR {console.percent(before.asr)} → {console.percent(after.asr)}, "
         f"DER {console.percent(outcome.der)}, {outcome.seconds:.0f} s",
         soft_wrap=True,

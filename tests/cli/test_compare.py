@@ -1,6 +1,7 @@
 """Other methods and their comparison as a user runs them."""
 
 import json
+import shutil
 
 import pytest
 from PIL import Image
@@ -59,6 +60,18 @@ def test_wrong_input(tmp_path, small_digits, arguments, message):
     assert done.returncode == 2
     assert message in " ".join(done.stderr.split())
     assert not list(tmp_path.iterdir())
+
+
+def test_two_checkpoints_with_one_name_are_refused(tmp_path, small_digits):
+    """Else the second one's runs would be taken for the first one's, and left out."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(EXAMPLE, tmp_path / folder / "x.pth")
+    arguments = ["--ckpt", "one/x.pth", "two/x.pth", "--attack", "badnets", "--dataset", small_digits, "--n-clean", 30]
+    done = run(*COMPARE, *arguments, "--out", "t", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "one/x.pth and two/x.pth are both x in the tables" in done.stderr
+    assert not (tmp_path / "t").exists()
 
 
 @pytest.mark.slow
