@@ -26,20 +26,19 @@ use_compile_cache()
 # twice as long there. Read when torch is first imported, here and in the commands that tests run.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# Tests compile much and compute little: without LLVM's costly passes they need a fifth less processor time. Those that
-# compute take the fixture `optimised`; commands, which are processes of their own, compile as they do for a user.
-jax.config.update("jax_disable_most_optimizations", True)
-
 # Strict dtype promotion is not possible: optax's own Adam raises a float to an integer array.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture
-def optimised() -> Iterator[None]:
-    """For a test that computes longer than it compiles: compiled as for a user."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
+def compiled_quickly() -> Iterator[None]:
+    """Without LLVM's costly passes, for a test that compiles much and computes little: a fifth less processor time.
+
+    Large images and matrices take many times as long so.
+    """
     jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -161,7 +161,7 @@ def test_bad_input(tiny):
         TrainConfig(epochs=0)
 
 
-def test_digits_are_learnt_by_the_small_vgg(optimised):
+def test_digits_are_learnt_by_the_small_vgg():
     digits, test = load_dataset("digits:train", SHAPE), load_dataset("digits:test", SHAPE)
     config = TrainConfig(epochs=3, batch_size=50, lr=0.05, crop=1)
     model = train(get_architecture("small_vgg"), 10, digits.take(np.arange(600)), config).model

@@ -190,7 +190,7 @@ def converted(name, folder):
 
 
 @pytest.mark.parametrize("name", slow_unless(FAMILIES, {"wide_resnet16_1"}))
-def test_an_unlearning_round(name, tmp_path, monkeypatch, rng):
+def test_an_unlearning_round(name, tmp_path, monkeypatch, rng, compiled_quickly):
     model = shortened(name, monkeypatch, rng) if name in SHORTER else converted(name, tmp_path)
     data = make_dataset(rng.random((4, SIZE, SIZE, 3), np.float32), rng.integers(0, CLASSES, 4), "tiny")
     config = UnlearnConfig(n_rounds=1, batch_size=2, K=2, inner_optim="sgd", inner_lr=0.1, lr=1e-4, portion=0.5)
