@@ -30,15 +30,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The short tests compile much and compute little: without LLVM's costly passes they need a sixth less time.
+
+    The slow ones compile as for a user: large images and matrices would take many times as long.
+    """
+    jax.config.update("jax_disable_most_optimizations", config.getoption("markexpr") == "not slow")
+
+
 @pytest.fixture
 def compiled_quickly() -> Iterator[None]:
-    """Without LLVM's costly passes, for a test that compiles much and computes little: a fifth less processor time.
-
-    Large images and matrices take many times as long so.
-    """
+    """For a slow test that compiles much and computes little all the same."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

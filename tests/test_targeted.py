@@ -30,7 +30,6 @@ from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 from tests.test_minimax import Tiny, tiny_data, vgg_data
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 TARGETS = [3, 7]
 CONFIG = UnlearnConfig(batch_size=12, perturbations=2, targeted=True, clip=True, optim="sgd", lr=0.01, portion=0.5, K=2)
 

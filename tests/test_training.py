@@ -161,6 +161,7 @@ def test_bad_input(tiny):
         TrainConfig(epochs=0)
 
 
+@pytest.mark.slow
 def test_digits_are_learnt_by_the_small_vgg():
     digits, test = load_dataset("digits:train", SHAPE), load_dataset("digits:test", SHAPE)
     config = TrainConfig(epochs=3, batch_size=50, lr=0.05, crop=1)

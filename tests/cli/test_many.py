@@ -47,6 +47,7 @@ def test_a_broken_checkpoint_is_reported_and_the_others_finish(folder):
     assert len({(folder / "out" / name / "model.pth").read_bytes() for name in ("a", "b")}) == 1
 
 
+@pytest.mark.slow
 def test_seeds_and_learning_rates_are_swept(folder):
     done = run(*UNLEARN, "--ckpt", "a.pth", *FAST, "--seed", 0, 1, "--lr", 1e-3, 1e-4, cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -184,6 +184,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path,
     ]
 
 
+@pytest.mark.slow
 def test_relearning(tmp_path, small_digits):
     arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST, "--relearn", 3, "--relearn-epochs", 2]
     done = unlearn(*arguments, "--clean-ckpt", EXAMPLE, cwd=tmp_path)

@@ -28,7 +28,6 @@ from tests.oracles import torch_defences
 from tests.oracles.twins import as_torch
 from tests.test_minimax import Tiny
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
 KEY = jax.random.key(0)
 
 

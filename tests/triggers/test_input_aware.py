@@ -104,6 +104,7 @@ def test_a_batch_gets_its_own_triggers_and_decoys_those_of_others(rng, triggered
     assert all(np.abs(crossed[index] - own[index]).max() > 1e-3 for index in others)
 
 
+@pytest.mark.slow
 def test_a_trigger_is_learnt_with_its_model(tiny, monkeypatch):
     """It opens this model, and untrained generators do not.
 
