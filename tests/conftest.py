@@ -39,12 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture
-def compiled_quickly() -> Iterator[None]:
+def compiled_quickly(pytestconfig) -> Iterator[None]:
     """For a slow test that compiles much and computes little all the same."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    pytest_configure(pytestconfig)
 
 
 @pytest.fixture(scope="session")
