@@ -19,9 +19,8 @@ from benchmarks.cases import ROOT
 from benchmarks.report import put_between
 from benchmarks.zoo import attack_of, others_of
 from ibau_jax import evaluate, load, split_dataset
-from ibau_jax.cli.compare import run_each
-from ibau_jax.comparison import Key, Outcome, as_markdown, method_names, outcome_of
-from ibau_jax.config import PRESETS
+from ibau_jax.cli.compare import OUTCOMES, restored, run_each
+from ibau_jax.comparison import Key, Outcome, as_markdown, key_of, method_names, outcome_of
 from ibau_jax.execution import Execution, Precision
 from ibau_jax.metrics import Metrics
 
@@ -74,11 +73,11 @@ def main() -> None:
     options = parser.parse_args()
     files = {file.stem: file for file in options.files}
     keys = (
-        (name, method, n_clean, seed, None if method in PRESETS else options.epochs)
+        key_of(name, method, n_clean, seed, options.epochs)
         for n_clean, method, name, seed in itertools.product(options.n_clean, options.methods, files, options.seeds)
     )
-    execution = Execution(precision=options.precision)
-    outcomes, _ = run_each(options.out, keys, lambda key: run(files[key[0]], key, execution))
+    execution, outcomes = Execution(precision=options.precision), restored(options.out / OUTCOMES)
+    run_each(options.out, outcomes, keys, lambda key: run(files[key[0]], key, execution))
     if options.store:
         outcomes += of_unlearning(json.loads(unlearning.RESULTS.read_text()), outcomes)
         put_between(DOCUMENT, BEGIN, END, as_markdown(outcomes))

@@ -61,6 +61,11 @@ def effectiveness(before: Metrics, after: Metrics) -> float:
     return (attack - max(0.0, before.acc - after.acc) + 1) / 2
 
 
+def key_of(checkpoint: str, method: str, n_clean: int, seed: int, epochs: int | None) -> Key:
+    """That of a run to come; `epochs` says nothing to I-BAU."""
+    return checkpoint, method, n_clean, seed, None if method in PRESETS else epochs
+
+
 def method_names() -> tuple[str, ...]:
     """The presets of I-BAU and the other defences."""
     settled = {name for _, name in SUITED}  # `robust` itself is those where they are suited

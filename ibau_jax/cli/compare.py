@@ -13,8 +13,7 @@ from ibau_jax.cli.device import device_name, start
 from ibau_jax.cli.job import Subject, Threat, load_images, load_subject, load_threat
 from ibau_jax.cli.options import DataOptions, ModelOptions
 from ibau_jax.cli.run_folder import versions
-from ibau_jax.comparison import Key, Outcome, as_csv, as_markdown, check_methods, outcome_of, rows
-from ibau_jax.config import PRESETS
+from ibau_jax.comparison import Key, Outcome, as_csv, as_markdown, check_methods, key_of, outcome_of, rows
 from ibau_jax.data import Dataset, split_dataset
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.files import check_writable, put_in_place, staging_folder
@@ -33,14 +32,14 @@ def run(options: CompareOptions) -> int:
     """
     check_methods(options.methods)
     check_writable(options.out / OUTCOMES)
-    restored(options.out / OUTCOMES)  # refused before anything is loaded
+    outcomes = restored(options.out / OUTCOMES)
     start(options.device)
     subjects = loaded_by_name(options)
     keys = (
-        (name, method, n_clean, seed, None if method in PRESETS else options.epochs)
+        key_of(name, method, n_clean, seed, options.epochs)
         for n_clean, seed, name, method in itertools.product(options.n_clean, options.seed, subjects, options.methods)
     )
-    outcomes, failed = run_each(options.out, keys, lambda key: one_run(options, *subjects[key[0]], key))
+    failed = run_each(options.out, outcomes, keys, lambda key: one_run(options, *subjects[key[0]], key))
     if not outcomes:
         raise ConfigError("no run succeeded")
     console.console.print(console.comparison_table(rows(outcomes)))
@@ -48,13 +47,13 @@ def run(options: CompareOptions) -> int:
     return SOME_FAILED if failed else 0
 
 
-def run_each(folder: Path, keys: Iterable[Key], run_one: Callable[[Key], Outcome]) -> tuple[list[Outcome], int]:
-    """Runs those of `keys` that no earlier command has, and writes the tables after each.
+def run_each(folder: Path, outcomes: list[Outcome], keys: Iterable[Key], run_one: Callable[[Key], Outcome]) -> int:
+    """Runs those of `keys` that `outcomes` lacks, adds what comes of them, and writes the tables after each.
 
     Returns:
-        The outcomes of all, and how many failed; a line says why.
+        How many failed; a line says why.
     """
-    outcomes, failed = restored(folder / OUTCOMES), 0
+    failed = 0
     for key in keys:
         if key in {outcome.key for outcome in outcomes}:
             continue
@@ -65,7 +64,7 @@ def run_each(folder: Path, keys: Iterable[Key], run_one: Callable[[Key], Outcome
             console.warn(f"{titled(key)}: {error}")
             continue
         write(folder, outcomes)
-    return outcomes, failed
+    return failed
 
 
 def titled(key: Key) -> str:

@@ -15,8 +15,6 @@ POISON = [sys.executable, str(ROOT / "scripts" / "poison.py")]
 COMPARE = [sys.executable, str(ROOT / "scripts" / "compare.py")]
 FAST = ["--preset", "cifar10", "--n-rounds", "1", "--K", "2", "--n-clean", "40", "--batch-size", "20"]
 CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
-
-
 TIMEOUT = 300  # seconds
 
 
