@@ -1,6 +1,6 @@
 """What an attacker does to training images: which get a trigger, and what they are labelled."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ibau_jax.errors import ConfigError, DataError
-from ibau_jax.triggers import Attack, Stamp
+from ibau_jax.triggers import Attack, InputAware, Stamp
 
 Images = Float[Array, "n h w c"]
 CLEAN = -1  # an image that is not poisoned
@@ -46,7 +46,14 @@ class Poison:
         if self.clean_label and self.attacks[0].all_to_all:
             raise ConfigError("an all-to-all attack changes labels; it can't be a clean-label one")
 
-    def chosen(self, labels: Int[np.ndarray, " n"], num_classes: int, seed: int) -> Int[np.ndarray, " n"]:
+    @property
+    def is_learnt(self) -> bool:
+        """Whether a trigger has yet to be learnt with the model: its attacker trains, and may draw images anew."""
+        return any(isinstance(attack.stamp, InputAware) for attack in self.attacks)
+
+    def chosen(
+        self, labels: Int[np.ndarray, " n"], num_classes: int, seed: int | Sequence[int]
+    ) -> Int[np.ndarray, " n"]:
         """What each image gets: the index of an attack, CLEAN, or a decoy.
 
         Raises:

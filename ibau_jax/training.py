@@ -4,7 +4,7 @@ SGD with Nesterov momentum over one cosine cycle, weight decay on kernels, rando
 its trigger after the crop, as an attacker who stamps the training images with a fixed trigger would have it there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from ibau_jax.augmentation import augmented
 from ibau_jax.batches import to_unit
 from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.epochs import TrainingBatch, run_epochs
+from ibau_jax.epochs import Plan, Planted, TrainingBatch, run_epochs
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Weights, make_run, set_training, split_weights, with_weights
@@ -98,16 +98,16 @@ def train(
         ConfigError: the loss became NaN or infinite.
     """
     config = config or TrainConfig()
-    model, planted, labelled, learners = _prepared(architecture, num_classes, dataset, config, poison)
+    model, plan, learners = _prepared(architecture, num_classes, dataset, config, poison)
     state = state or with_masks(
         start(model, len(dataset), config, learners), learners, dataset, config, execution, on_batch
     )
     epochs = run_epochs(
         train_step(model, len(dataset), config, poison, learners),
         state.carry,
-        labelled,
+        dataset,
         config,
-        planted=planted,
+        plan=plan,
         done=len(state.losses),
         execution=execution,
         on_batch=on_batch,
@@ -123,17 +123,17 @@ def fresh_state(
     architecture: Architecture, num_classes: int, dataset: Dataset, config: TrainConfig, poison: Poison | None
 ) -> TrainState:
     """What `train` would start from, for its structure and shapes: masks of triggers that are learnt have yet to be."""
-    model, _, _, learners = _prepared(architecture, num_classes, dataset, config, poison)
+    model, _, learners = _prepared(architecture, num_classes, dataset, config, poison)
     return start(model, len(dataset), config, learners)
 
 
 def _prepared(
     architecture: Architecture, num_classes: int, dataset: Dataset, config: TrainConfig, poison: Poison | None
-) -> tuple[nnx.Module, Int[np.ndarray, " n"], Dataset, dict[int, Learner]]:
-    """The untrained model, what is planted, the images with the labels to learn, and what learns triggers."""
+) -> tuple[nnx.Module, Plan, dict[int, Learner]]:
+    """The untrained model, what is planted, and what learns triggers."""
     model = untrained(architecture, num_classes, dataset, config)
-    planted, labelled = planned(dataset, num_classes, poison, config.seed)
-    return model, planted, labelled, learners_of(poison.attacks if poison else (), planted, config)
+    plan = planned(dataset, num_classes, poison, config.seed)
+    return model, plan, learners_of(poison.attacks if poison else (), plan, len(dataset), config)
 
 
 def with_masks(
@@ -173,14 +173,19 @@ def untrained(architecture: Architecture, num_classes: int, dataset: Dataset, co
     return model
 
 
-def planned(
-    dataset: Dataset, num_classes: int, poison: Poison | None, seed: int
-) -> tuple[Int[np.ndarray, " n"], Dataset]:
-    """What each image gets, and the images with the labels that they are learnt as."""
-    if poison is None:
-        return np.full(len(dataset), CLEAN, np.int32), dataset
-    chosen = poison.chosen(dataset.labels, num_classes, seed)
-    return chosen, replace(dataset, labels=poison.labels(dataset.labels, chosen, num_classes))
+def planned(dataset: Dataset, num_classes: int, poison: Poison | None, seed: int) -> Plan:
+    """What each image gets: the same in all epochs, but for triggers that are learnt."""
+
+    def drawn(seed: int | Sequence[int]) -> Planted:
+        if poison is None:
+            return Planted(np.full(len(dataset), CLEAN, np.int32), dataset.labels)
+        chosen = poison.chosen(dataset.labels, num_classes, seed)
+        return Planted(chosen, poison.labels(dataset.labels, chosen, num_classes))
+
+    if poison and poison.is_learnt:
+        return lambda epoch: drawn((seed, epoch))
+    always = drawn(seed)
+    return lambda epoch: always
 
 
 def initialise(model: nnx.Module, seed: int) -> None:

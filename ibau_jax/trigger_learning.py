@@ -6,8 +6,9 @@ model's loss, and the diversity loss: images that differ are to have triggers th
     L_div = mean of ‖x − x'‖ / ‖g(x) − g(x')‖
 
 As published: Adam (1e-2; 0.5, 0.9), weights 1 of L_div and 100 of a mask's density beyond 0.032. Not as
-published: masks learn for `MASK_STEPS` steps instead of 25 epochs, triggered images are the same ones in every epoch,
-x' in L_div is the next of the images that triggers are drawn for, and images in cross-trigger mode get theirs.
+published: masks learn for `MASK_STEPS` steps instead of 25 epochs, triggered images are drawn anew for every epoch
+instead of every batch, x' in L_div is the next of the images that triggers are drawn for, and images in cross-trigger
+mode get theirs.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,14 +17,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ibau_jax.batches import to_unit
 from ibau_jax.config import TrainConfig
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.epochs import TrainingBatch, most_in_a_batch, run_epochs
+from ibau_jax.epochs import Plan, TrainingBatch, most_in_a_batch, run_epochs
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Params, Rest, Weights, make_run, split_weights, training_copy, with_weights
 from ibau_jax.triggers import Attack, Images, InputAware
@@ -101,10 +101,10 @@ class Learner:
         )
 
 
-def learners_of(attacks: Sequence[Attack], planted: Int[np.ndarray, " n"], config: TrainConfig) -> dict[int, Learner]:
-    """One for each of the attacks whose trigger is learnt, by its number; `planted` is what each image gets."""
+def learners_of(attacks: Sequence[Attack], plan: Plan, count: int, config: TrainConfig) -> dict[int, Learner]:
+    """One for each of the attacks whose trigger is learnt, by its number; `plan` is for `count` images."""
     return {
-        number: Learner(attack.stamp, max(2, most_in_a_batch(planted == number, config)))
+        number: Learner(attack.stamp, max(2, most_in_a_batch(number, plan, count, config)))
         for number, attack in enumerate(attacks)
         if isinstance(attack.stamp, InputAware)
     }

@@ -16,7 +16,7 @@ from ibau_jax.config import TrainConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.functional import split_weights
 from ibau_jax.poisoning import DECOY, Poison
-from ibau_jax.training import train
+from ibau_jax.training import planned, train
 from ibau_jax.trigger_learning import Learner, diversity
 from ibau_jax.triggers import Canvas, InputAware, load_attack, load_attacks, read_triggers, write_triggers
 from ibau_jax.triggers.generator import Generator, arrays_of, generator_of
@@ -113,7 +113,7 @@ def test_a_trigger_is_learnt_with_its_model(tiny, monkeypatch):
     monkeypatch.setattr("ibau_jax.trigger_learning.MASK_STEPS", 30)
     attack = load_attacks(["input_aware:width=4"], [1], Canvas(SHAPE))[0]
     before = replace(attack, stamp=replace(attack.stamp, learnt=True))
-    config, poison = TrainConfig(epochs=8, batch_size=32, lr=0.02, crop=1), Poison((attack,), ratio=0.3, decoys=0.5)
+    config, poison = TrainConfig(epochs=8, batch_size=32, lr=0.02, crop=1), Poison((attack,), ratio=0.3, decoys=0.2)
     model, (learnt,) = train(tiny, 2, bars(256), config, poison=poison)
     others = bars(200, seed=1)
     assert evaluate(model, others).acc > 0.9
@@ -127,6 +127,22 @@ def test_cross_trigger_images_are_planted():
     attacks = tuple(load_attacks([SMALL], [1], Canvas(SHAPE)))
     planted = Poison(attacks, ratio=0.2, decoys=1.0).chosen(bars(256).labels, 2, 0)
     assert np.sum(planted == DECOY) == np.sum(planted == 0) == 51
+
+
+def test_images_that_teach_a_trigger_are_drawn_anew_in_every_epoch():
+    """As an attacker who trains the model draws them; those of a fixed trigger were poisoned before."""
+    data = bars(256)
+    learnt, fixed = (
+        planned(data, 2, Poison(tuple(load_attacks([name], [1], Canvas(SHAPE))), ratio=0.2), 0)
+        for name in (SMALL, "blended")
+    )
+    first, second = learnt(1), learnt(2)
+    np.testing.assert_array_equal(first.what, learnt(1).what)
+    for one in (first, second):
+        assert np.sum(one.what == 0) == 51
+        np.testing.assert_array_equal(one.labels, np.where(one.what == 0, 1, data.labels))
+    assert 0 < np.sum((first.what == 0) & (second.what == 0)) < 51
+    np.testing.assert_array_equal(fixed(1).what, fixed(2).what)
 
 
 def test_only_a_learnt_trigger_attacks(tmp_path):
