@@ -66,6 +66,8 @@ ATTACKS = {
     "corner": "badnets:size=3,row=1,column=1,look=chequered",
     "trojan_sq": "trojan_sq",
     "wanet": "wanet:seed=3",
+    "smooth": "smooth:seed=5",
+    "bpp": "bpp",
 }
 
 # RECIPE-clean-SEED and RECIPE-ATTACK-TARGET-SEED
@@ -79,6 +81,12 @@ ZOO = (
     "gtsrb-corner-3-1",
     "gtsrb-sig-10-3",
     "gtsrb-wanet-4-1",
+    "cifar-sig-6-5",
+    "cifar-smooth-2-6",
+    "cifar-wanet-3-4",
+    "gtsrb-bpp-20-5",
+    "gtsrb-smooth-5-4",
+    "gtsrb-trojan_sq-14-6",
     "cifar-preact_resnet18-clean-0",
     "cifar-preact_resnet18-trojan_sq-6-1",
     "gtsrb-preact_resnet18-clean-0",
