@@ -22,9 +22,9 @@ if "IBAU_TEST_CACHE" not in os.environ:
 os.environ["XDG_CACHE_HOME"] = os.environ["IBAU_TEST_CACHE"]
 use_compile_cache()
 
-# Two workers share the cores with XLA's threads: OpenMP's, which spin while they wait, make PyTorch's oracles take
-# twice as long there. Read when torch is first imported, here and in the commands that tests run.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Two workers share the cores with XLA's threads: several of OpenMP's, which wait for one another, make PyTorch's oracles
+# take three times as long there. Read when torch is first imported, here and in the commands that tests run.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Strict dtype promotion is not possible: optax's own Adam raises a float to an integer array.
 jax.config.update("jax_numpy_rank_promotion", "raise")
