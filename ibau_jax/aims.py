@@ -1,6 +1,7 @@
-"""What targeted perturbations aim at: suspected classes. (Untargeted ones lead away from the labels.)
+"""What the perturbations of a round aim at: suspected classes, or nothing but to lead away from the labels.
 
-They are larger than the smallest that does it: what an attacker stamps is no optimum, and takes more room.
+Those towards a class are larger than the smallest that does it: what an attacker stamps is no optimum, and takes more
+room.
 """
 
 from dataclasses import dataclass, field, replace
@@ -8,24 +9,30 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ibau_jax.batches import AnyArray
 from ibau_jax.config import UnlearnConfig
 
+AWAY = -1
 ROUNDS = 2**31  # keys for norms are others than those for the images that are perturbed
 
 
 class Aims(NamedTuple):
-    """Of the targeted perturbations of a round.
+    """Of the perturbations of a round some of which are targeted.
 
     Attributes:
-        target: the class that each leads to.
+        target: the class that each leads to, or AWAY from the labels.
         radius: of the l2 ball that each is projected onto.
     """
 
     target: Int[AnyArray, " s"]
     radius: Float[AnyArray, " s"]
+
+    @property
+    def away(self) -> Bool[AnyArray, " s"]:
+        """Which are untargeted."""
+        return self.target == AWAY
 
 
 @dataclass(frozen=True)
@@ -65,13 +72,19 @@ def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:
         config = replace(config, norm_bound=min(config.norm_bound or radius, radius))
     if config.untargeted_max_ratio and suspects.ratio > config.untargeted_max_ratio:
         config = replace(config, untargeted_rounds=0, min_rounds=max(config.min_rounds, config.n_rounds))
+    if config.sure_min_ratio and suspects.ratio > config.sure_min_ratio and config.more_rounds:
+        count, left = config.n_rounds + 1, config.more_rounds - 1
+        config = replace(config, n_rounds=count, more_rounds=left, min_rounds=count, sure_min_ratio=None)
     return config
 
 
 def aims_of_round(config: UnlearnConfig, suspects: Suspects, number: int) -> Aims:
-    """The suspects in turn, with norms drawn anew for each round."""
+    """The suspects in turn, with norms drawn anew for each round; then those that lead away."""
     key = jax.random.fold_in(jax.random.key(config.seed), ROUNDS + number)
-    which = np.arange(config.perturbations) % len(suspects.labels)
+    which = np.arange(config.towards) % len(suspects.labels)
     low, high = config.reach
-    times = np.asarray(jax.random.uniform(key, (config.perturbations,), minval=low, maxval=high))
-    return Aims(suspects.labels[which], (suspects.norms[which] * times).astype(np.float32))
+    times = np.asarray(jax.random.uniform(key, (config.towards,), minval=low, maxval=high))
+    target = np.full(config.perturbations, AWAY, np.int32)
+    radius = np.full(config.perturbations, config.norm_bound or np.inf, np.float32)
+    target[: config.towards], radius[: config.towards] = suspects.labels[which], suspects.norms[which] * times
+    return Aims(target, radius)

@@ -34,12 +34,15 @@ class CompiledRound(NamedTuple):
         return self.inner.compile_seconds + self.outer.compile_seconds
 
 
-class CompiledSteps(dict[bool, CompiledRound]):
-    """Those of each kind of round, by whether it is targeted; compiled when first asked for."""
+class CompiledSteps(dict[tuple[int, int], CompiledRound]):
+    """Those of each kind of round, by how many members go through it and how many perturbations are targeted.
+
+    Compiled when first asked for.
+    """
 
     def of_round(self, stack: Stack, number: int) -> CompiledRound:
         """Those of a round, by its number."""
-        kind = stack.config.of_round(number).targeted
+        kind = len(stack.states), stack.config.of_round(number).towards
         if kind not in self:
             self[kind] = compile_round(stack, number)
         return self[kind]
@@ -138,9 +141,7 @@ def run_round(
         constants,
         lambda done: on_batch("inner", number, done, stack.count),
     )
-    delta = stack.placement.local(delta)
-    if aims is None:  # targeted ones are in their balls
-        delta = jax.vmap(jax.vmap(project, (0, None)))(delta, stack.radii())
+    delta = jax.vmap(jax.vmap(project))(stack.placement.local(delta), stack.radii(aims))
     carry, outer = steps.outer.run(
         carry,
         stack.outer_batches(number, *stack.augmented(number, batches)),

@@ -168,7 +168,7 @@ class Task:
             self.after(),
             verdicts,
             relearned,
-            targeted=self.config.targeted,
+            targeted=bool(self.config.towards),
             residual=residual,
             suspect=self._lingering(),
         )
