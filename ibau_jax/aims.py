@@ -1,7 +1,6 @@
-"""What the perturbations of a round aim at: suspected classes, or nothing but to lead away from the labels.
+"""What targeted perturbations aim at: suspected classes. (Untargeted ones lead away from the labels.)
 
-Those towards a class are larger than the smallest that does it: what an attacker stamps is no optimum, and takes more
-room.
+They are larger than the smallest that does it: what an attacker stamps is no optimum, and takes more room.
 """
 
 from dataclasses import dataclass, field, replace
@@ -9,30 +8,24 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from ibau_jax.batches import AnyArray
 from ibau_jax.config import UnlearnConfig
 
-AWAY = -1
 ROUNDS = 2**31  # keys for norms are others than those for the images that are perturbed
 
 
 class Aims(NamedTuple):
-    """Of the perturbations of a round some of which are targeted.
+    """Of the targeted perturbations of a round.
 
     Attributes:
-        target: the class that each leads to, or AWAY from the labels.
+        target: the class that each leads to.
         radius: of the l2 ball that each is projected onto.
     """
 
     target: Int[AnyArray, " s"]
     radius: Float[AnyArray, " s"]
-
-    @property
-    def away(self) -> Bool[AnyArray, " s"]:
-        """Which are untargeted."""
-        return self.target == AWAY
 
 
 @dataclass(frozen=True)
@@ -79,12 +72,9 @@ def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:
 
 
 def aims_of_round(config: UnlearnConfig, suspects: Suspects, number: int) -> Aims:
-    """The suspects in turn, with norms drawn anew for each round; then those that lead away."""
+    """The suspects in turn, with norms drawn anew for each round."""
     key = jax.random.fold_in(jax.random.key(config.seed), ROUNDS + number)
-    which = np.arange(config.towards) % len(suspects.labels)
+    which = np.arange(config.perturbations) % len(suspects.labels)
     low, high = config.reach
-    times = np.asarray(jax.random.uniform(key, (config.towards,), minval=low, maxval=high))
-    target = np.full(config.perturbations, AWAY, np.int32)
-    radius = np.full(config.perturbations, config.norm_bound or np.inf, np.float32)
-    target[: config.towards], radius[: config.towards] = suspects.labels[which], suspects.norms[which] * times
-    return Aims(target, radius)
+    times = np.asarray(jax.random.uniform(key, (config.perturbations,), minval=low, maxval=high))
+    return Aims(suspects.labels[which], (suspects.norms[which] * times).astype(np.float32))

@@ -68,14 +68,12 @@ class UnlearnConfig:
     """whether they may be mirrored: never, always, or where the model as it came classifies mirrored ones as well"""
     perturbations: int = 1
     """perturbations in a round, each on its share of a batch"""
-    towards: int = 0
-    """so many of them lead to suspected targets; the others, untargeted, away from the labels, as the published one"""
+    targeted: bool = False
+    """whether they lead to suspected targets, instead of away from the labels as the published one"""
     untargeted_rounds: int = 0
-    """rounds before those, in which fewer do"""
-    towards_at_first: int = 0
-    """so many do in these"""
+    """rounds with untargeted perturbations before those with targeted ones"""
     untargeted_max_ratio: float | None = None
-    """none of these where a suspect stands out more: the median class's smallest perturbation is so many times its"""
+    """none of them where a suspect stands out more: the median class's smallest perturbation is so many times its"""
     untargeted_reach: float | None = None
     """norm of an untargeted perturbation, at most, in units of the smallest one that leads to the suspect"""
     suspects: int = 1
@@ -96,7 +94,7 @@ class UnlearnConfig:
     """unlearning stops after a round that leaves no larger a share of images following the suspects' short cuts"""
     more_rounds: int = 0
     """rounds beyond `n_rounds`, at most, one at a time, where a suspect stands out and its short cut is still open"""
-    more_min_ratio: float = 1.6
+    more_min_ratio: float = 1.4
     """it stands out where the median class's smallest perturbation is so many times its; without a backdoor further
     rounds cost accuracy and mend nothing"""
     sure_min_ratio: float | None = None
@@ -113,11 +111,11 @@ class UnlearnConfig:
     @property
     def needs_suspects(self) -> bool:
         """Whether unlearning has to know which classes are suspected."""
-        return bool(self.towards or self.held_out or self.folds > 1 or self.untargeted_reach)
+        return bool(self.targeted or self.held_out or self.folds > 1 or self.untargeted_reach)
 
     def of_round(self, number: int) -> "UnlearnConfig":
-        """What holds for one round: in the first ones fewer perturbations may be targeted."""
-        return replace(self, towards=self.towards_at_first) if number <= self.untargeted_rounds else self
+        """What holds for one round: the first ones may have untargeted perturbations."""
+        return replace(self, targeted=False) if number <= self.untargeted_rounds else self
 
     def __post_init__(self) -> None:
         _require_each(
@@ -130,16 +128,10 @@ class UnlearnConfig:
         _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
         _require(self.space in get_args(Space), f"space is {self.space!r}; choose pixel or normalized")
         _require(
-            self.space == "pixel" or not (self.towards or self.untargeted_reach),
+            self.space == "pixel" or not (self.targeted or self.untargeted_reach),
             "norms in units of the suspect's perturbation are those of pixels; with space normalized leave out "
-            "towards and untargeted_reach",
+            "targeted and untargeted_reach",
         )
-        for name in ("towards", "towards_at_first"):
-            _require(
-                0 <= getattr(self, name) <= self.perturbations,
-                f"{name} is {getattr(self, name)}; it must be at least 0, and at most perturbations: "
-                f"{self.perturbations}",
-            )
         _require(self.mirror in get_args(Mirror), f"mirror is {self.mirror!r}; choose never, tolerated or always")
         low, high = self.reach
         _require(0 < low <= high, f"reach is {low}, {high}; it must be two positive norms, the smaller one first")
@@ -162,9 +154,8 @@ class UnlearnConfig:
             ),
             _NOT_NEGATIVE,
         )
-        _require_each(
-            self, ("norm_bound", "untargeted_max_ratio", "untargeted_reach", "sure_min_ratio"), _POSITIVE_OR_NONE
-        )
+        optional = ("norm_bound", "untargeted_max_ratio", "untargeted_reach", "sure_min_ratio")
+        _require_each(self, optional, _POSITIVE_OR_NONE)
         for name in ("optim", "inner_optim"):
             make_optimizer(getattr(self, name), 0.1)
 
@@ -304,7 +295,7 @@ _ROBUST = UnlearnConfig(
     crop=2,
     mirror="tolerated",
     perturbations=2,
-    towards=2,
+    targeted=True,
     untargeted_rounds=1,
     untargeted_max_ratio=5.0,
     reach=(2.0, 16.0),
@@ -319,13 +310,11 @@ _ROBUST_MEDIUM = replace(
     n_rounds=1,
     min_rounds=1,
     more_rounds=2,
+    sure_min_ratio=4.0,
     schedule="constant",
     lr=8e-4,
     min_batches=40,
     perturbations=4,
-    towards=4,
-    towards_at_first=2,
-    sure_min_ratio=3.0,  # from which an audit calls a model backdoored
     distillation=5.0,
     mix=0.5,
     untargeted_reach=10.0,

@@ -207,7 +207,7 @@ def _rehearsed(member: Member, run: Run, one_by_one: bool, on_batch: OnBatch | N
 
 
 def _groups(members: Sequence[Member]) -> list[list[int]]:
-    """Those of members whose rounds are of the same kinds."""
+    """Those of members who have as many rounds, of the same kinds."""
     kinds = [(member.config.untargeted_rounds, member.config.n_rounds) for member in members]
     return [[index for index, kind in enumerate(kinds) if kind == of_group] for of_group in dict.fromkeys(kinds)]
 

@@ -89,8 +89,8 @@ def inner_loss(
 ) -> Float[Array, ""]:
     """L_in(δ, θ; x, y) = −mean CE(f_θ(clip(x + δ)), y) + 0.001 ‖δ‖², on one batch with its `labels` as y.
 
-    For several perturbations it is the sum of their losses, each mean over its own share of the images; for those that
-    aim at a class t, mean CE(f_θ(clip(x + δ)), t) stands in place of the first term.
+    For several perturbations it is the sum of their losses, each mean over its own share of the images; where they aim
+    at classes t, mean CE(f_θ(clip(x + δ)), t) stands in place of the first term.
     """
 
     def losses(delta: Perturbation, params: Params, part: tuple[Batches, Array]) -> Float[Array, " m"]:
@@ -99,9 +99,7 @@ def inner_loss(
         logits = forward(params, stamped)
         if aims is None:
             return -cross_entropies(logits, images.labels)
-        away = aims.away[which]
-        wrong = cross_entropies(logits, jnp.where(away, images.labels, aims.target[which]))
-        return jnp.where(away, -wrong, wrong)
+        return cross_entropies(logits, aims.target[which])
 
     which = jnp.arange(len(batch.labels)) % len(delta)
     mean = mean_over(delta, params, (batch, which), batch.weights, losses, execution)
@@ -118,31 +116,19 @@ class InnerConstants(NamedTuple):
 def inner_optimizer(config: UnlearnConfig, steps: int) -> optax.GradientTransformationExtraArgs:
     """The published optimiser; for targeted perturbations, steps along the gradient that are a share of the radius.
 
-    Where there are any its update takes the `aims`. The share falls along a cosine over `steps`. However small the
-    gradient, the step is as long: a perturbation that has succeeded is to grow to its radius.
+    Its update then takes the `radius` of each. The share falls along a cosine over `steps`. However small the gradient,
+    the step is as long: a perturbation that has succeeded is to grow to its radius.
     """
-    published = make_optimizer(config.inner_optim, config.inner_lr)
-    if not config.towards:
-        return published
+    if not config.targeted:
+        return make_optimizer(config.inner_optim, config.inner_lr)
     schedule = optax.cosine_decay_schedule(STRIDE, steps, alpha=0.1)
 
-    def init(delta: Perturbation) -> Any:
-        return jnp.zeros((), jnp.int32), published.init(delta)
-
-    def update(gradient: Perturbation, state: Any, delta: Perturbation | None = None, **extra: Any) -> Any:
-        (done, of_published), aims = state, extra["aims"]
+    def update(gradient: Perturbation, done: Array, delta: Perturbation | None = None, **extra: Any) -> Any:
         norms = jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3), keepdims=True))
-        radius = jnp.where(aims.away, 0.0, aims.radius)[:, None, None, None]  # infinite ones are of no use here
-        towards = -schedule(done) * radius * gradient / jnp.maximum(norms, 1e-12)
-        away, of_published = published.update(gradient, of_published, delta)
-        return of_kind(aims, away, towards), (done + 1, of_published)
+        radius = extra["radius"][:, None, None, None]
+        return -schedule(done) * radius * gradient / jnp.maximum(norms, 1e-12), done + 1
 
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
-def of_kind(aims: Aims, away: Perturbation, towards: Perturbation) -> Perturbation:
-    """Those of `away` that are untargeted, and of `towards` that are not."""
-    return jnp.where(aims.away[:, None, None, None], away, towards)
+    return optax.GradientTransformationExtraArgs(lambda delta: jnp.zeros((), jnp.int32), update)
 
 
 def inner_step(
@@ -163,11 +149,9 @@ def inner_step(
         loss, gradient = jax.value_and_grad(inner_loss, argnums=2)(
             forward, config, delta, weights.params, batch._replace(labels=own_labels), aims, execution
         )
-        updates, state = optimizer.update(gradient, state, delta, aims=aims)
+        updates, state = optimizer.update(gradient, state, delta, radius=aims.radius if aims else None)
         moved = optax.apply_updates(delta, updates)
-        if aims is not None:
-            moved = of_kind(aims, moved, jax.vmap(project)(moved, aims.radius))
-        return (moved, state), loss
+        return (jax.vmap(project)(moved, aims.radius) if aims else moved, state), loss
 
     return step
 

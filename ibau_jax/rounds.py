@@ -34,15 +34,15 @@ class CompiledRound(NamedTuple):
         return self.inner.compile_seconds + self.outer.compile_seconds
 
 
-class CompiledSteps(dict[tuple[int, int], CompiledRound]):
-    """Those of each kind of round, by how many members go through it and how many perturbations are targeted.
+class CompiledSteps(dict[tuple[int, bool], CompiledRound]):
+    """Those of each kind of round, by how many members go through it and whether it is targeted.
 
     Compiled when first asked for.
     """
 
     def of_round(self, stack: Stack, number: int) -> CompiledRound:
         """Those of a round, by its number."""
-        kind = len(stack.states), stack.config.of_round(number).towards
+        kind = len(stack.states), stack.config.of_round(number).targeted
         if kind not in self:
             self[kind] = compile_round(stack, number)
         return self[kind]
@@ -141,7 +141,9 @@ def run_round(
         constants,
         lambda done: on_batch("inner", number, done, stack.count),
     )
-    delta = jax.vmap(jax.vmap(project))(stack.placement.local(delta), stack.radii(aims))
+    delta = stack.placement.local(delta)
+    if aims is None:  # targeted ones are in their balls
+        delta = jax.vmap(jax.vmap(project, (0, None)))(delta, stack.radii())
     carry, outer = steps.outer.run(
         carry,
         stack.outer_batches(number, *stack.augmented(number, batches)),

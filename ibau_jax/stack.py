@@ -138,8 +138,8 @@ class Stack:
         return self.placement.members(_stacked([carry] * len(self.states)))
 
     def aims(self, number: int) -> PyTree:
-        """What the members' perturbations aim at in a round; None where all are untargeted."""
-        if not self.config.of_round(number).towards:
+        """What the members' targeted perturbations aim at in a round; None for untargeted ones."""
+        if not self.config.of_round(number).targeted:
             return None
         each = [
             aims_of_round(config, state.suspects, number)
@@ -148,12 +148,9 @@ class Stack:
         ]
         return self.placement.members(_stacked(each))
 
-    def radii(self, aims: PyTree) -> Float[Array, "members s"]:
-        """Of the balls of the members' perturbations."""
-        if aims is not None:
-            return jnp.asarray(self.placement.local(aims.radius))
-        bounds = jnp.asarray([config.norm_bound or jnp.inf for config in self.configs])
-        return jnp.repeat(bounds[:, None], self.config.perturbations, axis=1)
+    def radii(self) -> Float[Array, " members"]:
+        """Of the balls of the members' untargeted perturbations."""
+        return jnp.asarray([config.norm_bound or jnp.inf for config in self.configs])
 
     def constants(self, number: int, delta: PyTree, aims: PyTree) -> OuterConstants:
         """What the outer steps of a round see."""

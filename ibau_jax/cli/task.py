@@ -168,7 +168,7 @@ class Task:
             self.after(),
             verdicts,
             relearned,
-            targeted=bool(self.config.towards),
+            targeted=self.config.targeted,
             residual=residual,
             suspect=self._lingering(),
         )

@@ -82,14 +82,12 @@ class MethodOptions:
     """whether they may be mirrored; tolerated: where the model as it came classifies mirrored ones as well"""
     perturbations: Annotated[int | None, option("N", "robust 2, -medium, -few 4, published 1")] = None
     """perturbations in a round, each on its share of a batch"""
-    towards: Annotated[int | None, option("N", "robust 2, -medium, -few 4, published 0")] = None
-    """so many of them lead to suspected targets; the others, untargeted, away from the labels"""
-    untargeted_rounds: Annotated[int | None, option("N", "robust 1, others 0")] = None
-    """rounds before those, in which fewer do"""
-    towards_at_first: Annotated[int | None, option("N", "-medium, -few 2, others 0")] = None
-    """so many do in these"""
+    targeted: Annotated[bool | None, option("True|False", "robust True, published False")] = None
+    """whether they lead to suspected targets, instead of away from the labels"""
+    untargeted_rounds: Annotated[int | None, option("N", "robust 1, published 0")] = None
+    """rounds with untargeted perturbations before those with --targeted ones"""
     untargeted_max_ratio: Annotated[float | None, option("X", "robust 5, published none")] = None
-    """none of these where a suspect stands out more: the median class's smallest perturbation is so many times its"""
+    """none of them where a suspect stands out more: the median class's smallest perturbation is so many times its"""
     untargeted_reach: Annotated[float | None, option("X", "robust 15, -medium, -few 10, published none")] = None
     """norm of an untargeted perturbation, at most, in units of the smallest one that leads to the suspect"""
     suspects: Annotated[int | None, option("N", "1")] = None
@@ -112,9 +110,9 @@ class MethodOptions:
     more_rounds: Annotated[int | None, option("N", "-medium, -few 2, others 0")] = None
     """with those: rounds beyond the preset's, at most, one at a time, where a suspect stands out and its short cut is
     still open; with --n-rounds 0"""
-    more_min_ratio: Annotated[float | None, option("X", "1.6")] = None
+    more_min_ratio: Annotated[float | None, option("X", "1.4")] = None
     """a suspect stands out where the median class's smallest perturbation is so many times its"""
-    sure_min_ratio: Annotated[float | None, option("X", "-medium, -few 3, others none")] = None
+    sure_min_ratio: Annotated[float | None, option("X", "-medium, -few 4, others none")] = None
     """the first of --more-rounds is done in any case where it is so many times its"""
     left_open: Annotated[float | None, option("X", "0.08")] = None
     """its short cut is open where a larger share of images follow it"""

@@ -54,21 +54,20 @@ def implicit(model, delta, outer, inner, terms, step):
     return loss.detach(), total
 
 
-def targeted_loss(model, deltas, images, labels, targets, *, regularization=0.001):
-    """Perturbations towards `targets`, each on every `len(deltas)`-th image; where that is None, away from the labels."""
+def targeted_loss(model, deltas, images, targets, *, regularization=0.001):
+    """Perturbations towards `targets`, each on every `len(deltas)`-th image; the published loss's counterpart."""
     total = regularization * deltas.pow(2).sum()
     for index, target in enumerate(targets):
-        share = slice(index, None, len(deltas))
-        logits = model((images[share] + deltas[index]).clamp(0, 1))
-        wanted = labels[share] if target is None else torch.full((len(logits),), target)
-        total = total + (-1 if target is None else 1) * functional.cross_entropy(logits, wanted)
+        share = images[index :: len(deltas)]
+        wanted = torch.full((len(share),), target)
+        total = total + functional.cross_entropy(model((share + deltas[index]).clamp(0, 1)), wanted)
     return total
 
 
 def targeted_hypergradient(
     model, deltas, images, labels, which, first, targets, *, terms, step=0.1, before=None, distillation=0.0
 ):
-    """dL_out/dθ where image i of the outer batch gets `deltas[which[i]]`, or none where that is -1; `first` is a batch.
+    """dL_out/dθ where image i of the outer batch gets `deltas[which[i]]`, or none where that is -1.
 
     The others are held to what the model `before` says, with the weight `distillation`.
     """
@@ -86,7 +85,7 @@ def targeted_hypergradient(
                 total = total + distillation * divergence / len(which)
         return total
 
-    return implicit(model, deltas, loss, lambda deltas: targeted_loss(model, deltas, *first, targets), terms, step)[1]
+    return implicit(model, deltas, loss, lambda deltas: targeted_loss(model, deltas, first, targets), terms, step)[1]
 
 
 def perturbation(model, batches, *, clip, optimizer, learning_rate, bound, regularization=0.001):
