@@ -65,9 +65,10 @@ def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:
         config = replace(config, norm_bound=min(config.norm_bound or radius, radius))
     if config.untargeted_max_ratio and suspects.ratio > config.untargeted_max_ratio:
         config = replace(config, untargeted_rounds=0, min_rounds=max(config.min_rounds, config.n_rounds))
-    if config.sure_min_ratio and suspects.ratio > config.sure_min_ratio and config.more_rounds:
+    low, high = config.sure_ratios or (np.inf, np.inf)
+    if low < suspects.ratio < high and config.more_rounds:
         count, left = config.n_rounds + 1, config.more_rounds - 1
-        config = replace(config, n_rounds=count, more_rounds=left, min_rounds=count, sure_min_ratio=None)
+        config = replace(config, n_rounds=count, more_rounds=left, min_rounds=count, sure_ratios=None)
     return config
 
 

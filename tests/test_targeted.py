@@ -174,10 +174,11 @@ def test_the_published_perturbation_is_bounded_by_the_suspects_and_left_out_wher
 
 
 @pytest.mark.parametrize(
-    ("smallest", "targeted", "more"), [(0.76, [False], 2), (0.74, [False, True], 1), (0.59, [True, True], 1)]
+    ("smallest", "targeted", "more"),
+    [(0.76, [False], 2), (0.74, [False, True], 1), (0.59, [True, True], 1), (0.31, [True, True], 1), (0.29, [True], 2)],
 )
-def test_the_more_a_suspect_stands_out_the_more_is_aimed_at_it(smallest, targeted, more):
-    """The median class's size is 3: above a ratio of 4 a second round, above 5 no untargeted one."""
+def test_the_rounds_of_a_suspect_that_stands_out(smallest, targeted, more):
+    """The median class's size is 3: from a ratio of 4 to 10 a second round, above 5 no untargeted one."""
     suspects = Suspects(np.asarray([4], np.int32), _sizes({4: smallest}), np.zeros((1, 4, 4, 3)))
     found = adapted(PRESETS["robust-few"], suspects)
     assert [found.of_round(number + 1).targeted for number in range(found.n_rounds)] == targeted

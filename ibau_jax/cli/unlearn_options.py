@@ -110,10 +110,10 @@ class MethodOptions:
     more_rounds: Annotated[int | None, option("N", "-medium, -few 2, others 0")] = None
     """with those: rounds beyond the preset's, at most, one at a time, where a suspect stands out and its short cut is
     still open; with --n-rounds 0"""
-    more_min_ratio: Annotated[float | None, option("X", "1.4")] = None
+    more_min_ratio: Annotated[float | None, option("X", "-few 1.4, others 1.6")] = None
     """a suspect stands out where the median class's smallest perturbation is so many times its"""
-    sure_min_ratio: Annotated[float | None, option("X", "-medium, -few 4, others none")] = None
-    """the first of --more-rounds is done in any case where it is so many times its"""
+    sure_ratios: Annotated[tuple[float, float] | None, option("X X", "-medium, -few 4 10, others none")] = None
+    """the first of --more-rounds is done in any case where it is between so many times its"""
     left_open: Annotated[float | None, option("X", "0.08")] = None
     """its short cut is open where a larger share of images follow it"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
