@@ -97,11 +97,11 @@ class UnlearnConfig:
     more_min_ratio: float = 1.6
     """it stands out where the median class's smallest perturbation is so many times its; without a backdoor further
     rounds cost accuracy and mend nothing"""
-    sure_ratios: tuple[float, float] | None = None
-    """the first of them is done in any case where it is between so many times its: what an attacker stamps is larger
-    than the short cut that is closed first"""
     left_open: float = 0.08
     """and is open where a larger share of images follow it"""
+    sure_ratios: tuple[float, float] | None = None
+    """the first of these rounds is done in any case where the median class's is between so many times the suspect's:
+    what an attacker stamps is larger than the short cut that is closed first"""
     max_acc_drop: float = 0.05
     """a round that leaves the held-out accuracy lower than at first by more than this share, and by more than chance
     may, is taken back"""

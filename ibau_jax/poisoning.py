@@ -47,9 +47,10 @@ class Poison:
             raise ConfigError("an all-to-all attack changes labels; it can't be a clean-label one")
 
     @property
-    def is_learnt(self) -> bool:
-        """Whether a trigger has yet to be learnt with the model: its attacker trains, and may draw images anew."""
-        return any(isinstance(attack.stamp, InputAware) for attack in self.attacks)
+    def learnt(self) -> dict[int, InputAware]:
+        """The triggers that are learnt with the model, by their attacks' numbers."""
+        stamps = {number: attack.stamp for number, attack in enumerate(self.attacks)}
+        return {number: stamp for number, stamp in stamps.items() if isinstance(stamp, InputAware)}
 
     def chosen(
         self, labels: Int[np.ndarray, " n"], num_classes: int, seed: int | Sequence[int]

@@ -133,7 +133,7 @@ def _prepared(
     """The untrained model, what is planted, and what learns triggers."""
     model = untrained(architecture, num_classes, dataset, config)
     plan = planned(dataset, num_classes, poison, config.seed)
-    return model, plan, learners_of(poison.attacks if poison else (), plan, len(dataset), config)
+    return model, plan, learners_of(poison.learnt if poison else {}, plan, len(dataset), config)
 
 
 def with_masks(
@@ -182,7 +182,7 @@ def planned(dataset: Dataset, num_classes: int, poison: Poison | None, seed: int
         chosen = poison.chosen(dataset.labels, num_classes, seed)
         return Planted(chosen, poison.labels(dataset.labels, chosen, num_classes))
 
-    if poison and poison.is_learnt:
+    if poison and poison.learnt:  # its attacker trains the model, and draws images anew
         return lambda epoch: drawn((seed, epoch))
     always = drawn(seed)
     return lambda epoch: always

@@ -11,7 +11,7 @@ instead of every batch, x' in L_div is the next of the images that triggers are 
 mode get theirs.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.epochs import Plan, TrainingBatch, most_in_a_batch, run_epochs
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Params, Rest, Weights, make_run, split_weights, training_copy, with_weights
-from ibau_jax.triggers import Attack, Images, InputAware
+from ibau_jax.triggers import Images, InputAware
 from ibau_jax.triggers.generator import Generator
 from ibau_jax.triggers.input_aware import Drawn, sharpened
 
@@ -101,12 +101,10 @@ class Learner:
         )
 
 
-def learners_of(attacks: Sequence[Attack], plan: Plan, count: int, config: TrainConfig) -> dict[int, Learner]:
-    """One for each of the attacks whose trigger is learnt, by its number; `plan` is for `count` images."""
+def learners_of(stamps: Mapping[int, InputAware], plan: Plan, count: int, config: TrainConfig) -> dict[int, Learner]:
+    """One for each trigger that is learnt, by its attack's number; `plan` is for `count` images."""
     return {
-        number: Learner(attack.stamp, max(2, most_in_a_batch(number, plan, count, config)))
-        for number, attack in enumerate(attacks)
-        if isinstance(attack.stamp, InputAware)
+        number: Learner(stamp, max(2, most_in_a_batch(number, plan, count, config))) for number, stamp in stamps.items()
     }
 
 

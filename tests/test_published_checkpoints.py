@@ -16,9 +16,9 @@ def unlearn(folder, *arguments):
     return json.loads((folder / "run" / "result.json").read_text())
 
 
-def unlearn_published(shared, folder, checkpoint, data, attack, target_label, preset, rounds, n_clean=5000):
+def unlearn_published(shared, folder, checkpoint, data, attack, target_label, preset, rounds):
     result = unlearn(
-        folder, "--ckpt", shared / "checkpoints" / checkpoint, "--dataset", shared / "data" / data, "--n-clean", n_clean,
+        folder, "--ckpt", shared / "checkpoints" / checkpoint, "--dataset", shared / "data" / data, "--n-clean", 5000,
         "--attack", attack, "--target-label", target_label, "--preset", preset, "--n-rounds", rounds,
         "--no-audit",
     )  # fmt: skip
@@ -51,6 +51,6 @@ def test_robust_on_l2_invisible(shared, tmp_path):
     Its target stands out, so that no round has the published perturbation, which costs this model much accuracy.
     """
     files = ("l2_inv_0_02_ckpt.pth", "cifar10_test.npz")
-    before, after = unlearn_published(shared, tmp_path, *files, "l2_inv", 0, "robust", 2, n_clean=3000)
+    before, after = unlearn_published(shared, tmp_path, *files, "l2_inv", 0, "robust", 2)
     assert after["asr"] <= 0.05
     assert after["acc"] >= before["acc"] - 0.01

@@ -112,10 +112,10 @@ class MethodOptions:
     still open; with --n-rounds 0"""
     more_min_ratio: Annotated[float | None, option("X", "-few 1.4, others 1.6")] = None
     """a suspect stands out where the median class's smallest perturbation is so many times its"""
-    sure_ratios: Annotated[tuple[float, float] | None, option("X X", "-medium, -few 4 10, others none")] = None
-    """the first of --more-rounds is done in any case where it is between so many times its"""
     left_open: Annotated[float | None, option("X", "0.08")] = None
     """its short cut is open where a larger share of images follow it"""
+    sure_ratios: Annotated[tuple[float, float] | None, option("X X", "-medium, -few 4 10, others none")] = None
+    """the first of --more-rounds is done in any case where the median class's is between so many times its"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
     """with those: a round that leaves accuracy lower than at first by more than this share is taken back"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None

@@ -9,7 +9,7 @@ from ibau_jax.data import load_dataset
 from tests.cli.commands import AUDIT, AUDITED_UNLEARN, EXAMPLE, FAST, run
 
 TARGET = 3
-QUICK = ["--audit-steps", "30", "--audit-images", "40"]  # tests/check_example.py has the defaults
+QUICK = ["--audit-steps", "80", "--audit-images", "100"]
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +18,17 @@ def audited(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_examples_target_is_named(audited):
+def test_the_example_is_backdoored_and_its_target_named(audited):
     assert audited.returncode == 1, audited.stderr
     found = json.loads(audited.stdout)
-    assert found["verdict"] in ("suspicious", "backdoored")
+    assert found["verdict"] == "backdoored"
     assert found["suspects"][0]["label"] == TARGET
     for view in ("perturbation", "patch"):
         assert np.argmin(found["views"][view]["sizes"]) == TARGET
         numbers = {name: found["views"][view][name] for name in found["views"][view] if name != "unit"}
         assert numbers.pop("earlier") is None  # there was no audit before
         assert {len(of_classes) for of_classes in numbers.values()} == {10}
-    assert found["views"]["patch"]["success"][TARGET] > 0.9
+    assert found["views"]["patch"]["success"][TARGET] > 0.7
 
 
 def test_what_a_person_sees(tmp_path):
