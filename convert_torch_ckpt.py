@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from ibau_jax.cli import console
+from ibau_jax.cli import console, process
 from ibau_jax.cli.options import ImageSize, Key, Model, NumClasses, option
 from ibau_jax.errors import ConfigError
 
@@ -57,7 +57,7 @@ def main() -> int:
     """Parses the command line, converts, and says what was converted."""
     arguments = with_verify_count(sys.argv[1:])
     options = tyro.cli(Annotated[Options, tyro.conf.FlagCreatePairsOff], args=arguments)
-    console.quiet_libraries()
+    process.prepare()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.checkpoints.recognition import Request
     from ibau_jax.cli.convert import Comparison, convert, inspect

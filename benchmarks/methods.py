@@ -21,7 +21,8 @@ from benchmarks.zoo import attack_of, others_of
 from ibau_jax import evaluate, load, split_dataset
 from ibau_jax.cli.compare import OUTCOMES, restored, run_each
 from ibau_jax.comparison import Key, Outcome, as_markdown, key_of, method_names, outcome_of
-from ibau_jax.execution import Execution, Precision
+from ibau_jax.config import Precision
+from ibau_jax.execution import Execution
 from ibau_jax.metrics import Metrics
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "methods", ROOT / "docs" / "comparison.md"

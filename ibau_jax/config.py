@@ -4,14 +4,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-import optax
-
 from ibau_jax.errors import ConfigError
 
 Solver = Literal["neumann", "cg", "normal_cg", "gmres", "bicgstab"]
 Schedule = Literal["constant", "cosine"]
 Mirror = Literal["never", "tolerated", "always"]
 Space = Literal["pixel", "normalized"]
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,15 @@ class UnlearnConfig:
         )
         _require_each(self, ("norm_bound", "untargeted_max_ratio", "untargeted_reach"), _POSITIVE_OR_NONE)
         for name in ("optim", "inner_optim"):
-            make_optimizer(getattr(self, name), 0.1)
+            _require_optimizer(getattr(self, name))
+
+
+def _require_optimizer(name: str) -> None:
+    """Optax knows the names; importing it, and JAX with it, takes seconds that the presets' need not cost --help."""
+    if name.lower() not in ("adam", "amsgrad", "sgd"):
+        from ibau_jax.optimizers import make_optimizer
+
+        make_optimizer(name, 0.1)
 
 
 @dataclass(frozen=True)
@@ -266,22 +273,6 @@ def _require_each(config: object, names: tuple[str, ...], rule: Rule) -> None:
 def _require(holds: bool, message: str) -> None:
     if not holds:
         raise ConfigError(message)
-
-
-def make_optimizer(name: str, learning_rate: float) -> optax.GradientTransformationExtraArgs:
-    """The optax optimiser called `name` (in any case: `Adam` is `adam`).
-
-    Raises:
-        ConfigError: optax has no optimiser of that name that takes just a learning rate.
-    """
-    make = getattr(optax, name.lower(), None)
-    try:
-        optimizer = make(learning_rate) if callable(make) and not name.startswith("_") else None
-    except (TypeError, ValueError, AttributeError):
-        optimizer = None
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise ConfigError(f"optax has no optimiser {name!r}; try adam, sgd, adamw, rmsprop or lion")
-    return optax.with_extra_args_support(optimizer)
 
 
 _ROBUST = UnlearnConfig(

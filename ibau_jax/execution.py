@@ -3,15 +3,14 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 
 from ibau_jax.compilation import LoopForm, default_loop_form
+from ibau_jax.config import Precision
 from ibau_jax.errors import ConfigError
-
-Precision = Literal["float32", "tf32", "bfloat16"]
 
 # Of matrix products and convolutions. On CPU the first two are the same.
 _PRODUCTS: dict[str, str] = {"float32": "highest", "tf32": "tensorfloat32", "bfloat16": "default"}

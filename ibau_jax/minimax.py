@@ -15,12 +15,13 @@ from flax import nnx
 
 from ibau_jax.aims import adapted
 from ibau_jax.augmentation import may_mirror
-from ibau_jax.config import UnlearnConfig, make_optimizer
+from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.models.inference import count_classes
 from ibau_jax.models.normalized import Normalized
+from ibau_jax.optimizers import make_optimizer
 from ibau_jax.rehearsal import Run, rehearse
 from ibau_jax.result import OnBatch, Result, State
 from ibau_jax.rounds import CompiledSteps, run_stack

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Int
 from ibau_jax.aims import Aims
 from ibau_jax.augmentation import Mixture
 from ibau_jax.batches import AnyArray, Batches, to_unit
-from ibau_jax.config import UnlearnConfig, make_optimizer
+from ibau_jax.config import UnlearnConfig
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Rest
 from ibau_jax.hypergradient import SOLVERS, Perturbation, hypergradient
+from ibau_jax.optimizers import make_optimizer
 from ibau_jax.perturb import cross_entropies, inner_loss, mean_over, of_images, perturbed
 
 

@@ -15,10 +15,11 @@ from jaxtyping import Array, Float, Int
 
 from ibau_jax.aims import Aims
 from ibau_jax.batches import Batches, count_parts, in_parts, to_unit
-from ibau_jax.config import UnlearnConfig, make_optimizer
+from ibau_jax.config import UnlearnConfig
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Weights
 from ibau_jax.hypergradient import Perturbation, behind
+from ibau_jax.optimizers import make_optimizer
 
 STRIDE = 0.3  # of a targeted perturbation's first step, in units of its radius; of the audit's too
 

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Annotated
 
-from ibau_jax.cli import console
+from ibau_jax.cli import console, process
 from ibau_jax.cli.options import AuditOptions, DeviceOptions, ModelOptions, option, parse
 
 FOUND = 1
@@ -32,7 +32,7 @@ class Options:
 def main() -> int:
     """Parses the command line, audits, prints."""
     options = parse(Options)
-    console.quiet_libraries()
+    process.prepare()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.audit import AuditProgress, audit_record, audit_tables, make_auditor, verdict_lines
     from ibau_jax.cli.device import start

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ibau_jax.cli import console
+from ibau_jax.cli import console, process
 from ibau_jax.cli.options import parse
-from ibau_jax.execution import Precision
+from ibau_jax.config import Precision
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for the folder `benchmarks`, which is no package
 
@@ -33,7 +33,7 @@ class Options:
 def main() -> int:
     """Parses the command line, measures, writes."""
     options = parse(Options)
-    console.quiet_libraries()
+    process.prepare()
     from benchmarks.cases import CASES
     from benchmarks.compare import SIDES, compare
     from benchmarks.report import machine, markdown, store, update_document

@@ -1,6 +1,6 @@
 """Compares I-BAU with other defences: one table of methods, checkpoints, clean sets and seeds."""
 
-from ibau_jax.cli import console
+from ibau_jax.cli import console, process
 from ibau_jax.cli.compare_options import CompareOptions
 from ibau_jax.cli.options import parse
 
@@ -8,7 +8,7 @@ from ibau_jax.cli.options import parse
 def main() -> int:
     """Parses the command line and compares."""
     options = parse(CompareOptions)
-    console.quiet_libraries()
+    process.prepare()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli import compare
 

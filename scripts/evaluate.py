@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from ibau_jax.cli import console
+from ibau_jax.cli import console, process
 from ibau_jax.cli.options import AttackOptions, DataOptions, DeviceOptions, ModelOptions, option, parse
 
 
@@ -27,7 +27,7 @@ class Options:
 def main() -> int:
     """Parses the command line, evaluates, prints."""
     options = parse(Options)
-    console.quiet_libraries()
+    process.prepare()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.device import start
     from ibau_jax.cli.job import load_images, load_subject, load_threat

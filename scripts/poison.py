@@ -1,6 +1,6 @@
 """Trains a poisoned image classifier, or a clean one, to try defences on."""
 
-from ibau_jax.cli import console
+from ibau_jax.cli import console, process
 from ibau_jax.cli.options import parse
 from ibau_jax.cli.poison_options import PoisonOptions
 
@@ -8,7 +8,7 @@ from ibau_jax.cli.poison_options import PoisonOptions
 def main() -> int:
     """Parses the command line and trains."""
     options = parse(PoisonOptions)
-    console.quiet_libraries()
+    process.prepare()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli import poison
 

@@ -1,6 +1,6 @@
 """Unlearns a backdoor from a PyTorch image classifier with I-BAU, and shows whether it worked."""
 
-from ibau_jax.cli import console
+from ibau_jax.cli import console, process
 from ibau_jax.cli.options import parse
 from ibau_jax.cli.unlearn_options import UnlearnOptions
 
@@ -8,7 +8,7 @@ from ibau_jax.cli.unlearn_options import UnlearnOptions
 def main() -> int:
     """Parses the command line and runs."""
     options = parse(UnlearnOptions)
-    console.quiet_libraries()
+    process.prepare()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli import run
 

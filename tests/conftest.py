@@ -26,6 +26,9 @@ use_compile_cache()
 # take three times as long there. Read when torch is first imported, here and in the commands that tests run.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# As commands do for themselves (ibau_jax.cli.process); the workers, which start after this, and all commands have it.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+
 # Strict dtype promotion is not possible: optax's own Adam raises a float to an integer array.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

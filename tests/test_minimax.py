@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ibau_jax.batches import make_batches, patched_images
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
-from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer
+from ibau_jax.config import PRESETS, UnlearnConfig
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
@@ -22,6 +22,7 @@ from ibau_jax.loops import compile_loop
 from ibau_jax.minimax import initial_state, unlearn
 from ibau_jax.models import Normalization, Normalized
 from ibau_jax.models.small_vgg import SmallVGG
+from ibau_jax.optimizers import make_optimizer
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import InnerConstants, inner_step, project
 from ibau_jax.placement import Placement

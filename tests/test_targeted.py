@@ -15,12 +15,13 @@ from ibau_jax.aims import Aims, Suspects, adapted, aims_of_round
 from ibau_jax.augmentation import Mixture
 from ibau_jax.batches import assigned_images, make_batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
-from ibau_jax.config import PRESETS, UnlearnConfig, make_optimizer, suited
+from ibau_jax.config import PRESETS, UnlearnConfig, suited
 from ibau_jax.data import Dataset
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import make_apply, split_weights
 from ibau_jax.minimax import Member, initial_state, unlearn, unlearn_many
 from ibau_jax.models.small_vgg import SmallVGG
+from ibau_jax.optimizers import make_optimizer
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import STRIDE, InnerConstants, inner_optimizer, inner_step
 from ibau_jax.result import Standing

@@ -1,10 +1,8 @@
 """What a person sees: errors as one line, a progress bar, tables."""
 
 import contextlib
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -201,12 +199,6 @@ def _standing(done: "Round") -> str:
 def _figures(metrics: "Metrics") -> str:
     figures = [f"ACC {percent(metrics.acc)}", f"ASR {percent(metrics.asr)}", f"RA {percent(metrics.ra)}"]
     return "  ".join(figures if metrics.asr is not None else figures[:1])
-
-
-def quiet_libraries() -> None:
-    """Keeps third parties' warnings off the screen; our own messages are printed, not warned."""
-    warnings.filterwarnings("ignore")
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's threads log what it raises anyway
 
 
 def print_facts(lines: dict[str, Any]) -> None:

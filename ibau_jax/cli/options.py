@@ -7,12 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-from ibau_jax.config import (
-    AuditConfig,
-    RelearnConfig,
-)
+from ibau_jax.config import AuditConfig, Precision, RelearnConfig
 from ibau_jax.errors import ConfigError
-from ibau_jax.execution import Precision
 
 Parsed = TypeVar("Parsed")
 

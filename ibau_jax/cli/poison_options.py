@@ -7,8 +7,7 @@ from typing import Annotated
 import tyro
 
 from ibau_jax.cli.options import DeviceOptions, Normalize, option
-from ibau_jax.config import TrainConfig
-from ibau_jax.execution import Precision
+from ibau_jax.config import Precision, TrainConfig
 
 
 @dataclass(frozen=True)
