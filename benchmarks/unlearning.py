@@ -21,7 +21,8 @@ from benchmarks.cases import ROOT
 from benchmarks.report import machine, put_between
 from benchmarks.zoo import CLEANED, ZOO, attack_of, others_of
 from ibau_jax import PRESETS, State, evaluate, load, save, split_dataset, unlearn
-from ibau_jax.config import UnlearnConfig, suited
+from ibau_jax.config import UnlearnConfig
+from ibau_jax.presets import suited
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "unlearning" / "small_vgg.json", ROOT / "docs" / "experiments.md"
 BEGIN, END = "<!-- unlearning: written by python -m benchmarks.unlearning -->", "<!-- end of unlearning -->"

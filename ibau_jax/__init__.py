@@ -18,13 +18,14 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ibau_jax.auditing import Audit, Auditor, audit
     from ibau_jax.checkpoints import Checkpoint, load, save
-    from ibau_jax.config import PRESETS, AuditConfig, UnlearnConfig
+    from ibau_jax.config import AuditConfig, UnlearnConfig
     from ibau_jax.data import Dataset, load_dataset, make_dataset, separate_clean_set, split_dataset
     from ibau_jax.errors import IbauError
     from ibau_jax.execution import Execution
     from ibau_jax.metrics import Metrics, evaluate
     from ibau_jax.minimax import Member, unlearn, unlearn_many
     from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
+    from ibau_jax.presets import PRESETS
     from ibau_jax.result import Result, Round, State
     from ibau_jax.triggers import Attack, load_attack
 
@@ -63,7 +64,7 @@ __all__ = [
 
 _PLACES = {
     "NORMALIZATIONS": "models",
-    "PRESETS": "config",
+    "PRESETS": "presets",
     "Attack": "triggers",
     "Audit": "auditing",
     "AuditConfig": "config",

@@ -10,13 +10,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from flax import nnx
 
-from ibau_jax.config import PRESETS, SUITED, suited
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences import defences, get_defence
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.metrics import Metrics
 from ibau_jax.minimax import unlearn
+from ibau_jax.presets import PRESETS, SUITED, suited
 
 OnStep = Callable[[int, int], None]
 Key: TypeAlias = tuple[str, str, int, int, int | None]  # checkpoint, method, clean images, seed, epochs

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from ibau_jax.batches import make_batches, patched_images
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
-from ibau_jax.config import PRESETS, UnlearnConfig
+from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
@@ -26,6 +26,7 @@ from ibau_jax.optimizers import make_optimizer
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import InnerConstants, inner_step, project
 from ibau_jax.placement import Placement
+from ibau_jax.presets import PRESETS
 from ibau_jax.stack import Stack
 from tests.defences.twin import as_state_dict, blobs, twins
 from tests.oracles import torch_ibau

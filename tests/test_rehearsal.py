@@ -9,10 +9,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibau_jax.config import PRESETS
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.minimax import initial_state, unlearn
+from ibau_jax.presets import PRESETS
 from ibau_jax.rehearsal import folds_of, pooled
 from ibau_jax.result import Standing
 from tests.test_minimax import Tiny, tiny_data

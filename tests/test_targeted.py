@@ -15,7 +15,7 @@ from ibau_jax.aims import Aims, Suspects, adapted, aims_of_round
 from ibau_jax.augmentation import Mixture
 from ibau_jax.batches import assigned_images, make_batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
-from ibau_jax.config import PRESETS, UnlearnConfig, suited
+from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import make_apply, split_weights
@@ -24,6 +24,7 @@ from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.optimizers import make_optimizer
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import STRIDE, InnerConstants, inner_optimizer, inner_step
+from ibau_jax.presets import PRESETS, suited
 from ibau_jax.result import Standing
 from ibau_jax.stack import learning_rate
 from ibau_jax.suspects import compile_scan, find_suspects

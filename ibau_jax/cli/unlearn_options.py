@@ -17,8 +17,9 @@ from ibau_jax.cli.options import (
     RelearnOptions,
     option,
 )
-from ibau_jax.config import PRESETS, Mirror, Schedule, Solver, Space, UnlearnConfig, suited
+from ibau_jax.config import Mirror, Schedule, Solver, Space, UnlearnConfig
 from ibau_jax.errors import ConfigError
+from ibau_jax.presets import PRESETS, suited
 
 if TYPE_CHECKING:
     from ibau_jax.defences import TuneConfig

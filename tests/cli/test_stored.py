@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibau_jax.cli.stored_run import StoredRun
-from ibau_jax.config import PRESETS
 from ibau_jax.errors import ConfigError
 from ibau_jax.interruption import Terminated, deferred_signals, end_on_sigterm
 from ibau_jax.minimax import initial_state, unlearn
+from ibau_jax.presets import PRESETS
 from tests.conftest import ROOT
 from tests.test_minimax import Tiny, tiny_data
 
