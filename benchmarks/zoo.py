@@ -68,6 +68,8 @@ ATTACKS = {
     "wanet": "wanet:seed=3",
     "smooth": "smooth:seed=5",
     "bpp": "bpp",
+    "l0_inv": "l0_inv",
+    "l2_inv": "l2_inv",
 }
 
 # RECIPE-clean-SEED and RECIPE-ATTACK-TARGET-SEED
@@ -87,6 +89,8 @@ ZOO = (
     "gtsrb-bpp-20-5",
     "gtsrb-smooth-5-4",
     "gtsrb-trojan_sq-14-6",
+    "cifar-l0_inv-4-7",
+    "gtsrb-l2_inv-25-9",
     "cifar-preact_resnet18-clean-0",
     "cifar-preact_resnet18-trojan_sq-6-1",
     "gtsrb-preact_resnet18-clean-0",
