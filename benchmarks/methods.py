@@ -78,10 +78,12 @@ def main() -> None:
         for n_clean, method, name, seed in itertools.product(options.n_clean, options.methods, files, options.seeds)
     )
     execution, outcomes = Execution(precision=options.precision), restored(options.out / OUTCOMES)
-    run_each(options.out, outcomes, keys, lambda key: run(files[key[0]], key, execution))
+    failed = run_each(options.out, outcomes, keys, lambda key: run(files[key[0]], key, execution))
     if options.store:
         outcomes += of_unlearning(json.loads(unlearning.RESULTS.read_text()), outcomes)
         put_between(DOCUMENT, BEGIN, END, as_markdown(outcomes))
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

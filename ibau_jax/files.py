@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -55,3 +55,19 @@ def put_in_place(prepared: Path, target: Path) -> None:
         old = prepared.with_name(prepared.name + ".old")
         target.rename(old)  # a folder can't be replaced in one step; the old one goes with the staging folder
     os.replace(prepared, target)
+
+
+def put_all_in_place(staging: Path, folder: Path, names: Sequence[str]) -> None:
+    """Moves what is called `names` from `staging` to `folder`, in this order; of an earlier run's, none is left.
+
+    Args:
+        staging: where they were prepared; one that is not there is deleted from `folder`.
+        folder: where to; it is made.
+        names: each once.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        if (staging / name).exists():
+            put_in_place(staging / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from ibau_jax.cli.run_folder import versions
 from ibau_jax.comparison import Key, Outcome, as_csv, as_markdown, check_methods, key_of, outcome_of, rows
 from ibau_jax.data import Dataset, split_dataset
 from ibau_jax.errors import ConfigError, IbauError
-from ibau_jax.files import check_writable, put_in_place, staging_folder
+from ibau_jax.files import check_writable, put_all_in_place, staging_folder
 from ibau_jax.interruption import deferred_signals
 from ibau_jax.metrics import Metrics
 
@@ -161,9 +161,7 @@ def write(folder: Path, outcomes: Sequence[Outcome]) -> None:
             "outcomes": [asdict(outcome) for outcome in outcomes],
         }
         (staging / OUTCOMES).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (MARKDOWN, CSV, PLOT, OUTCOMES):
-            put_in_place(staging / name, folder / name)
+        put_all_in_place(staging, folder, (MARKDOWN, CSV, PLOT, OUTCOMES))
 
 
 def plot(outcomes: Sequence[Outcome], file: Path) -> None:

@@ -26,7 +26,7 @@ from ibau_jax.cli.stored import Content, StoredSteps, leaves_of_tree, tree_of_le
 from ibau_jax.data.sources import EMBEDDED
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
-from ibau_jax.files import check_writable, put_in_place, staging_folder
+from ibau_jax.files import check_writable, put_all_in_place, staging_folder
 from ibau_jax.interruption import deferred_signals
 from ibau_jax.metrics import Metrics
 from ibau_jax.models import Normalized
@@ -139,10 +139,7 @@ def write(options: PoisonOptions, plan: Plan, model: nnx.Module, metrics: Metric
             "seconds": seconds,
         }
         (staging / RESULT).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        options.out.mkdir(parents=True, exist_ok=True)
-        for name in (MODEL, TRIGGERS, PICTURE, RESULT):
-            if (staging / name).exists():
-                put_in_place(staging / name, options.out / name)
+        put_all_in_place(staging, options.out, (MODEL, TRIGGERS, PICTURE, RESULT))
 
 
 def picture(plan: Plan) -> Image.Image:

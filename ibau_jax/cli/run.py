@@ -11,9 +11,10 @@ from ibau_jax.cli.audit import audit_tasks, verdict_lines
 from ibau_jax.cli.defend import defend
 from ibau_jax.cli.device import is_first_process, start
 from ibau_jax.cli.plan import Planned, plan_runs
+from ibau_jax.cli.prepare import prepare
 from ibau_jax.cli.relearn import relearn_task, relearning_table
 from ibau_jax.cli.run_folder import REPORT, check_folder, write_summary
-from ibau_jax.cli.task import Task, prepare
+from ibau_jax.cli.task import Task
 from ibau_jax.cli.unlearn_options import UnlearnOptions
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import Execution

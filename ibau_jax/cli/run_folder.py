@@ -11,7 +11,7 @@ from typing import Any
 
 from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.errors import ConfigError
-from ibau_jax.files import check_writable, put_in_place, staging_folder
+from ibau_jax.files import check_writable, put_all_in_place, staging_folder
 from ibau_jax.interruption import deferred_signals
 from ibau_jax.metrics import Metrics
 from ibau_jax.report.figures import plot_perturbations
@@ -64,10 +64,7 @@ def write_results(
         result = {**result, "cleaned": {"file": model, "sha256": digest}}
         (staging / REPORT).write_text(report(result))
         (staging / RESULT).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (model, FLAX, PERTURBATION, REPORT, RESULT):
-            if (staging / name).exists():
-                put_in_place(staging / name, folder / name)
+        put_all_in_place(staging, folder, (*sorted(set(MODELS.values())), FLAX, PERTURBATION, REPORT, RESULT))
     return folder / model
 
 
@@ -75,8 +72,7 @@ def write_summary(folder: Path, records: list[dict[str, Any]]) -> None:
     """Writes what came of several runs to `folder`/summary.json."""
     with staging_folder(folder) as staging:
         (staging / SUMMARY).write_text(json.dumps(records, indent=2, allow_nan=False) + "\n")
-        folder.mkdir(parents=True, exist_ok=True)
-        put_in_place(staging / SUMMARY, folder / SUMMARY)
+        put_all_in_place(staging, folder, (SUMMARY,))
 
 
 def round_record(done: Round, metrics: Metrics) -> dict[str, Any]:
