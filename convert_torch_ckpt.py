@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from ibau_jax.cli import console, process
-from ibau_jax.cli.options import ImageSize, Key, Model, NumClasses, option
+from ibau_jax.cli.options import ImageSize, Key, Model, NumClasses, option, parse
 from ibau_jax.errors import ConfigError
 
 VERIFY_IMAGES = 64
@@ -56,7 +56,7 @@ class Options:
 def main() -> int:
     """Parses the command line, converts, and says what was converted."""
     arguments = with_verify_count(sys.argv[1:])
-    options = tyro.cli(Annotated[Options, tyro.conf.FlagCreatePairsOff], args=arguments)
+    options = parse(Options, arguments)
     process.prepare()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.checkpoints.recognition import Request

@@ -1,10 +1,13 @@
 """Groups of command-line options, in tyro's form. Field docstrings are the help texts."""
 
 import glob
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, TypeVar, cast
 
+import docstring_parser
 import tyro
 
 from ibau_jax.config import AuditConfig, Precision, RelearnConfig
@@ -13,11 +16,26 @@ from ibau_jax.errors import ConfigError
 Parsed = TypeVar("Parsed")
 
 
-def parse(kind: type[Parsed]) -> Parsed:
-    """The command line as `kind`, the names of groups left out of the options' names."""
+def parse(kind: type[Parsed], arguments: Sequence[str] | None = None) -> Parsed:
+    """The command line, or `arguments`, as `kind`, the names of groups left out of the options' names."""
+    _join_lines(kind)
     form: Any = Annotated[kind, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff]
-    options: Parsed = tyro.cli(form)
+    options: Parsed = tyro.cli(form, args=arguments)
     return options
+
+
+def _join_lines(kind: type) -> None:
+    """Makes each help text one line, to be wrapped anew: tyro keeps the breaks of indented field docstrings.
+
+    It takes what stands under `help` in a field's metadata first.
+    """
+    for base in filter(is_dataclass, kind.__mro__):
+        texts = {param.arg_name: param.description for param in docstring_parser.parse_from_object(base).params}
+        for one in fields(base):
+            if text := texts.get(one.name):
+                one.metadata = MappingProxyType({**one.metadata, "help": " ".join(text.split())})
+            if is_dataclass(one.type):
+                _join_lines(cast(type, one.type))
 
 
 def option(metavar: str, default: str, *aliases: str) -> Any:

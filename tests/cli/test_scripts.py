@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from PIL import Image
 
 from ibau_jax.checkpoints import load
 from ibau_jax.cli.unlearn_options import MethodOptions
-from tests.cli.commands import EVALUATE, EXAMPLE, FAST, UNLEARN, run, unlearn
+from tests.cli.commands import AUDIT, CONVERT, EVALUATE, EXAMPLE, FAST, UNLEARN, run, unlearn
 from tests.conftest import ROOT
 
 
@@ -217,6 +218,19 @@ def test_help_names_every_option_in_groups():
         assert option in text, option
     for group in ("subject", "data", "attack", "method", "output", "device"):
         assert f"{group} options" in text
+
+
+def test_help_texts_are_wrapped_where_the_screen_ends():
+    wide = {**os.environ, "COLUMNS": "1000"}
+    for command, break_in_the_source in (
+        (UNLEARN, "'runs/*/model.pth'; read without torch, nothing in them is executed"),
+        (CONVERT, "in the original's wrapper and key order"),
+        (
+            AUDIT,
+            "half of them to search on, half to measure on: digits, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y), FILE.h5",
+        ),
+    ):
+        assert break_in_the_source in run(*command, "--help", cwd=ROOT, env=wide).stdout
 
 
 def test_as_many_rounds_as_were_asked_for():
