@@ -58,7 +58,7 @@ def filled_size(size: int, microbatch: int | None, multiple: int) -> int:
     return parts * multiple * -(-size // (parts * multiple))
 
 
-def in_parts(array: Shaped[Array, "n *rest"], parts: int) -> Shaped[Array, "parts m *rest"]:
+def in_parts(array: Shaped[Array, " n *rest"], parts: int) -> Shaped[Array, "parts m *rest"]:
     """Every `parts`-th image makes a part, so that one spread over devices is made of something of each."""
     return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
 

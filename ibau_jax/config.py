@@ -1,7 +1,7 @@
 """Every constant of the algorithm, of the audit and of training, and what values make sense."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from ibau_jax.errors import ConfigError
