@@ -57,7 +57,7 @@ def main() -> int:
     """Parses the command line, converts, and says what was converted."""
     arguments = with_verify_count(sys.argv[1:])
     options = parse(Options, arguments)
-    process.prepare()
+    process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.checkpoints.recognition import Request
     from ibau_jax.cli.convert import Comparison, convert, inspect

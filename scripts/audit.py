@@ -32,7 +32,8 @@ class Options:
 def main() -> int:
     """Parses the command line, audits, prints."""
     options = parse(Options)
-    process.prepare()
+    process.use_large_pages()
+    process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.audit import AuditProgress, audit_record, audit_tables, make_auditor, verdict_lines
     from ibau_jax.cli.device import start

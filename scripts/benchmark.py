@@ -33,7 +33,8 @@ class Options:
 def main() -> int:
     """Parses the command line, measures, writes."""
     options = parse(Options)
-    process.prepare()
+    process.use_large_pages()
+    process.quiet_libraries()
     from benchmarks.cases import CASES
     from benchmarks.compare import SIDES, compare
     from benchmarks.report import machine, markdown, store, update_document

@@ -8,7 +8,8 @@ from ibau_jax.cli.options import parse
 def main() -> int:
     """Parses the command line and compares."""
     options = parse(CompareOptions)
-    process.prepare()
+    process.use_large_pages()
+    process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli import compare
 

@@ -27,7 +27,8 @@ class Options:
 def main() -> int:
     """Parses the command line, evaluates, prints."""
     options = parse(Options)
-    process.prepare()
+    process.use_large_pages()
+    process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.device import start
     from ibau_jax.cli.job import load_images, load_subject, load_threat

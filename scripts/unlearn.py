@@ -8,7 +8,8 @@ from ibau_jax.cli.unlearn_options import UnlearnOptions
 def main() -> int:
     """Parses the command line and runs."""
     options = parse(UnlearnOptions)
-    process.prepare()
+    process.use_large_pages()
+    process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli import run
 

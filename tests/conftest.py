@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ibau_jax.cli.device import use_compile_cache
+from ibau_jax.cli.process import LARGE_PAGES, TUNABLES
 
 ROOT = Path(__file__).parent.parent
 SHARED = Path(os.environ.get("IBAU_SHARED", ROOT.parent / "shared"))
@@ -27,7 +28,7 @@ use_compile_cache()
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # As commands do for themselves (ibau_jax.cli.process); the workers, which start after this, and all commands have it.
-os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+os.environ.setdefault(TUNABLES, f"{LARGE_PAGES}=1")
 
 # Strict dtype promotion is not possible: optax's own Adam raises a float to an integer array.
 jax.config.update("jax_numpy_rank_promotion", "raise")

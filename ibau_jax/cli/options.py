@@ -29,13 +29,13 @@ def _join_lines(kind: type) -> None:
 
     It takes what stands under `help` in a field's metadata first.
     """
-    for base in filter(is_dataclass, kind.__mro__):
-        texts = {param.arg_name: param.description for param in docstring_parser.parse_from_object(base).params}
-        for one in fields(base):
-            if text := texts.get(one.name):
-                one.metadata = MappingProxyType({**one.metadata, "help": " ".join(text.split())})
-            if is_dataclass(one.type):
-                _join_lines(cast(type, one.type))
+    documented = [docstring_parser.parse_from_object(base).params for base in kind.__mro__ if is_dataclass(base)]
+    texts = {param.arg_name: param.description for params in reversed(documented) for param in params}
+    for one in fields(kind):
+        if text := texts.get(one.name):
+            one.metadata = MappingProxyType({**one.metadata, "help": " ".join(text.split())})
+        if is_dataclass(one.type):
+            _join_lines(cast(type, one.type))
 
 
 def option(metavar: str, default: str, *aliases: str) -> Any:

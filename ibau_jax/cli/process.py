@@ -12,18 +12,16 @@ LARGE_PAGES = "glibc.malloc.hugetlb"
 LARGE_PAGES_ALLOWED = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def prepare() -> None:
-    """Keeps third parties' warnings off the screen, and has memory come in large pages where the system offers them.
-
-    Our own messages are printed, not warned.
-    """
-    _use_large_pages()
+def quiet_libraries() -> None:
+    """Keeps third parties' warnings off the screen; our own messages are printed, not warned."""
     warnings.filterwarnings("ignore")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's threads log what it raises anyway
 
 
-def _use_large_pages() -> None:
+def use_large_pages() -> None:
     """Starts this process anew, with the same arguments, with an allocator that asks for large pages.
+
+    For commands that compute; where the system offers none, or they are asked for already, it does nothing.
 
     XLA:CPU allocates arrays of many megabytes for every step, and a quarter of a step's time goes into their pages of
     4 KiB (docs/performance.md). glibc asks for pages of 2 MiB where this variable says so when a process starts. It is

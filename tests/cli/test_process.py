@@ -29,7 +29,7 @@ import ctypes, json, os, sys
 with open(sys.argv[1], "a") as starts:
     starts.write("x")
 from ibau_jax.cli import process
-process.prepare()
+process.use_large_pages()
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 ctypes.memset(libc.malloc(ctypes.c_size_t(64 << 20)), 1, 64 << 20)
