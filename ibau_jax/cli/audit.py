@@ -8,7 +8,8 @@ import numpy as np
 from rich.table import Table
 
 from ibau_jax.auditing import Audit, Auditor
-from ibau_jax.cli.console import console, make_bar, percent, warn
+from ibau_jax.cli.console import percent, warn
+from ibau_jax.cli.progress import Bar
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION
 
@@ -32,7 +33,7 @@ class AuditProgress:
     """A bar over the steps of a view."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.progress = name, make_bar(disable=not console.is_terminal)
+        self.name, self.progress = name, Bar()
 
     def __enter__(self) -> "AuditProgress":
         self.progress.__enter__()

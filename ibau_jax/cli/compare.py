@@ -12,6 +12,7 @@ from ibau_jax.cli.compare_options import CompareOptions
 from ibau_jax.cli.device import device_name, start
 from ibau_jax.cli.job import Subject, Threat, load_images, load_subject, load_threat
 from ibau_jax.cli.options import DataOptions, ModelOptions
+from ibau_jax.cli.progress import Bar
 from ibau_jax.cli.run_folder import versions
 from ibau_jax.comparison import Key, Outcome, as_csv, as_markdown, check_methods, key_of, outcome_of, rows
 from ibau_jax.data import Dataset, split_dataset
@@ -113,7 +114,7 @@ def one_run(options: CompareOptions, subject: Subject, images: Dataset, threat: 
     _, _, n_clean, seed, _ = key
     split = split_dataset(images, n_clean, seed)
     others = split.evaluation.first(options.evaluated)
-    with console.make_bar(disable=not console.console.is_terminal) as bar:
+    with Bar() as bar:
         task = bar.add_task(titled(key), total=None)
         outcome = outcome_of(
             key,

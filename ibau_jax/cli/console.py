@@ -1,13 +1,11 @@
-"""What a person sees: errors as one line, a progress bar, tables."""
+"""What a person sees: errors as one line, and tables."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from ibau_jax.errors import IbauError
@@ -15,7 +13,6 @@ from ibau_jax.interruption import Terminated, end_on_sigterm
 
 if TYPE_CHECKING:
     from ibau_jax.metrics import Metrics
-    from ibau_jax.result import Phase, Round
 
 BAD_INPUT = 2
 INTERRUPTED, TERMINATED = 130, 143
@@ -128,77 +125,6 @@ def metrics_table(metrics: "Metrics") -> Table:
         if getattr(metrics, name) is not None:
             table.add_row(label, percent(getattr(metrics, name)))
     return table
-
-
-def make_bar(**options: Any) -> Progress:
-    """A bar with a description, a count and the time elapsed, gone when it ends."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True, **options)
-
-
-BEFORE_ROUNDS = {"search": "search for suspects", "rehearsal": "rehearsals"}
-
-
-class RoundProgress:
-    """A bar over the batches of a round, and a line for every round done. Of several runs each line says which."""
-
-    def __init__(self, n_rounds: int, names: list[str]) -> None:
-        self.n_rounds, self.number = n_rounds, 0
-        self.width = max(map(len, names)) if len(names) > 1 else 0
-        self.progress = make_bar()
-        self.task: TaskID
-
-    @contextlib.contextmanager
-    def running(self, done: int) -> Iterator["RoundProgress"]:
-        """Shows the bar; `done` rounds are already behind."""
-        self.number = done + 1
-        self.task = self.progress.add_task("compiling", total=None)
-        with self.progress:
-            yield self
-
-    def on_batch(self, phase: "Phase", number: int, done: int, count: int) -> None:
-        """Moves the bar."""
-        if phase in BEFORE_ROUNDS:
-            self.progress.update(self.task, description=BEFORE_ROUNDS[phase], total=count, completed=done)
-            return
-        self.number = number
-        steps = {"inner": ("inner maximisation", 0), "outer": ("outer minimisation", count)}
-        name, offset = steps[phase]
-        description = f"{self._round(number)} {name}"
-        self.progress.update(self.task, description=description, total=2 * count, completed=offset + done)
-
-    def on_evaluation(self) -> None:
-        """Says that the round is being evaluated."""
-        self.progress.update(self.task, description=f"{self._round(self.number)} evaluation")
-
-    def on_before(self, name: str, metrics: "Metrics") -> None:
-        """Prints the figures of the model as it came."""
-        self._print(name, f"before     {_figures(metrics)}")
-
-    def on_round(self, name: str, done: "Round", metrics: "Metrics") -> None:
-        """Prints the round's figures."""
-        line = f"{self._round(done.number)}  {_figures(metrics)}"
-        norm = f"  ‖δ‖ {done.perturbation_norm:.4g}" if len(done.perturbation) else ""
-        self._print(name, f"{line}{norm}  {done.seconds:.1f} s{_standing(done)}")
-
-    def _round(self, number: int) -> str:
-        return f"round {number}/{max(number, self.n_rounds)}"  # there may be more rounds than were planned
-
-    def _print(self, name: str, line: str) -> None:
-        run = f"{escaped(name):<{self.width}}  " if self.width else ""
-        self.progress.console.print(f"{run}{line}", soft_wrap=True)
-
-
-def _standing(done: "Round") -> str:
-    if done.standing is None:
-        return ""
-    undone = "; undone" if done.undone else ""
-    return f"  held-out ACC {percent(done.standing.acc)}, short cut {percent(done.standing.residual)}{undone}"
-
-
-def _figures(metrics: "Metrics") -> str:
-    figures = [f"ACC {percent(metrics.acc)}", f"ASR {percent(metrics.asr)}", f"RA {percent(metrics.ra)}"]
-    return "  ".join(figures if metrics.asr is not None else figures[:1])
 
 
 def print_facts(lines: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ibau_jax.cli.console import RoundProgress
+from ibau_jax.cli.progress import RoundProgress
 from ibau_jax.result import Result, Round
 
 if TYPE_CHECKING:

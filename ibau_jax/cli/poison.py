@@ -21,6 +21,7 @@ from ibau_jax.cli import console
 from ibau_jax.cli.device import device_name, start
 from ibau_jax.cli.poison_options import PoisonOptions
 from ibau_jax.cli.poison_plan import Plan, description, identity, prepare
+from ibau_jax.cli.progress import Bar
 from ibau_jax.cli.run_folder import RESULT, versions
 from ibau_jax.cli.stored import Content, StoredSteps, leaves_of_tree, tree_of_leaves
 from ibau_jax.data.sources import EMBEDDED
@@ -74,7 +75,7 @@ def trained(plan: Plan, options: PoisonOptions, progress: StoredSteps) -> Traine
     if options.resume:
         fresh = fresh_state(plan.architecture, plan.num_classes, plan.training, plan.config, plan.poison)
         state = progress.restore(lambda leaves, content: _state(fresh, leaves, content))
-    with console.make_bar(disable=not console.console.is_terminal) as bar:
+    with Bar() as bar:
         task = bar.add_task("compiling", total=None)
 
         def on_epoch(done: TrainState) -> None:

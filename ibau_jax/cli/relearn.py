@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 from flax import nnx
 from rich.table import Table
 
-from ibau_jax.cli.console import console, make_bar, warn
+from ibau_jax.cli.console import warn
 from ibau_jax.cli.job import load_subject
 from ibau_jax.cli.options import RelearnOptions
+from ibau_jax.cli.progress import Bar
 from ibau_jax.config import TrainConfig
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.models.normalized import normalized
@@ -44,7 +45,7 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
     tempting = tempting_set(task.clean_set, task.threat.attack, task.threat.target_label, task.num_classes, config)
     some = task.split.evaluation.first(EVALUATED)
     models = {CLEANED: task.result.model, AS_IT_CAME: task.model}
-    with make_bar(disable=not console.is_terminal) as bar:
+    with Bar() as bar:
         job = bar.add_task("relearning", total=config.epochs)
         reference = task.reference or _trained(task, bar, job)
         if reference is not None:
@@ -96,7 +97,7 @@ def relearning_table(relearned: dict[str, Relearned]) -> Table:
     for epoch in range(max(len(found.asr) for found in relearned.values())):
         table.add_column(str(epoch), justify="right")
     for name, found in relearned.items():
-        table.add_row(name, *(f"{100 * (done.asr or 0):.1f} ({100 * done.acc:.1f})" for done in found.figures))
+        table.add_row(name, *(f"{100 * (done.asr or 0):.1f}\n({100 * done.acc:.1f})" for done in found.figures))
     return table
 
 

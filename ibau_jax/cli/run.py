@@ -12,6 +12,7 @@ from ibau_jax.cli.defend import defend
 from ibau_jax.cli.device import is_first_process, start
 from ibau_jax.cli.plan import Planned, plan_runs
 from ibau_jax.cli.prepare import prepare
+from ibau_jax.cli.progress import RoundProgress
 from ibau_jax.cli.relearn import relearn_task, relearning_table
 from ibau_jax.cli.run_folder import REPORT, check_folder, write_summary
 from ibau_jax.cli.task import Task
@@ -143,7 +144,7 @@ def member(task: Task) -> Member:
 
 def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[str, str]:
     """All rounds of tasks that fit together, of `count` runs in all; what went wrong with which."""
-    bar = console.RoundProgress(tasks[0].config.n_rounds, [task.name for task in tasks])
+    bar = RoundProgress(tasks[0].config.n_rounds, [task.name for task in tasks])
     failures: dict[str, str] = {}
 
     def on_round(index: int, state: State) -> None:

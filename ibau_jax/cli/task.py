@@ -13,6 +13,7 @@ from ibau_jax.cli.audit import audit_record
 from ibau_jax.cli.device import device_name, is_first_process
 from ibau_jax.cli.job import Subject, Threat
 from ibau_jax.cli.options import ModelOptions
+from ibau_jax.cli.progress import RoundProgress
 from ibau_jax.cli.relearn import relearning_record
 from ibau_jax.cli.run_folder import round_record, versions, write_results
 from ibau_jax.cli.stored_run import StoredRun
@@ -88,7 +89,7 @@ class Task:
         """Evaluates on the images that do not unlearn."""
         return self.threat.evaluate(model, self.split.evaluation)
 
-    def take_in(self, state: State, bar: console.RoundProgress) -> None:
+    def take_in(self, state: State, bar: RoundProgress) -> None:
         """Evaluates, stores and shows a round. The first process does so; the others go on and wait for it."""
         self.state = state
         if not is_first_process():

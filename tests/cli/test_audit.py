@@ -1,4 +1,7 @@
-"""The audit as a user runs it, on the embedded example, whose target is class 3."""
+"""The audit as a user runs it, on the embedded example.
+
+What an audit of enough steps finds there is checked with the README's first command: tests/check_example.py.
+"""
 
 import json
 
@@ -8,32 +11,25 @@ import pytest
 from ibau_jax.data import load_dataset
 from tests.cli.commands import AUDIT, AUDITED_UNLEARN, EXAMPLE, FAST, run
 
-TARGET = 3
-QUICK = ["--audit-steps", "80", "--audit-images", "100"]
+QUICK = ["--ckpt", EXAMPLE, "--audit-steps", 3, "--audit-images", 20]
+EXIT_CODES = {"no backdoor found": 0, "suspicious": 1, "backdoored": 1}
 
 
-@pytest.fixture(scope="module")
-def audited(tmp_path_factory):
-    return run(*AUDIT, "--ckpt", EXAMPLE, *QUICK, "--json", cwd=tmp_path_factory.mktemp("audit"))
-
-
-@pytest.mark.slow
-def test_the_example_is_backdoored_and_its_target_named(audited):
-    assert audited.returncode == 1, audited.stderr
-    found = json.loads(audited.stdout)
-    assert found["verdict"] == "backdoored"
-    assert found["suspects"][0]["label"] == TARGET
-    for view in ("perturbation", "patch"):
-        assert np.argmin(found["views"][view]["sizes"]) == TARGET
-        numbers = {name: found["views"][view][name] for name in found["views"][view] if name != "unit"}
+def test_what_a_script_reads(tmp_path):
+    done = run(*AUDIT, *QUICK, "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert done.returncode == EXIT_CODES[found["verdict"]]
+    assert set(found["views"]) == {"perturbation", "patch"}
+    for view in found["views"].values():
+        numbers = {name: view[name] for name in view if name != "unit"}
         assert numbers.pop("earlier") is None  # there was no audit before
         assert {len(of_classes) for of_classes in numbers.values()} == {10}
-    assert found["views"]["patch"]["success"][TARGET] > 0.7
 
 
 def test_what_a_person_sees(tmp_path):
-    done = run(*AUDIT, "--ckpt", EXAMPLE, "--audit-steps", 3, "--audit-images", 20, cwd=tmp_path, fresh=True)
-    assert done.returncode in (0, 1), done.stderr
+    done = run(*AUDIT, *QUICK, cwd=tmp_path, fresh=True)
+    verdict = done.stdout.split("verdict: ")[1].splitlines()[0]
+    assert done.returncode == EXIT_CODES[verdict], done.stderr
     assert "3 steps are too few for a small trigger to show" in done.stderr
     for text in ("Smallest perturbation for each class", "Smallest patch for each class", "median", "verdict: "):
         assert text in done.stdout

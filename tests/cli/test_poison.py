@@ -76,7 +76,7 @@ def options_of(out, data, **choices):
 
 
 @pytest.mark.slow
-def test_an_interrupted_training_goes_on_bit_by_bit(tmp_path, small_digits, monkeypatch):
+def test_an_interrupted_training_goes_on_bit_by_bit(tmp_path, small_digits, monkeypatch, compiled_quickly):
     """With a trigger that is learnt too: its state is the larger one."""
     monkeypatch.setattr("ibau_jax.trigger_learning.MASK_STEPS", 5)
     options = partial(options_of, attack=("input_aware:width=2",))

@@ -17,6 +17,7 @@ from ibau_jax.checkpoints.conversion import leaf_shapes, torch_name, torch_shape
 from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.models import architectures, convnext, densenet, efficientnet, get_architecture, mobilenet, vit
 from ibau_jax.training import initialise
+from tests.oracles import torchvision_models  # noqa: F401 - before any architecture's `torch_module` imports torchvision
 from tests.oracles.cifar_models import randomise, torch_oracle
 from tests.oracles.twins import as_torch, randomised
 
@@ -54,10 +55,12 @@ FAMILIES = (
 )
 # With fewer blocks where compiling all of them, which are alike, takes minutes.
 SHORTER = {
-    "densenet121": [(densenet, "CONFIGURATIONS", {121: (32, (1, 2, 1, 1), 64)})],
-    "efficientnet_b0": [(efficientnet, "STAGES", tuple((*stage[:-1], 1) for stage in efficientnet.STAGES))],
-    "convnext_tiny": [(convnext, "STAGES", tuple((features, 1) for features, _ in convnext.STAGES))],
-    "mobilenet_v3_large": [(mobilenet, "V3_LARGE_BLOCKS", mobilenet.V3_LARGE_BLOCKS[::3])],
+    "densenet121": [(densenet, "CONFIGURATIONS", {121: (32, (1, 2), 64)})],
+    "efficientnet_b0": [(efficientnet, "STAGES", ((1, 3, 1, 16, 1), (6, 3, 2, 24, 1), (6, 5, 2, 40, 1)))],
+    "convnext_tiny": [(convnext, "STAGES", ((96, 1), (192, 1)))],
+    "mobilenet_v2": [(mobilenet, "V2_STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))],
+    "mobilenet_v2_cifar": [(mobilenet, "V2_CIFAR_STAGES", ((1, 16, 1, 1), (6, 24, 2, 1)))],
+    "mobilenet_v3_large": [(mobilenet, "V3_LARGE_BLOCKS", mobilenet.V3_LARGE_BLOCKS[::6])],
     "vit_b_16": [(vit, "DEPTH", 2)],
 }
 SIZE, IMAGES = 32, 6
@@ -126,6 +129,14 @@ def differences(checkpoint, module, size, dtype=np.float32):
     return tuple(map(relative, found, expected))
 
 
+@pytest.fixture
+def compiled_to_suit(name, request):
+    """Quickly, unless there is much to compute: a ViT-B/16, always at 224 pixels, would take many times as long."""
+    if not name.startswith("vit"):
+        request.getfixturevalue("compiled_quickly")
+
+
+@pytest.mark.usefixtures("compiled_to_suit")
 @pytest.mark.parametrize("name", slow_unless(COVERED, FAST))
 def test_architecture(name, tmp_path, conversion_table):
     size = tried_size(name)
