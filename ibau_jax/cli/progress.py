@@ -31,7 +31,8 @@ class Bar(Progress):
         """As rich's."""
         super().update(task_id, **changes)
         if self.disable and time.monotonic() - self.told >= BETWEEN_LINES:
-            self.told, task = time.monotonic(), self._tasks[task_id]
+            self.told = time.monotonic()
+            task = next(task for task in self.tasks if task.id == task_id)
             count = f" {task.completed:.0f}/{task.total:.0f}" if task.total else ""
             errors.print(f"{escaped(task.description)}{count}", soft_wrap=True)
 
