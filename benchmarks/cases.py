@@ -59,7 +59,6 @@ def _published(name: str, n_clean: int, K: int, rounds: int) -> Case:
 DIGITS = ROOT / "examples" / "badnets_digits.pth"
 CASES = (
     Case("digits-400", "small_vgg", 400, 5, 3, checkpoint=DIGITS, dataset="digits", attack=("badnets", 3)),
-    Case("digits-200-K1", "small_vgg", 200, 1, 2, checkpoint=DIGITS, dataset="digits", attack=("badnets", 3)),
     _published("small_vgg-5000-K5", 5000, 5, 3),
     _published("small_vgg-5000-K1", 5000, 1, 3),
     _published("small_vgg-5000-K20", 5000, 20, 1),

@@ -66,7 +66,7 @@ def test_results_that_are_there_make_tables():
 
 @pytest.mark.slow
 def test_both_sides_unlearn_the_embedded_example(tmp_path):
-    done = run(*BENCHMARK, "--case", "digits-200-K1", "--dry-run", cwd=tmp_path)
+    done = run(*BENCHMARK, "--case", "digits-400", "--dry-run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|")]
     figures = {row[2].strip(): row[-2].strip() for row in rows if row[2].strip() in SIDES}

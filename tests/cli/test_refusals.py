@@ -141,6 +141,7 @@ def test_relearning_that_can_not_be_tried(tmp_path, small_digits, wrong, text):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_rounds_that_cost_accuracy_leave_nothing(tmp_path, small_digits):
     """With a shorter search for suspects, which takes longer than all else."""
     program = f"""

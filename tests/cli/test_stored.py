@@ -137,6 +137,7 @@ print("the last good state is there")
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_the_last_good_state(tmp_path):
     """A limit on the size of files stands for the full disk: the third file's writing fails with an OSError."""
     done = subprocess.run(
