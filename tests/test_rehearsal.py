@@ -55,6 +55,7 @@ def right(model, images):
     return int((np.asarray(model(images.images.astype(np.float32) / 255)).argmax(1) == images.labels).sum())
 
 
+@pytest.mark.slow
 def test_rehearsals_count_what_runs_without_a_part_say_of_it(rng):
     model, data, states, phases = Tiny(nnx.Rngs(0)), tiny_data(rng, 31), [], []
     unlearn(model, data, CONFIG, on_round=states.append, on_batch=lambda *progress: phases.append(progress))

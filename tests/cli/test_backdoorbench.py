@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 
 from tests.checkpoints.test_conversion import random_vgg
@@ -10,6 +11,7 @@ from tests.checkpoints.test_wild import attack_result
 from tests.cli.commands import CONVERT, EVALUATE, FAST, UNLEARN, run
 
 
+@pytest.mark.slow
 def test_everything_is_taken_from_the_file(tmp_path):
     attack_result(tmp_path, random_vgg().state_dict(), model_name="small_vgg", target=4)
     rng = np.random.default_rng(0)
