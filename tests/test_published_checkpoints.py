@@ -51,6 +51,6 @@ def test_robust_on_l2_invisible(shared, tmp_path):
     Its target stands out, so that no round has the published perturbation, which costs this model much accuracy.
     """
     files = ("l2_inv_0_02_ckpt.pth", "cifar10_test.npz")
-    before, after = unlearn_published(shared, tmp_path, *files, "l2_inv", 0, "robust", 1)
-    assert after["asr"] <= 0.07  # 2.6, 4.9 and 5.8 % with three seeds; after another round 0.7 to 1.2 %
+    before, after = unlearn_published(shared, tmp_path, *files, "l2_inv", 0, "robust", 2)
+    assert after["asr"] <= 0.05
     assert after["acc"] >= before["acc"] - 0.01

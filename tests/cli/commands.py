@@ -33,13 +33,13 @@ def run(*arguments, cwd, fresh=False, **options):
     command = [*map(str, arguments)]
     if command[0] == sys.executable and command[1].endswith(".py") and not fresh and not options:
         return run_forked(command[1], command[2:], cwd, TIMEOUT)
-    options["env"] = compiling() | options.get("env", os.environ)
+    options["env"] = compiling(jax.config.read("jax_disable_most_optimizations")) | options.get("env", os.environ)
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT, **options)
 
 
-def compiling():
-    """The variable that has another process compile as this one does."""
-    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(jax.config.read("jax_disable_most_optimizations"))}
+def compiling(quickly):
+    """The variable that has another process compile without LLVM's costly passes, or with them."""
+    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(quickly)}
 
 
 def unlearn(*arguments, cwd):
