@@ -7,9 +7,12 @@ A generator draws the pattern p(x), another the mask m(x), and the trigger is B(
 That of another image does nothing: B(x, x') with x' ≠ x keeps its label, the cross-trigger mode.
 """
 
+import functools
 from dataclasses import dataclass, field
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ibau_jax.triggers.generator import Generator
@@ -50,8 +53,7 @@ class InputAware:
 
     def drawn(self, images: Images) -> Drawn:
         """The triggers of these images."""
-        images = jnp.asarray(images)
-        return Drawn(self.pattern(images), sharpened(self.mask(images)))
+        return Drawn(*_pictures(*nnx.split((self.pattern, self.mask)), jnp.asarray(images)))
 
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
         """The images, each with its own trigger."""
@@ -60,6 +62,15 @@ class InputAware:
     def decoy(self, key: Array, images: Images) -> Float[Array, "n h w c"]:
         """Each with that of another one."""
         return self.drawn(images).taken(another(key, len(images)))(images)
+
+
+# Compiled as a whole: one by one the generators' operations are hundreds of programs.
+@functools.partial(jax.jit, static_argnums=0)
+def _pictures(
+    graph: nnx.GraphDef, state: nnx.State, images: Images
+) -> tuple[Float[Array, "n h w c"], Float[Array, "n h w 1"]]:
+    pattern, mask = nnx.merge(graph, state)
+    return pattern(images), sharpened(mask(images))
 
 
 def sharpened(mask: Float[Array, "n h w 1"]) -> Float[Array, "n h w 1"]:
