@@ -77,6 +77,8 @@ class UnlearnConfig:
     """norm of an untargeted perturbation, at most, in units of the smallest one that leads to the suspect"""
     suspects: int = 1
     """classes that are suspected: those reached by the smallest perturbations"""
+    tied: float = 0.0
+    """and all those whose smallest perturbation is larger than the first one's by no more than this share"""
     reach: tuple[float, float] = (2.0, 8.0)
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     held_out: float = 0.0
@@ -145,6 +147,7 @@ class UnlearnConfig:
         _require_each(
             self,
             (
+                "tied",
                 "regularization",
                 "distillation",
                 "crop",

@@ -167,7 +167,7 @@ def _begun(members: Sequence[Member], execution: Execution, on_batch: OnBatch | 
         if member.config.needs_suspects and state.suspects is None:
             scan = scan or compile_scan(member.model, member.clean_set, execution)
             report = (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
-            found = find_suspects(scan, state.model, member.clean_set, member.config.suspects, report)
+            found = find_suspects(scan, state.model, member.clean_set, member.config, report)
             initial = measure(state.model, member.held_out, member.clean_set, found) if member.held_out else None
             state = replace(state, suspects=found, initial=initial)
         if not state.rounds:

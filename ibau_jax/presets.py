@@ -18,6 +18,7 @@ _ROBUST = UnlearnConfig(
     mirror="tolerated",
     perturbations=2,
     targeted=True,
+    tied=0.1,
     untargeted_rounds=1,
     untargeted_max_ratio=5.0,
     reach=(2.0, 16.0),

@@ -11,7 +11,7 @@ from flax import nnx
 from ibau_jax.aims import Suspects
 from ibau_jax.auditing.search import Search, compile_search, run_search
 from ibau_jax.auditing.views import PERTURBATION
-from ibau_jax.config import AuditConfig
+from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import Execution
 from ibau_jax.models.inference import count_classes
@@ -29,10 +29,11 @@ def find_suspects(
     scan: Search,
     model: nnx.Module,
     clean_set: Dataset,
-    count: int,
+    config: UnlearnConfig,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Suspects:
-    """The `count` classes that the smallest perturbations lead to."""
+    """The classes that the smallest perturbations lead to: as many as `config.suspects`, or more that are tied."""
     found = run_search(scan, model, clean_set, on_step)
-    labels = np.argsort(found.sizes, kind="stable")[:count]
+    tied = int(np.sum(found.sizes <= (1 + config.tied) * found.sizes.min()))
+    labels = np.argsort(found.sizes, kind="stable")[: max(config.suspects, tied)]
     return Suspects(labels.astype(np.int32), found.sizes, found.triggers[labels, 0])

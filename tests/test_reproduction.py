@@ -20,6 +20,9 @@ def test_verdicts(before, after, expected):
 
 def test_the_page_says_what_was_not_run():
     run = {"before": {"acc": 0.784, "asr_all": 0.98}, "rounds": [{"acc": 0.769, "asr_all": 0.109}]}
-    page = document({"badnets_8_02_ckpt": {"cifar10,5000": {"0": run}}})
-    assert "84.94 / 97.64 → 83.08 / 9.36 | 78.40 / 98.00 → 76.90 / 10.90 | **reproduced** | 0: 78.40" in page
-    assert "97.80 / 100.00 → 98.60 / 9.80 | – | **not run** |" in page
+    other = {"before": {"acc": 0.784, "asr_all": 0.98}, "rounds": [{"acc": 0.771, "asr_all": 0.128}]}
+    ours = {"badnets_8_02_ckpt": {"cifar10,5000": {"0": run, "1": other}}}
+    page = document(ours, {"badnets_8_02_ckpt": {"cifar10,5000": {"1": other}}})
+    assert "84.94 / 97.64 → 83.08 / 9.36 | 78.40 / 98.00 → 77.00 / 11.85 (0: 76.9 / 10.9; 1: 77.1 / 12.8) | " in page
+    assert "**not reproduced** | 78.40 / 98.00 → 77.10 / 12.80 (1: 77.1 / 12.8) | our copy" in page
+    assert "97.80 / 100.00 → 98.60 / 9.80 | – | **not run** | – |" in page

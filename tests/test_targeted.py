@@ -147,9 +147,13 @@ def test_the_class_of_a_planted_shortcut_is_suspected(rng):
     images[labels == 2, 2:] += 0.5
     images[:, 3, 3, 0] = 0.3
     data = Dataset(images, labels)
-    found = find_suspects(compile_scan(Shortcut(), data, DEFAULT_EXECUTION), Shortcut(), data, 2)
+    scan = compile_scan(Shortcut(), data, DEFAULT_EXECUTION)
+    found = find_suspects(scan, Shortcut(), data, UnlearnConfig(suspects=2))
     assert found.labels[0] == 1
     assert 0.4 < found.norms[0] < 0.8 < found.norms[1]  # 0.58 leads there in that pixel alone, where the contrast is 5
+    second = float(found.norms[1] / found.norms[0]) - 1
+    for tied, count in ((second - 0.01, 1), (second + 0.01, 2)):
+        assert len(find_suspects(scan, Shortcut(), data, UnlearnConfig(tied=tied)).labels) == count
 
 
 def _sizes(of_classes):

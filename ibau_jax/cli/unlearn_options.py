@@ -93,6 +93,8 @@ class MethodOptions:
     """norm of an untargeted perturbation, at most, in units of the smallest one that leads to the suspect"""
     suspects: Annotated[int | None, option("N", "1")] = None
     """classes that are suspected: those reached by the smallest perturbations"""
+    tied: Annotated[float | None, option("X", "robust 0.1, published 0")] = None
+    """and all those whose smallest perturbation is larger than the first one's by no more than this share"""
     reach: Annotated[tuple[float, float] | None, option("X X", "robust 2 16")] = None
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     regularization: Annotated[float | None, option("X", "robust 0, published 0.001")] = None
