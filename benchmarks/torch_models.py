@@ -1,5 +1,9 @@
-"""The benchmarked architectures in PyTorch, without JAX in the process."""
+"""The benchmarked architectures and their images in PyTorch, without JAX in the process."""
 
+from pathlib import Path
+
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from tests.oracles.cifar_models import torch_oracle
@@ -15,6 +19,20 @@ def torch_model(name: str, classes: int, image_size: int) -> nn.Module:
         module: nn.Module = getattr(models, name)(num_classes=classes)
         return module
     return torch_oracle(name, classes, image_size)
+
+
+def loaded(file: Path, name: str, image_size: int) -> nn.Module:
+    """A checkpoint's model, by the registered name of its architecture."""
+    state_dict = torch.load(file, map_location="cpu", weights_only=True)["net"]
+    model = torch_model(name, state_dict[list(state_dict)[-1]].shape[0], image_size)
+    model.load_state_dict(state_dict)
+    return model
+
+
+def in_torch(images: np.ndarray) -> Tensor:
+    """Images (n, h, w, c), uint8 or float32 in [0, 1], as NCHW in [0, 1]."""
+    unit = images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
+    return torch.as_tensor(np.ascontiguousarray(unit.transpose(0, 3, 1, 2)))
 
 
 class SmallVGG(nn.Module):

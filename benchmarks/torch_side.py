@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import torch_baseline
 from benchmarks.cases import BATCH_SIZE, LR, Case
-from benchmarks.torch_models import torch_model
+from benchmarks.torch_models import in_torch, loaded
 
 
 class TorchSide:
@@ -19,10 +19,7 @@ class TorchSide:
         self.device = torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
         self.work = dict(np.load(folder / "work.npz"))
         file = case.checkpoint or folder / "checkpoint.pth"
-        state_dict = torch.load(file, map_location="cpu", weights_only=True)["net"]
-        self.model = torch_model(case.model, state_dict[list(state_dict)[-1]].shape[0], case.image_size)
-        self.model.load_state_dict(state_dict)
-        self.model.to(self.device)
+        self.model = loaded(file, case.model, case.image_size).to(self.device)
         images, labels = self.images("images"), torch.as_tensor(self.work["labels"]).to(self.device)
         batches = list(zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True))
         patched = [
@@ -33,9 +30,7 @@ class TorchSide:
 
     def images(self, name: str) -> torch.Tensor:
         """An array of the work, NCHW in [0, 1] on the device."""
-        array = self.work[name]
-        unit = array.astype(np.float32) / 255 if array.dtype == np.uint8 else array
-        return torch.as_tensor(np.ascontiguousarray(unit.transpose(0, 3, 1, 2))).to(self.device)
+        return in_torch(self.work[name]).to(self.device)
 
     def facts(self) -> dict[str, Any]:
         """What does not change."""

@@ -19,7 +19,6 @@ def prepare(case: Case, folder: Path) -> None:
     work.npz: `images` uint8 (n, h, w, c) and `labels` that unlearn; `patched` (rounds, batches, 100), 1 where an image
     is patched; `clean`, `true`, `triggered`, `targets` to evaluate on, empty where nothing is to be measured.
     """
-    from ibau_jax.batches import make_batches, patched_images
     from ibau_jax.data import load_dataset, make_dataset, split_dataset
 
     if case.checkpoint is None:
@@ -33,11 +32,7 @@ def prepare(case: Case, folder: Path) -> None:
         images = load_dataset(case.dataset, (case.image_size, case.image_size, 3))
         split = split_dataset(images, case.n_clean, SEED)
         clean_set, evaluation = split.clean_set, split.evaluation.first(EVALUATED)
-    weights = make_batches(clean_set, BATCH_SIZE).weights
-    import jax
-
-    keys = [jax.random.fold_in(jax.random.key(SEED), number + 1) for number in range(case.rounds)]
-    patched = np.stack([np.asarray(patched_images(key, weights, 0.01)) for key in keys])
+    patched = patched_in_rounds(clean_set, BATCH_SIZE, case.rounds, SEED)
     triggered, targets = _triggered(case, evaluation)
     np.savez(
         folder / "work.npz",
@@ -49,6 +44,17 @@ def prepare(case: Case, folder: Path) -> None:
         triggered=triggered,
         targets=targets,
     )
+
+
+def patched_in_rounds(clean_set: "Dataset", batch_size: int, rounds: int, seed: int) -> np.ndarray:
+    """(rounds, batches, batch_size), 1 where `ibau_jax.unlearn` perturbs an image in a published preset's round."""
+    import jax
+
+    from ibau_jax.batches import make_batches, patched_images
+
+    weights = make_batches(clean_set, batch_size).weights
+    keys = [jax.random.fold_in(jax.random.key(seed), number + 1) for number in range(rounds)]
+    return np.stack([np.asarray(patched_images(key, weights, 0.01)) for key in keys])
 
 
 def _random_checkpoint(case: Case, path: Path) -> None:
