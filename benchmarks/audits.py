@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.cases import ROOT
 from benchmarks.report import put_between
-from benchmarks.zoo import CLEANED, others_of, target_of
+from benchmarks.zoo import CLEANED, others_of, targets_of
 from ibau_jax import AuditConfig, Auditor, Dataset, load
 from ibau_jax.auditing.judgement import Suspect, anomaly_index, find_suspects, judge
 from ibau_jax.cli.audit import audit_record
@@ -34,13 +34,13 @@ def images_for(name: str) -> Dataset:
 def judged(name: str, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[Suspect, ...], bool]:
     """An audit's sizes by view, today's suspects on them, and whether those are right of the model."""
     sizes = {view: np.asarray(findings["sizes"]) for view, findings in record["views"].items()}
-    target, suspects = target_of(name), find_suspects(sizes)
-    return sizes, suspects, not suspects if target is None else bool(suspects) and suspects[0].label == target
+    targets, suspects = targets_of(name), find_suspects(sizes)
+    return sizes, suspects, bool(suspects) and suspects[0].label in targets if targets else not suspects
 
 
 def row(name: str, seed: int, record: dict[str, Any]) -> str:
     """A line of the table; the verdict is today's on the sizes that were found."""
-    target, (sizes, suspects, right) = target_of(name), judged(name, record)
+    targets, (sizes, suspects, right) = targets_of(name), judged(name, record)
     verdict, most = judge(suspects), []
     for of_view in sizes.values():
         order = np.argsort(of_view)
@@ -50,7 +50,7 @@ def row(name: str, seed: int, record: dict[str, Any]) -> str:
     shown = (
         f"`{name}`",
         str(seed),
-        "–" if target is None else str(target),
+        ", ".join(map(str, targets)) or "–",
         verdict + ("" if right else " **(wrong)**"),
     )
     return "| " + " | ".join((*shown, named, *most)) + " |"
@@ -70,8 +70,7 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
     """How often audits were right: of backdoored models, and of those without a backdoor, clean and cleaned."""
     kinds: dict[str, list[tuple[str, bool, float]]] = {"backdoored": [], "clean": [], "cleaned": []}
     for name, of_model in results.items():
-        target = target_of(name)
-        kind = "cleaned" if CLEANED in name else "clean" if target is None else "backdoored"
+        kind = "cleaned" if CLEANED in name else "backdoored" if targets_of(name) else "clean"
         for record in of_model.values():
             sizes, _, right = judged(name, record)
             ratio = max(float(np.median(of_view) / of_view.min()) for of_view in sizes.values())

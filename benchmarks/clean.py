@@ -22,7 +22,7 @@ def main() -> None:
         for name in published:
             if ("gtsrb" in name) != ("gtsrb" in file.stem):
                 continue
-            found = evaluate(model, images, *attack_of(name))
+            found = evaluate(model, images, attack_of(name))
             assert found.asr is not None
             assert found.ra is not None
             shares = f"ACC {100 * found.acc:.1f}  to the target {100 * found.asr:.1f}  RA {100 * found.ra:.1f}"

@@ -43,7 +43,7 @@ def of_unlearning(results: dict[str, dict[str, dict[str, Any]]], outcomes: list[
 
 def run(file: Path, key: Key, execution: Execution) -> Outcome:
     """One run."""
-    attack, target = attack_of(file.stem)
+    attack = attack_of(file.stem)
     _, _, n_clean, seed, _ = key
     split = split_dataset(others_of(file.stem), n_clean, seed)
     others = split.evaluation.first(unlearning.EVALUATED)
@@ -51,7 +51,7 @@ def run(file: Path, key: Key, execution: Execution) -> Outcome:
         key,
         load(file).model(),
         split.clean_set,
-        lambda model: evaluate(model, others, attack, target),
+        lambda model: evaluate(model, others, attack),
         execution=execution,
     )
     print(as_markdown([outcome]).splitlines()[-1], flush=True)

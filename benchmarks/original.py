@@ -67,12 +67,12 @@ def evaluation(others: Dataset, stamp: Stamp, target: int) -> Callable[[torch.nn
 
 def run(file: Path, config: UnlearnConfig, n_clean: int) -> dict[str, Any]:
     """Figures before and after each round."""
-    settings, (attack, target) = settings_of(config), attack_of(file.stem)
+    settings, attack = settings_of(config), attack_of(file.stem)
     assert attack is not None
     assert attack.stamp is not None
-    assert target is not None
+    assert attack.target_label is not None
     split = split_dataset(others_of(file.stem), n_clean, config.seed)
-    measured = evaluation(split.evaluation.first(EVALUATED), attack.stamp, target)
+    measured = evaluation(split.evaluation.first(EVALUATED), attack.stamp, attack.target_label)
     model = loaded(file, "small_vgg", 32).eval()
     before = measured(model)
     batches, patched = work_of(split.clean_set, config)

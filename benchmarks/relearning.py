@@ -29,16 +29,16 @@ def main() -> None:
     parser.add_argument("--triggered", type=int, default=20)
     options = parser.parse_args()
     name = options.cleaned.stem.partition(CLEANED)[0]
-    attack, target = attack_of(name)
+    attack = attack_of(name)
     assert attack is not None
     files = {"cleaned": options.cleaned, "as it came": SHARED / "checkpoints" / f"{name}.pth", "clean": options.clean}
     checkpoints = {what: load(file) for what, file in files.items()}
     split = split_dataset(others_of(name), N_CLEAN, seed=0)
     others = split.evaluation.take(np.arange(EVALUATED))
     config = RelearnConfig(triggered=options.triggered)
-    tempting = tempting_set(split.clean_set, attack, target, checkpoints["cleaned"].num_classes, config)
+    tempting = tempting_set(split.clean_set, attack, attack.target_label, checkpoints["cleaned"].num_classes, config)
     models = {what: checkpoint.model() for what, checkpoint in checkpoints.items()}
-    for what, found in relearn(models, tempting, lambda model: evaluate(model, others, attack, target), config).items():
+    for what, found in relearn(models, tempting, lambda model: evaluate(model, others, attack), config).items():
         figures = ", ".join(f"{100 * (one.asr or 0):.1f} ({100 * one.acc:.1f})" for one in found.figures)
         print(f"{name}, {options.triggered} triggered, {what}: {figures}", flush=True)
 

@@ -31,7 +31,7 @@ EVALUATED = 3000
 
 def run(file: Path, config: UnlearnConfig, n_clean: int, saved: Path | None = None) -> dict[str, Any]:
     """One run: figures before, after each round and of the round that is kept, and seconds without evaluation."""
-    attack, target = attack_of(file.stem)
+    attack = attack_of(file.stem)
     if attack is None and file.stem not in ZOO:
         raise SystemExit(f"{file.stem}: neither a published name nor one of benchmarks.zoo")
     checkpoint = load(file)
@@ -44,17 +44,15 @@ def run(file: Path, config: UnlearnConfig, n_clean: int, saved: Path | None = No
         nonlocal evaluating
         start, done = time.perf_counter(), state.rounds[-1]
         standing = asdict(done.standing) if done.standing else None
-        rounds.append(
-            {**asdict(evaluate(state.model, others, attack, target)), "undone": done.undone, "standing": standing}
-        )
+        rounds.append({**asdict(evaluate(state.model, others, attack)), "undone": done.undone, "standing": standing})
         evaluating += time.perf_counter() - start
 
     result = unlearn(checkpoint.model(), split.clean_set, config, on_round=on_round)
     seconds = time.perf_counter() - begin - evaluating
     if saved:
         save(checkpoint.with_weights(result.model), saved)
-    before = asdict(evaluate(checkpoint.model(), others, attack, target))
-    after = asdict(evaluate(result.model, others, attack, target))
+    before = asdict(evaluate(checkpoint.model(), others, attack))
+    after = asdict(evaluate(result.model, others, attack))
     return {
         "before": before,
         "after": after,

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.cases import SHARED
-from ibau_jax import Attack, Dataset, evaluate, load_attack, load_dataset, save
+from ibau_jax import Attack, Dataset, evaluate, load_dataset, save
 from ibau_jax.checkpoints import fresh_checkpoint
 from ibau_jax.config import TrainConfig
 from ibau_jax.execution import Execution
 from ibau_jax.models import get_architecture
 from ibau_jax.poisoning import Poison
 from ibau_jax.training import train
+from ibau_jax.triggers import Canvas, load_attacks, together
 
 SHAPE = (32, 32, 3)
 PUBLISHED = re.compile(r"(gtsrb)?(?P<attack>\w+)_(?P<target>\d+)_02_ckpt")
@@ -70,10 +71,12 @@ ATTACKS = {
     "bpp": "bpp",
     "l0_inv": "l0_inv",
     "l2_inv": "l2_inv",
+    "all2all": "badnets_all2all",
 }
 
-# RECIPE-clean-SEED and RECIPE-ATTACK-TARGET-SEED
-NAME = re.compile(rf"(?P<recipe>{'|'.join(RECIPES)})-(?:clean|(?P<attack>\w+)-(?P<target>\d+))-(?P<seed>\d+)")
+# RECIPE-clean-SEED, RECIPE-ATTACK-TARGET-SEED, with more of ATTACK-TARGET for several in one model, RECIPE-all2all-SEED
+PART = re.compile(rf"({'|'.join(ATTACKS)})(?:-(\d+))?")
+NAME = re.compile(rf"(?P<recipe>{'|'.join(sorted(RECIPES, key=len, reverse=True))})-(?P<parts>.+)-(?P<seed>\d+)")
 ZOO = (
     *(f"{data}-clean-{seed}" for data, count in (("digits", 5), ("cifar", 4), ("gtsrb", 1)) for seed in range(count)),
     "cifar-blended-5-1",
@@ -91,6 +94,9 @@ ZOO = (
     "gtsrb-trojan_sq-14-6",
     "cifar-l0_inv-4-7",
     "gtsrb-l2_inv-25-9",
+    "cifar-corner-1-smooth-6-3",
+    "cifar-sig-0-blended-4-trojan_sq-8-2",
+    "cifar-all2all-1",
     "cifar-preact_resnet18-clean-0",
     "cifar-preact_resnet18-trojan_sq-6-1",
     "gtsrb-preact_resnet18-clean-0",
@@ -116,42 +122,48 @@ def others_of(name: str) -> Dataset:
     return _shared("cifar10_test.npz")
 
 
-def target_of(name: str) -> int | None:
-    """The target of that model; None for a clean and for a cleaned one."""
-    if CLEANED in name:
-        return None
+def planned(name: str) -> tuple[list[str], list[int]]:
+    """The attacks that a model's name says, and their targets; neither for a clean and for a cleaned one."""
     if name in ZOO:
-        return attack_of(name)[1]
+        parts = PART.findall(named(name)["parts"])
+        return [ATTACKS[attack] for attack, _ in parts], [int(target) for _, target in parts if target]
     if match := PUBLISHED.fullmatch(name):
-        return int(match["target"])
-    return 3 if name == "badnets_digits" else None
+        return [match["attack"]], [int(match["target"])]
+    return (["badnets"], [3]) if name == "badnets_digits" else ([], [])
 
 
-def attack_of(name: str) -> tuple[Attack | None, int | None]:
-    """The attack that a model's name says, and its target; neither for a clean one."""
-    if name not in ZOO:
-        match = PUBLISHED.fullmatch(name)
-        known = match["attack"] if match else "badnets" if name == "badnets_digits" else None
-        return (load_attack(known, SHAPE, [SHARED / "triggers"]) if known else None), target_of(name)
+def named(name: str) -> re.Match[str]:
+    """What a name of `ZOO` says."""
     match = NAME.fullmatch(name)
-    if not match or not match["attack"]:
-        return None, None
-    return load_attack(ATTACKS[match["attack"]], SHAPE, [SHARED / "triggers"]), int(match["target"])
+    if name not in ZOO or not match:
+        raise SystemExit(f"{name} is none of {', '.join(ZOO)}")
+    return match
+
+
+def targets_of(name: str) -> tuple[int, ...]:
+    """The targets of that model: none of a clean and of a cleaned one, every class of an all-to-all attack."""
+    attacks, targets = planned(name)
+    all_to_all = attacks and not targets
+    return tuple(range(RECIPES[named(name)["recipe"]].classes) if all_to_all else targets)
+
+
+def attack_of(name: str) -> Attack | None:
+    """All that was planted in that model, as one attack with its target; None for a clean and for a cleaned one."""
+    attacks, targets = planned(name)
+    return together(load_attacks(attacks, targets, Canvas(SHAPE, [SHARED / "triggers"]))) if attacks else None
 
 
 def make(name: str, folder: Path) -> str:
     """Trains a model, writes it, and says how it does."""
-    match, start = NAME.fullmatch(name), time.perf_counter()
-    if name not in ZOO or not match:
-        raise SystemExit(f"{name} is none of {', '.join(ZOO)}")
+    match, start = named(name), time.perf_counter()
     recipe, (training, others) = RECIPES[match["recipe"]], images_of(match["recipe"].partition("-")[0])
-    attack, target = attack_of(name)
-    poison = Poison(attack.parts(target, recipe.classes)) if attack else None
+    attack = attack_of(name)
+    poison = Poison(attack.parts(None, recipe.classes)) if attack else None
     config, architecture = replace(recipe.config, seed=int(match["seed"])), get_architecture(recipe.architecture)
     model = train(
         architecture, recipe.classes, training, config, poison=poison, execution=Execution(precision="tf32")
     ).model
-    metrics = evaluate(model, others.first(3000), attack, target)
+    metrics = evaluate(model, others.first(3000), attack)
     save(fresh_checkpoint(architecture, recipe.classes, SHAPE[0], model, {}), folder / f"{name}.pth")
     asr = "" if metrics.asr is None else f"  ASR {100 * metrics.asr:.1f} %"
     return f"{name}  ACC {100 * metrics.acc:.1f} %{asr}  {time.perf_counter() - start:.0f} s"
