@@ -78,7 +78,8 @@ class UnlearnConfig:
     suspects: int = 1
     """classes that are suspected: those reached by the smallest perturbations"""
     tied: float = 0.0
-    """and all those whose smallest perturbation is larger than the first one's by no more than this share"""
+    """and those whose smallest perturbation is larger than the first one's by no more than this share, as many as there
+    are perturbations"""
     reach: tuple[float, float] = (2.0, 8.0)
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     held_out: float = 0.0

@@ -32,8 +32,11 @@ def find_suspects(
     config: UnlearnConfig,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Suspects:
-    """The classes that the smallest perturbations lead to: as many as `config.suspects`, or more that are tied."""
+    """The classes that the smallest perturbations lead to: as many as `config.suspects`, or more that are tied.
+
+    Of tied ones, no more than there are perturbations: what none can lead to would count as left open for ever.
+    """
     found = run_search(scan, model, clean_set, on_step)
     tied = int(np.sum(found.sizes <= (1 + config.tied) * found.sizes.min()))
-    labels = np.argsort(found.sizes, kind="stable")[: max(config.suspects, tied)]
+    labels = np.argsort(found.sizes, kind="stable")[: max(config.suspects, min(tied, config.perturbations))]
     return Suspects(labels.astype(np.int32), found.sizes, found.triggers[labels, 0])

@@ -152,8 +152,9 @@ def test_the_class_of_a_planted_shortcut_is_suspected(rng):
     assert found.labels[0] == 1
     assert 0.4 < found.norms[0] < 0.8 < found.norms[1]  # 0.58 leads there in that pixel alone, where the contrast is 5
     second = float(found.norms[1] / found.norms[0]) - 1
-    for tied, count in ((second - 0.01, 1), (second + 0.01, 2)):
-        assert len(find_suspects(scan, Shortcut(), data, UnlearnConfig(tied=tied)).labels) == count
+    for tied, perturbations, count in ((second - 0.01, 2, 1), (second + 0.01, 2, 2), (second + 0.01, 1, 1)):
+        config = UnlearnConfig(tied=tied, perturbations=perturbations)
+        assert len(find_suspects(scan, Shortcut(), data, config).labels) == count
 
 
 def _sizes(of_classes):

@@ -131,8 +131,8 @@ def differences(checkpoint, module, size, dtype=np.float32):
 
 @pytest.fixture
 def compiled_to_suit(name, request):
-    """Quickly, unless there is much to compute: a ViT-B/16, always at 224 pixels, would take many times as long."""
-    if not name.startswith("vit"):
+    """Quickly, unless there is more to compute than to compile: a ViT-B/16, always at 224 pixels, and VGGs' layers."""
+    if not name.startswith(("vit", "vgg")):
         request.getfixturevalue("compiled_quickly")
 
 
