@@ -9,6 +9,7 @@ benchmarks/results/methods; `--store` renders them into docs/comparison.md.
 """
 
 import argparse
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -20,7 +21,7 @@ from benchmarks.report import put_between
 from benchmarks.zoo import attack_of, others_of
 from ibau_jax import evaluate, load, split_dataset
 from ibau_jax.cli.compare import OUTCOMES, restored, run_each
-from ibau_jax.comparison import Key, Outcome, as_markdown, key_of, method_names, outcome_of
+from ibau_jax.comparison import Key, Outcome, Trial, as_markdown, key_of, method_names, outcome_of
 from ibau_jax.config import Precision
 from ibau_jax.execution import Execution
 from ibau_jax.metrics import Metrics
@@ -41,19 +42,17 @@ def of_unlearning(results: dict[str, dict[str, dict[str, Any]]], outcomes: list[
     return found
 
 
+@functools.lru_cache(maxsize=1)  # its methods come one after the other
+def trial_of(file: Path, n_clean: int, seed: int) -> Trial:
+    """A model with the images that unlearn it, and those that measure."""
+    attack, split = attack_of(file.stem), split_dataset(others_of(file.stem), n_clean, seed)
+    others = split.evaluation.first(unlearning.EVALUATED)
+    return Trial(load(file).model(), split.clean_set, lambda model: evaluate(model, others, attack))
+
+
 def run(file: Path, key: Key, execution: Execution) -> Outcome:
     """One run."""
-    attack = attack_of(file.stem)
-    _, _, n_clean, seed, _ = key
-    split = split_dataset(others_of(file.stem), n_clean, seed)
-    others = split.evaluation.first(unlearning.EVALUATED)
-    outcome = outcome_of(
-        key,
-        load(file).model(),
-        split.clean_set,
-        lambda model: evaluate(model, others, attack),
-        execution=execution,
-    )
+    outcome = outcome_of(key, trial_of(file, key[2], key[3]), execution=execution)
     print(as_markdown([outcome]).splitlines()[-1], flush=True)
     return outcome
 
@@ -75,7 +74,7 @@ def main() -> None:
     files = {file.stem: file for file in options.files}
     keys = (
         key_of(name, method, n_clean, seed, options.epochs)
-        for n_clean, method, name, seed in itertools.product(options.n_clean, options.methods, files, options.seeds)
+        for n_clean, name, seed, method in itertools.product(options.n_clean, files, options.seeds, options.methods)
     )
     execution, outcomes = Execution(precision=options.precision), restored(options.out / OUTCOMES)
     failed = run_each(options.out, outcomes, keys, lambda key: run(files[key[0]], key, execution))

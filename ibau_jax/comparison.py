@@ -5,6 +5,7 @@ import io
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -53,6 +54,26 @@ class Outcome:
     def der(self) -> float:
         """Defence effectiveness rating (Zhu et al., ICCV 2023)."""
         return effectiveness(self.before, self.after)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What methods are tried on.
+
+    Attributes:
+        model: as it came; methods do not change it.
+        clean_set: clean images with their true labels.
+        measured: evaluates a model on images that do not unlearn.
+    """
+
+    model: nnx.Module
+    clean_set: Dataset
+    measured: Callable[[nnx.Module], Metrics]
+
+    @cached_property
+    def before(self) -> Metrics:
+        """Those of the model as it came: measured once, for all methods."""
+        return self.measured(self.model)
 
 
 def effectiveness(before: Metrics, after: Metrics) -> float:
@@ -115,24 +136,20 @@ def defend(
 
 
 def outcome_of(
-    key: Key,
-    model: nnx.Module,
-    clean_set: Dataset,
-    measured: Callable[[nnx.Module], Metrics],
-    *,
-    execution: Execution = DEFAULT_EXECUTION,
-    on_step: OnStep | None = None,
+    key: Key, trial: Trial, *, execution: Execution = DEFAULT_EXECUTION, on_step: OnStep | None = None
 ) -> Outcome:
     """What one run comes to.
 
     Args:
         key: as `Outcome.key`.
-        model, clean_set, execution, on_step: see `defend`.
-        measured: evaluates a model on images that do not unlearn.
+        trial: what the method is tried on.
+        execution, on_step: see `defend`.
     """
     name, method, n_clean, seed, epochs = key
-    found, seconds = defend(method, model, clean_set, seed, epochs=epochs, execution=execution, on_step=on_step)
-    return Outcome(name, method, n_clean, seed, measured(model), measured(found), seconds, epochs)
+    found, seconds = defend(
+        method, trial.model, trial.clean_set, seed, epochs=epochs, execution=execution, on_step=on_step
+    )
+    return Outcome(name, method, n_clean, seed, trial.before, trial.measured(found), seconds, epochs)
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

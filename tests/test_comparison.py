@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.methods import of_unlearning
-from ibau_jax.comparison import Outcome, as_csv, as_markdown, check_methods, effectiveness, method_names, rows
+from ibau_jax.comparison import (
+    Outcome,
+    Trial,
+    as_csv,
+    as_markdown,
+    check_methods,
+    effectiveness,
+    method_names,
+    outcome_of,
+    rows,
+)
 from ibau_jax.errors import ConfigError
 from ibau_jax.metrics import Metrics
 
@@ -93,3 +103,17 @@ def test_of_what_was_found_of_robust_the_table_takes_the_runs_that_others_had_an
     }
     taken = of_unlearning(results, OUTCOMES)
     assert [(one.key, one.after.acc) for one in taken] == [(("model", "robust", 100, 1, None), 0.2)]
+
+
+def test_methods_on_one_model_measure_it_as_it_came_once(monkeypatch):
+    monkeypatch.setattr("ibau_jax.comparison.defend", lambda method, *arguments, **options: (method, 1.0))
+    measured = []
+
+    def measure(model):
+        measured.append(model)
+        return Metrics(0.5)
+
+    trial = Trial("as it came", None, measure)
+    for method in ("ft", "fp"):
+        assert outcome_of(("x", method, 10, 0, None), trial).before == Metrics(0.5)
+    assert measured == ["as it came", "ft", "fp"]

@@ -1,5 +1,6 @@
 """Comparing methods as a command: every run, the tables after each."""
 
+import functools
 import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +15,7 @@ from ibau_jax.cli.job import Subject, Threat, load_images, load_subject, load_th
 from ibau_jax.cli.options import DataOptions, ModelOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.cli.run_folder import versions
-from ibau_jax.comparison import Key, Outcome, as_csv, as_markdown, check_methods, key_of, outcome_of, rows
+from ibau_jax.comparison import Key, Outcome, Trial, as_csv, as_markdown, check_methods, key_of, outcome_of, rows
 from ibau_jax.data import Dataset, split_dataset
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.files import check_writable, put_all_in_place, staging_folder
@@ -40,7 +41,12 @@ def run(options: CompareOptions) -> int:
         key_of(name, method, n_clean, seed, options.epochs)
         for n_clean, seed, name, method in itertools.product(options.n_clean, options.seed, subjects, options.methods)
     )
-    failed = run_each(options.out, outcomes, keys, lambda key: one_run(options, *subjects[key[0]], key))
+
+    @functools.lru_cache(maxsize=1)  # its methods come one after the other
+    def trial(name: str, n_clean: int, seed: int) -> Trial:
+        return trial_of(*subjects[name], n_clean, seed, options.evaluated)
+
+    failed = run_each(options.out, outcomes, keys, lambda key: one_run(key, trial(key[0], key[2], key[3])))
     if not outcomes:
         raise ConfigError("no run succeeded")
     console.console.print(console.comparison_table(rows(outcomes)))
@@ -109,18 +115,20 @@ def loaded(options: CompareOptions, model: ModelOptions) -> tuple[Subject, Datas
     return subject, images, threat
 
 
-def one_run(options: CompareOptions, subject: Subject, images: Dataset, threat: Threat, key: Key) -> Outcome:
-    """Defends a model and measures it before and after."""
-    _, _, n_clean, seed, _ = key
+def trial_of(subject: Subject, images: Dataset, threat: Threat, n_clean: int, seed: int, evaluated: int) -> Trial:
+    """A checkpoint with some of the images to unlearn, and up to `evaluated` others to measure on."""
     split = split_dataset(images, n_clean, seed)
-    others = split.evaluation.first(options.evaluated)
+    others = split.evaluation.first(evaluated)
+    return Trial(subject.model, split.clean_set, lambda model: threat.evaluate(model, others))
+
+
+def one_run(key: Key, trial: Trial) -> Outcome:
+    """Defends a model, measures it before and after, and says what came of it."""
     with Bar() as bar:
         task = bar.add_task(titled(key), total=None)
         outcome = outcome_of(
             key,
-            subject.model,
-            split.clean_set,
-            lambda model: threat.evaluate(model, others),
+            trial,
             on_step=lambda done, count: bar.update(task, completed=done, total=count),
         )
     before, after = outcome.before, outcome.after
