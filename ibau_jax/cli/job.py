@@ -124,6 +124,14 @@ class Threat:
         """ACC, and the attack's success."""
         return evaluate(model, dataset, self.attack, self.target_label)
 
+    def description(self) -> str:
+        """All attacks with their targets, for the screen."""
+        if self.attack is None:
+            return "none named, so only ACC is measured"
+        targets = [self.target_label, *(one.target_label for one in self.attack.further)]
+        named = zip((self.attack, *self.attack.further), targets, strict=True)
+        return "; ".join(one.name if to is None else f"{one.name}, target label {to}" for one, to in named)
+
 
 def load_threat(options: AttackOptions, subject: Subject, used: Collection[int] = ()) -> Threat:
     """The attack of `--attack`, or the one that the checkpoint names.

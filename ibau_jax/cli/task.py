@@ -236,13 +236,11 @@ class Task:
         """What is about to be done, for the screen."""
         split, norm = self.split, self.subject.normalization
         left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
-        attack = self.threat.attack.name if self.threat.attack else "none named, so only ACC is measured"
-        target = f", target label {self.threat.target_label}" if self.threat.target_label is not None else ""
         return {
             "checkpoint": f"{self.subject.path} ({self.subject.checkpoint.summary()})",
             "normalisation": f"mean {norm.mean}, std {norm.std}" if norm else "none",
             "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
             "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}",
-            "attack": f"{attack}{target}",
+            "attack": self.threat.description(),
             "method": self.method,
         }

@@ -9,12 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
+from ibau_jax.cli.job import Threat
 from ibau_jax.cli.options import DeviceOptions, parse
 from ibau_jax.cli.poison import run as poison
 from ibau_jax.cli.poison_options import PoisonOptions
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.models.small_vgg import torch_module
-from ibau_jax.triggers import read_triggers
+from ibau_jax.triggers import Attack, read_triggers
+from ibau_jax.triggers.attack import together
 from tests.cli.commands import EVALUATE, POISON, run
 
 SMALL = ["--epochs", 2, "--batch-size", 20, "--crop", 1, "--lr", 0.02, "--device", "cpu"]
@@ -138,3 +140,9 @@ def test_results_are_not_overwritten(poisoned, small_digits):
     done = run(*POISON, "--dataset", small_digits, "--out", folder, "--target-label", 3, *SMALL, cwd=folder.parent)
     assert done.returncode == 2
     assert "already holds model.pth, triggers.npz, triggers.png, result.json; add --overwrite" in done.stderr
+
+
+def test_all_attacks_of_a_model_are_named_before_it_unlearns():
+    two = together([Attack("badnets", None, target_label=3), Attack("sig", None, target_label=5)])
+    assert Threat(two, 3).description() == "badnets, target label 3; sig, target label 5"
+    assert Threat(Attack("badnets_all2all", None, all_to_all=True), None).description() == "badnets_all2all"
