@@ -52,7 +52,7 @@ def trial_of(file: Path, n_clean: int, seed: int) -> Trial:
 
 def run(file: Path, key: Key, execution: Execution) -> Outcome:
     """One run."""
-    outcome = outcome_of(key, trial_of(file, key[2], key[3]), execution=execution)
+    outcome = outcome_of(key, trial_of(file, key.n_clean, key.seed), execution=execution)
     print(as_markdown([outcome]).splitlines()[-1], flush=True)
     return outcome
 
@@ -77,7 +77,7 @@ def main() -> None:
         for n_clean, name, seed, method in itertools.product(options.n_clean, files, options.seeds, options.methods)
     )
     execution, outcomes = Execution(precision=options.precision), restored(options.out / OUTCOMES)
-    failed = run_each(options.out, outcomes, keys, lambda key: run(files[key[0]], key, execution))
+    failed = run_each(options.out, outcomes, keys, lambda key: run(files[key.checkpoint], key, execution))
     if options.store:
         outcomes += of_unlearning(json.loads(unlearning.RESULTS.read_text()), outcomes)
         put_between(DOCUMENT, BEGIN, END, as_markdown(outcomes))

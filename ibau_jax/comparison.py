@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import nnx
@@ -20,9 +20,18 @@ from ibau_jax.minimax import unlearn
 from ibau_jax.presets import PRESETS, SUITED, suited
 
 OnStep = Callable[[int, int], None]
-Key: TypeAlias = tuple[str, str, int, int, int | None]  # checkpoint, method, clean images, seed, epochs
 MEASURES = ("acc", "asr", "ra")
 REFERENCE = "robust"  # the method that others are set beside
+
+
+class Key(NamedTuple):
+    """What tells a run from others; its fields are those of `Outcome`."""
+
+    checkpoint: str
+    method: str
+    n_clean: int
+    seed: int
+    epochs: int | None
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class Outcome:
     @property
     def key(self) -> Key:
         """What tells it from other runs."""
-        return (self.checkpoint, self.method, self.n_clean, self.seed, self.epochs)
+        return Key(self.checkpoint, self.method, self.n_clean, self.seed, self.epochs)
 
     @property
     def der(self) -> float:
@@ -84,7 +93,7 @@ def effectiveness(before: Metrics, after: Metrics) -> float:
 
 def key_of(checkpoint: str, method: str, n_clean: int, seed: int, epochs: int | None) -> Key:
     """That of a run to come; `epochs` says nothing to I-BAU."""
-    return checkpoint, method, n_clean, seed, None if method in PRESETS else epochs
+    return Key(checkpoint, method, n_clean, seed, None if method in PRESETS else epochs)
 
 
 def method_names() -> tuple[str, ...]:

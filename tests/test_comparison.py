@@ -15,6 +15,7 @@ from ibau_jax.comparison import (
     as_markdown,
     check_methods,
     effectiveness,
+    key_of,
     method_names,
     outcome_of,
     rows,
@@ -115,5 +116,5 @@ def test_methods_on_one_model_measure_it_as_it_came_once(monkeypatch):
 
     trial = Trial("as it came", None, measure)
     for method in ("ft", "fp"):
-        assert outcome_of(("x", method, 10, 0, None), trial).before == Metrics(0.5)
+        assert outcome_of(key_of("x", method, 10, 0, None), trial).before == Metrics(0.5)
     assert measured == ["as it came", "ft", "fp"]

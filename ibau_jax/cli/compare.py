@@ -46,7 +46,9 @@ def run(options: CompareOptions) -> int:
     def trial(name: str, n_clean: int, seed: int) -> Trial:
         return trial_of(*subjects[name], n_clean, seed, options.evaluated)
 
-    failed = run_each(options.out, outcomes, keys, lambda key: one_run(key, trial(key[0], key[2], key[3])))
+    failed = run_each(
+        options.out, outcomes, keys, lambda key: one_run(key, trial(key.checkpoint, key.n_clean, key.seed))
+    )
     if not outcomes:
         raise ConfigError("no run succeeded")
     console.console.print(console.comparison_table(rows(outcomes)))
