@@ -36,7 +36,7 @@ def main() -> None:
     split = split_dataset(others_of(name), N_CLEAN, seed=0)
     others = split.evaluation.take(np.arange(EVALUATED))
     config = RelearnConfig(triggered=options.triggered)
-    tempting = tempting_set(split.clean_set, attack, attack.target_label, checkpoints["cleaned"].num_classes, config)
+    tempting = tempting_set(split.clean_set, attack, checkpoints["cleaned"].num_classes, config)
     models = {what: checkpoint.model() for what, checkpoint in checkpoints.items()}
     for what, found in relearn(models, tempting, lambda model: evaluate(model, others, attack), config).items():
         figures = ", ".join(f"{100 * (one.asr or 0):.1f} ({100 * one.acc:.1f})" for one in found.figures)

@@ -163,7 +163,7 @@ def make(name: str, folder: Path) -> str:
     match, start = named(name), time.perf_counter()
     recipe, (training, others) = RECIPES[match["recipe"]], images_of(match["recipe"].partition("-")[0])
     attack = attack_of(name)
-    poison = Poison(attack.parts(None, recipe.classes), ratio_of(attack)) if attack else None
+    poison = Poison(attack.parts(recipe.classes), ratio_of(attack)) if attack else None
     config, architecture = replace(recipe.config, seed=int(match["seed"])), get_architecture(recipe.architecture)
     model = train(
         architecture, recipe.classes, training, config, poison=poison, execution=Execution(precision="tf32")

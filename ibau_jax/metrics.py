@@ -47,7 +47,7 @@ def evaluate(
         model: maps images, float32 (n, h, w, c) in [0, 1], to logits (n, classes).
         dataset: clean images with their true labels.
         attack: the trigger to test, if known.
-        target_label: the class it aims at, unless the attack says so itself or is all-to-all.
+        target_label: the class it aims at, where the attack does not say so itself; nothing to an all-to-all one.
         batch_size: images at a time.
 
     Raises:
@@ -60,7 +60,7 @@ def evaluate(
     if attack is None:
         return Metrics(acc)
     outcomes = []
-    for part in attack.parts(target_label, num_classes):
+    for part in attack.aimed_at(target_label).parts(num_classes):
         victims = part.victims(dataset)
         victims.check_fits(dataset.images.shape[1:], num_classes)
         triggered = predict(model, victims, part.stamp, batch_size=batch_size)

@@ -41,9 +41,7 @@ class Relearned:
         return [metrics.asr or 0.0 for metrics in self.figures]
 
 
-def tempting_set(
-    clean_set: Dataset, attack: Attack, target_label: int | None, num_classes: int, config: RelearnConfig
-) -> Dataset:
+def tempting_set(clean_set: Dataset, attack: Attack, num_classes: int, config: RelearnConfig) -> Dataset:
     """The clean set, float32 in [0, 1], and random images of it with the trigger and the attacker's label.
 
     Raises:
@@ -51,7 +49,7 @@ def tempting_set(
     """
     if attack.stamp is None:
         raise ConfigError("relearning puts the trigger on clean images; --attack names a folder of triggered ones only")
-    parts = attack.parts(target_label, num_classes)
+    parts = attack.parts(num_classes)
     wanted = [part.targets(clean_set.labels, num_classes) for part in parts]
     others = np.flatnonzero(np.all(wanted != clean_set.labels, axis=0))
     if not 0 < config.triggered <= len(others):

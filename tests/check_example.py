@@ -12,7 +12,7 @@ def main() -> None:
     """Checks what the command found out for itself (data, attack, target), what it did, and what it says of that."""
     result = json.loads(Path(sys.argv[1]).read_text())
     before, after, audit = result["before"], result["after"], result["audit"]
-    assert (result["config"]["attack"], result["config"]["target_label"]) == ("badnets", 3), result["config"]
+    assert (result["config"]["attacks"], result["config"]["target_labels"]) == (["badnets"], [3]), result["config"]
     assert min(before["acc"], before["asr"]) >= 0.95, before
     assert after["asr"] <= 0.05, after
     assert after["acc"] >= before["acc"] - 0.02, (before, after)

@@ -15,7 +15,7 @@ from ibau_jax.metrics import evaluate
 from ibau_jax.relearning import relearn, tempting_set
 from ibau_jax.triggers import Attack, Patch
 
-CORNER = Attack("corner", Patch(slice(3, 4), slice(3, 4)))
+CORNER = Attack("corner", Patch(slice(3, 4), slice(3, 4)), target_label=1)
 ALL = Attack("all", Patch(slice(3, 4), slice(3, 4)), all_to_all=True)
 CONFIG = RelearnConfig(triggered=6, epochs=3, batch_size=64, lr=0.1)
 
@@ -34,23 +34,23 @@ def data(rng, count=40):
 
 def test_the_clean_set_and_a_few_triggered_images_of_other_classes(rng):
     clean = data(rng)
-    found = tempting_set(clean, CORNER, 1, 3, CONFIG)
+    found = tempting_set(clean, CORNER, 3, CONFIG)
     assert len(found) == 46
     np.testing.assert_allclose(found.images[:40], clean.images / np.float32(255), rtol=1e-6)
     np.testing.assert_array_equal(found.labels, [*clean.labels, *[1] * 6])
     assert (found.images[40:, 3, 3] == 1).all()
     sources = {image[:3].tobytes() for image in found.images[:40][clean.labels == 0]}
     assert {image[:3].tobytes() for image in found.images[40:]} <= sources
-    every = tempting_set(clean, ALL, None, 3, CONFIG)
+    every = tempting_set(clean, ALL, 3, CONFIG)
     assert set(every.labels[40:]) <= {1, 2}
 
 
 def test_what_can_not_be_learnt_is_refused(rng):
     clean = data(rng)
     with pytest.raises(ConfigError, match="choose 1 to"):
-        tempting_set(clean, CORNER, 1, 3, replace(CONFIG, triggered=41))
+        tempting_set(clean, CORNER, 3, replace(CONFIG, triggered=41))
     with pytest.raises(ConfigError, match="folder"):
-        tempting_set(clean, Attack("folder:x", None, triggered=clean), 1, 3, CONFIG)
+        tempting_set(clean, Attack("folder:x", None, triggered=clean, target_label=1), 3, CONFIG)
     with pytest.raises(ConfigError, match="triggered is 0"):
         RelearnConfig(triggered=0)
 
@@ -58,7 +58,7 @@ def test_what_can_not_be_learnt_is_refused(rng):
 def test_steps_are_pytorchs_sgd(rng):
     """One batch an epoch, so that the order of images does not matter."""
     clean, model, seen = data(rng), Linear(), []
-    tempting = tempting_set(clean, CORNER, 1, 3, CONFIG)
+    tempting = tempting_set(clean, CORNER, 3, CONFIG)
 
     def look(model):
         seen.append(np.asarray(model.layer.kernel[...]))
@@ -80,7 +80,7 @@ def test_steps_are_pytorchs_sgd(rng):
 
 def test_models_learn_alone_and_alike(rng):
     clean = data(rng)
-    tempting = tempting_set(clean, CORNER, 1, 3, CONFIG)
+    tempting = tempting_set(clean, CORNER, 3, CONFIG)
     done = []
     found = relearn(
         {"one": Linear(), "same": Linear()},

@@ -11,7 +11,7 @@ from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
 from ibau_jax.cli import console
 from ibau_jax.cli.compare_options import CompareOptions
 from ibau_jax.cli.device import device_name, start
-from ibau_jax.cli.job import Subject, Threat, load_images, load_subject, load_threat
+from ibau_jax.cli.job import Subject, attack_on, load_images, load_subject
 from ibau_jax.cli.options import DataOptions, ModelOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.cli.run_folder import versions
@@ -20,7 +20,8 @@ from ibau_jax.data import Dataset, split_dataset
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.files import check_writable, put_all_in_place, staging_folder
 from ibau_jax.interruption import deferred_signals
-from ibau_jax.metrics import Metrics
+from ibau_jax.metrics import Metrics, evaluate
+from ibau_jax.triggers import Attack
 
 OUTCOMES, MARKDOWN, CSV, PLOT = "outcomes.json", "table.md", "table.csv", "table.png"
 SOME_FAILED = 1
@@ -82,19 +83,19 @@ def titled(key: Key) -> str:
     return f"{name}, {method}, {n_clean} images, seed {seed}"
 
 
-def loaded_by_name(options: CompareOptions) -> dict[str, tuple[Subject, Dataset, Threat]]:
+def loaded_by_name(options: CompareOptions) -> dict[str, tuple[Subject, Dataset, Attack]]:
     """All checkpoints, by what tables call them.
 
     Raises:
         ConfigError: two are called the same; or see `loaded`.
     """
-    found: dict[str, tuple[Subject, Dataset, Threat]] = {}
+    found: dict[str, tuple[Subject, Dataset, Attack]] = {}
     for model in options.subject.each():
-        subject, images, threat = loaded(options, model)
+        subject, images, attack = loaded(options, model)
         name = name_of(subject.path)
         if name in found:
             raise ConfigError(f"{found[name][0].path} and {subject.path} are both {name} in the tables; rename one")
-        found[name] = subject, images, threat
+        found[name] = subject, images, attack
     return found
 
 
@@ -104,24 +105,24 @@ def name_of(path: Path) -> str:
     return f"{path.absolute().parent.name}/{path.name}" if generic else path.stem
 
 
-def loaded(options: CompareOptions, model: ModelOptions) -> tuple[Subject, Dataset, Threat]:
+def loaded(options: CompareOptions, model: ModelOptions) -> tuple[Subject, Dataset, Attack]:
     """A checkpoint with its images and its attack."""
     subject = load_subject(model)
-    threat = load_threat(options.attack, subject)
-    if threat.attack is None:
+    attack = attack_on(subject, options.attack)
+    if attack is None:
         raise ConfigError(f"{subject.path} names no attack; name the one to measure by --attack")
     images = load_images(DataOptions(options.dataset), subject)
     largest = max(options.n_clean)
     if largest >= len(images):
         raise ConfigError(f"--n-clean {largest} of {len(images)} images leaves none to evaluate on")
-    return subject, images, threat
+    return subject, images, attack
 
 
-def trial_of(subject: Subject, images: Dataset, threat: Threat, n_clean: int, seed: int, evaluated: int) -> Trial:
+def trial_of(subject: Subject, images: Dataset, attack: Attack, n_clean: int, seed: int, evaluated: int) -> Trial:
     """A checkpoint with some of the images to unlearn, and up to `evaluated` others to measure on."""
     split = split_dataset(images, n_clean, seed)
     others = split.evaluation.first(evaluated)
-    return Trial(subject.model, split.clean_set, lambda model: threat.evaluate(model, others))
+    return Trial(subject.model, split.clean_set, lambda model: evaluate(model, others, attack))
 
 
 def one_run(key: Key, trial: Trial) -> Outcome:

@@ -13,7 +13,6 @@ from ibau_jax.checkpoints import Checkpoint, Hints, load
 from ibau_jax.cli.options import AttackOptions, DataOptions, ModelOptions
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
 from ibau_jax.errors import ConfigError
-from ibau_jax.metrics import Metrics, evaluate
 from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
 from ibau_jax.triggers import TRIGGERS, Attack, load_attack
 
@@ -113,28 +112,8 @@ def _fitting(spec: str, checkpoint: Checkpoint) -> Dataset:
     return dataset
 
 
-@dataclass(frozen=True)
-class Threat:
-    """The attack to measure, if any."""
-
-    attack: Attack | None
-    target_label: int | None
-
-    def evaluate(self, model: nnx.Module, dataset: Dataset) -> Metrics:
-        """ACC, and the attack's success."""
-        return evaluate(model, dataset, self.attack, self.target_label)
-
-    def description(self) -> str:
-        """All attacks with their targets, for the screen."""
-        if self.attack is None:
-            return "none named, so only ACC is measured"
-        targets = [self.target_label, *(one.target_label for one in self.attack.further)]
-        named = zip((self.attack, *self.attack.further), targets, strict=True)
-        return "; ".join(one.name if to is None else f"{one.name}, target label {to}" for one, to in named)
-
-
-def load_threat(options: AttackOptions, subject: Subject, used: Collection[int] = ()) -> Threat:
-    """The attack of `--attack`, or the one that the checkpoint names.
+def attack_on(subject: Subject, options: AttackOptions, used: Collection[int] = ()) -> Attack | None:
+    """The attack of `--attack`, or the one that the checkpoint names, with its target; None for none.
 
     Triggered images in a folder are left out where the clean image at their index, one of `used`, unlearns.
 
@@ -145,13 +124,14 @@ def load_threat(options: AttackOptions, subject: Subject, used: Collection[int] 
     if spec is None:
         if options.target_label is not None or options.trigger_mask is not None:
             raise ConfigError("a target label or a mask says nothing without --attack")
-        return Threat(None, None)
+        return None
     folders = [options.trigger_dir] if options.trigger_dir else trigger_folders(subject.path)
     attack = load_attack(spec, subject.checkpoint.input_shape, folders, options.trigger_mask, used)
     named = (options.target_label, attack.target_label, subject.hints.target_label)
     target = next((label for label in named if label is not None), None)
-    attack.parts(target, subject.checkpoint.num_classes)
-    return Threat(attack, None if attack.all_to_all else target)
+    aimed = attack.aimed_at(target)
+    aimed.parts(subject.checkpoint.num_classes)
+    return aimed
 
 
 def beside(subject: Subject) -> str | None:

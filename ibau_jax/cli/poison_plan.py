@@ -72,7 +72,7 @@ def prepare(options: PoisonOptions) -> Plan:
     attacks = chosen_attacks(options, shape)
     poison = Poison(tuple(attacks), options.ratio, options.clean_label, options.decoys) if attacks else None
     if poison:
-        together(attacks).parts(None, num_classes)
+        together(attacks).parts(num_classes)
         poison.chosen(training.labels, num_classes, config.seed)
     test.check_fits(shape, num_classes)
     architecture = normalized(architecture, NORMALIZATIONS[options.normalize])
@@ -127,15 +127,11 @@ def identity(options: PoisonOptions, plan: Plan) -> Content:
 
 def description(options: PoisonOptions, plan: Plan) -> dict[str, Any]:
     """What is about to be done, for the screen."""
-    aims = [
-        f"{attack.name} ({'all to all' if attack.all_to_all else f'to class {attack.target_label}'})"
-        for attack in plan.attacks
-    ]
-    kept = ", which keep their label" if options.clean_label else ""
+    attack, kept = plan.attack, ", which keep their label" if options.clean_label else ""
     return {
         "model": f"{plan.architecture.name}, {plan.num_classes} classes",
         "training": f"{len(plan.training)} images of {plan.training.name}",
         "evaluation": f"{len(plan.test)} images of {plan.test.name}",
-        "attack": f"{', '.join(aims)}, on {100 * options.ratio:g} % of the images{kept}" if aims else "none",
+        "attack": f"{attack.description}, on {100 * options.ratio:g} % of the images{kept}" if attack else "none",
         "schedule": f"{plan.config.epochs} epochs, batches of {plan.config.batch_size}, on {device_name()}",
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 from ibau_jax import minimax
 from ibau_jax.cli import console
-from ibau_jax.cli.job import Subject, Threat, load_split, load_subject, load_threat
+from ibau_jax.cli.job import Subject, attack_on, load_split, load_subject
 from ibau_jax.cli.plan import Planned
 from ibau_jax.cli.relearn import check_relearning
 from ibau_jax.cli.task import Task
@@ -16,6 +16,7 @@ from ibau_jax.defences import get_defence
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.metrics import Metrics
+from ibau_jax.triggers import Attack
 
 
 def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, alone: bool) -> Task:
@@ -28,7 +29,7 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     """
     subject = load_subject(planned.subject)
     split = load_split(options.data, subject, planned.config.seed)
-    threat = load_threat(options.attack, subject, split.used)
+    attack = attack_on(subject, options.attack, split.used)
     preset, config = options.method.suited(planned.config, len(split.clean_set))
     defence, tuning, constants = None, None, {"preset": preset, **asdict(config)}
     if options.method.method != "ibau":
@@ -37,14 +38,14 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         config, constants = UnlearnConfig(n_rounds=1, seed=planned.config.seed), asdict(tuning)
         if options.output.resume:
             raise ConfigError(f"--method {defence.name} keeps no state to --resume from")
-    settings = {"method": options.method.method, **constants, **_settings(subject, split, threat, execution)}
+    settings = {"method": options.method.method, **constants, **_settings(subject, split, attack, execution)}
     fresh = minimax.initial_state(subject.model, config)
     task = Task(
         planned.name,
         planned.subject,
         subject,
         split,
-        threat,
+        attack,
         config,
         planned.folder,
         execution,
@@ -62,15 +63,15 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     return task
 
 
-def _settings(subject: Subject, split: Split, threat: Threat, execution: Execution) -> dict[str, Any]:
+def _settings(subject: Subject, split: Split, attack: Attack | None, execution: Execution) -> dict[str, Any]:
     return {
         "precision": execution.precision,
         "clean_set": split.clean_set.name,
         "n_clean": len(split.clean_set),
         "dataset": split.evaluation.name,
         "n_evaluation": len(split.evaluation),
-        "attack": threat.attack.name if threat.attack else None,
-        "target_label": threat.target_label,
+        "attacks": [part.name for part in attack.each] if attack else [],
+        "target_labels": [part.target_label for part in attack.each] if attack else [],
         "mean": subject.normalization.mean if subject.normalization else None,
         "std": subject.normalization.std if subject.normalization else None,
         "checkpoint_sha256": subject.sha256(),

@@ -12,6 +12,7 @@ from ibau_jax.cli.options import RelearnOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import TrainConfig
 from ibau_jax.errors import ConfigError, IbauError
+from ibau_jax.metrics import evaluate
 from ibau_jax.models.normalized import normalized
 from ibau_jax.relearning import Relearned, relearn, tempting_set
 
@@ -27,11 +28,9 @@ def check_relearning(task: "Task", options: RelearnOptions) -> None:
     """Raises ConfigError or CheckpointError, before any long work, where the check could not be made."""
     if options.relearn is None:
         return
-    if task.threat.attack is None:
+    if task.attack is None:
         raise ConfigError("--relearn puts triggers on images; name the attack by --attack")
-    tempting_set(
-        task.clean_set, task.threat.attack, task.threat.target_label, task.num_classes, options.config(task.config.seed)
-    )
+    tempting_set(task.clean_set, task.attack, task.num_classes, options.config(task.config.seed))
     if options.clean_ckpt is not None:
         task.reference = _loaded(task, options)
 
@@ -40,9 +39,9 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
     """Makes the check, where it is asked for and the run has a result."""
     if options.relearn is None or task.result is None or not task.result.kept_round:
         return
-    assert task.threat.attack is not None
+    assert task.attack is not None
     config = options.config(task.config.seed)
-    tempting = tempting_set(task.clean_set, task.threat.attack, task.threat.target_label, task.num_classes, config)
+    tempting = tempting_set(task.clean_set, task.attack, task.num_classes, config)
     some = task.split.evaluation.first(EVALUATED)
     models = {CLEANED: task.result.model, AS_IT_CAME: task.model}
     with Bar() as bar:
@@ -53,7 +52,7 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
         task.relearned = relearn(
             models,
             tempting,
-            lambda model: task.threat.evaluate(model, some),
+            lambda model: evaluate(model, some, task.attack),
             config,
             on_epoch=lambda name, done: bar.update(
                 job, description=f"relearning: {name}", completed=done, total=config.epochs

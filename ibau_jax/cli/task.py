@@ -11,7 +11,7 @@ from ibau_jax.auditing import Audit, Suspect, lingering
 from ibau_jax.cli import console
 from ibau_jax.cli.audit import audit_record
 from ibau_jax.cli.device import device_name, is_first_process
-from ibau_jax.cli.job import Subject, Threat
+from ibau_jax.cli.job import Subject
 from ibau_jax.cli.options import ModelOptions
 from ibau_jax.cli.progress import RoundProgress
 from ibau_jax.cli.relearn import relearning_record
@@ -22,10 +22,11 @@ from ibau_jax.data import Dataset, Split
 from ibau_jax.defences import Defence, TuneConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
-from ibau_jax.metrics import Metrics
+from ibau_jax.metrics import Metrics, evaluate
 from ibau_jax.relearning import Relearned
 from ibau_jax.report import Conclusion, conclude, gather, render
 from ibau_jax.result import Result, State
+from ibau_jax.triggers import Attack
 
 
 @dataclass(eq=False)
@@ -50,7 +51,7 @@ class Task:
     options: ModelOptions
     subject: Subject
     split: Split
-    threat: Threat
+    attack: Attack | None
     config: UnlearnConfig
     folder: Path
     execution: Execution
@@ -87,7 +88,7 @@ class Task:
 
     def evaluate(self, model: nnx.Module) -> Metrics:
         """Evaluates on the images that do not unlearn."""
-        return self.threat.evaluate(model, self.split.evaluation)
+        return evaluate(model, self.split.evaluation, self.attack)
 
     def take_in(self, state: State, bar: RoundProgress) -> None:
         """Evaluates, stores and shows a round. The first process does so; the others go on and wait for it."""
@@ -148,8 +149,7 @@ class Task:
             self.num_classes,
             self.result.rounds,
             self.config,
-            self.threat.attack,
-            self.threat.target_label,
+            self.attack,
         )
         return render(content, self.conclusion(), evidence, self.audits)
 
@@ -241,6 +241,6 @@ class Task:
             "normalisation": f"mean {norm.mean}, std {norm.std}" if norm else "none",
             "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
             "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}",
-            "attack": self.threat.description(),
+            "attack": self.attack.description if self.attack else "none named, so only ACC is measured",
             "method": self.method,
         }

@@ -78,7 +78,6 @@ def gather(
     rounds: tuple[Round, ...],
     config: UnlearnConfig,
     attack: Attack | None,
-    target_label: int | None,
 ) -> Evidence:
     """Tries both models on `images`, which did not unlearn; perturbations on the first 500 of them."""
     models, some = (before, after), images.first(TRIED)
@@ -89,7 +88,7 @@ def gather(
         for done in rounds
         for delta in done.perturbation
     ]
-    parts = attack.parts(target_label, classes) if attack else ()
+    parts = attack.parts(classes) if attack else ()
     return Evidence(counts, accuracy, unlearned, _examples(models, images, parts, classes))
 
 

@@ -36,26 +36,37 @@ class Attack:
         """The images to measure the attack on, before `stamp`: those that carry the trigger, else `dataset`."""
         return dataset if self.triggered is None else self.triggered
 
-    def parts(self, target_label: int | None, num_classes: int) -> tuple["Attack", ...]:
-        """This attack and the further ones, each with its target; this one's is `target_label` where that is given.
+    def aimed_at(self, target_label: int | None) -> "Attack":
+        """The attack with this target instead, where one is given and the attack has one."""
+        return self if target_label is None or self.all_to_all else replace(self, target_label=target_label)
+
+    @property
+    def each(self) -> tuple["Attack", ...]:
+        """This attack alone, and the further ones."""
+        return (replace(self, further=()), *self.further)
+
+    def parts(self, num_classes: int) -> tuple["Attack", ...]:
+        """This attack alone and the further ones, for a model of so many classes.
 
         Raises:
             ConfigError: one has no target, or one that is no class.
         """
-        own = self.target_label if target_label is None else target_label
-        parts = (replace(self, target_label=own, further=()), *self.further)
-        for part in parts:
+        for part in self.each:
             if not part.all_to_all:
                 check_target_label(part.target_label, num_classes)
-        return parts
+        return self.each
 
-    def targets(
-        self, labels: Int[np.ndarray, " n"], num_classes: int, target_label: int | None = None
-    ) -> Int[np.ndarray, " n"]:
+    @property
+    def description(self) -> str:
+        """The names of all, with their targets."""
+        return ", ".join(
+            f"{part.name} ({'all to all' if part.all_to_all else f'to class {part.target_label}'})"
+            for part in self.each
+        )
+
+    def targets(self, labels: Int[np.ndarray, " n"], num_classes: int) -> Int[np.ndarray, " n"]:
         """The class that the attacker wants for images of these true classes."""
-        if self.all_to_all:
-            return (labels + 1) % num_classes
-        return np.full_like(labels, self.target_label if target_label is None else target_label)
+        return (labels + 1) % num_classes if self.all_to_all else np.full_like(labels, self.target_label)
 
 
 def check_target_label(target_label: int | None, num_classes: int) -> None:

@@ -71,6 +71,8 @@ def blended(canvas: Canvas, alpha: float = 0.1, seed: int = 0) -> Stamp:
 def sig(canvas: Canvas, delta: float = 20.0, frequency: int = 6) -> Stamp:
     """SIG (Barni et al., ICIP 2019): `frequency` waves from left to right, of `delta` grey levels of 255."""
     width = canvas.shape[1]
+    if 2 * frequency % width == 0:
+        raise ConfigError(f"frequency is {frequency}: in images {width} pixels wide such waves are 0 in every column")
     wave = delta / GREY_LEVELS * np.sin(2 * np.pi * frequency * np.arange(width) / width)
     return Additive(np.broadcast_to(wave[None, :, None], canvas.shape).astype(np.float32))
 

@@ -14,10 +14,10 @@ from PIL import Image
 from ibau_jax import NORMALIZATIONS, load, save
 from ibau_jax.checkpoints import read_hints
 from ibau_jax.checkpoints.verify import verify
-from ibau_jax.cli.job import load_images, load_subject, load_threat
+from ibau_jax.cli.job import attack_on, load_images, load_subject
 from ibau_jax.cli.options import AttackOptions, DataOptions, ModelOptions
 from ibau_jax.errors import CheckpointError, ConfigError, DataError
-from ibau_jax.metrics import predict
+from ibau_jax.metrics import evaluate, predict
 from tests.checkpoints.test_conversion import assert_same_tree, random_vgg
 from tests.oracles.cifar_models import PreActResNet, randomise
 
@@ -174,18 +174,18 @@ def test_backdoorbench_attack_result(tmp_path, preact):
     assert (subject.checkpoint.architecture.name, subject.checkpoint.num_classes) == ("preact_resnet18", 10)
     assert subject.checkpoint.input_shape == (32, 32, 3)
     assert subject.normalization == NORMALIZATIONS["cifar10"]
-    threat = load_threat(AttackOptions(), subject, used=[0, 1, 19])
-    assert threat.target_label == 3
-    assert sorted(np.bincount(threat.attack.triggered.labels).tolist()) == [3, 3, 3, 4, 4]
+    attack = attack_on(subject, AttackOptions(), used=[0, 1, 19])
+    assert attack.target_label == 3
+    assert sorted(np.bincount(attack.triggered.labels).tolist()) == [3, 3, 3, 4, 4]
 
-    images = threat.attack.triggered
+    images = attack.triggered
     unit = torch.as_tensor(images.images.transpose(0, 3, 1, 2) / np.float32(255))
     mean, std = (torch.tensor(values).reshape(3, 1, 1) for values in ((0.4914, 0.4822, 0.4465), (0.247, 0.243, 0.261)))
     with torch.no_grad():
         expected = preact((unit - mean) / std).argmax(1).numpy()
     np.testing.assert_array_equal(predict(subject.model, images), expected)
     others = images.labels != 3
-    assert threat.evaluate(subject.model, images).asr == pytest.approx(np.mean(expected[others] == 3))
+    assert evaluate(subject.model, images, attack).asr == pytest.approx(np.mean(expected[others] == 3))
 
     save(subject.checkpoint, tmp_path / "y.pt")
     back = torch.load(tmp_path / "y.pt", weights_only=False)
@@ -203,7 +203,7 @@ def test_backdoorbench_without_its_folder_or_its_data(tmp_path, preact):
     subject = load_subject(ModelOptions(tmp_path / "attack_result.pt"))
     assert subject.normalization is None  # BackdoorBench does not normalise GTSRB
     assert subject.checkpoint.input_shape == (64, 64, 3)
-    assert load_threat(AttackOptions(), subject).attack is None
+    assert attack_on(subject, AttackOptions()) is None
     chosen = load_subject(ModelOptions(tmp_path / "attack_result.pt", normalize="gtsrb", image_size=32))
     assert chosen.normalization == NORMALIZATIONS["gtsrb"]
     assert chosen.checkpoint.input_shape == (32, 32, 3)
@@ -260,12 +260,12 @@ def test_a_folder_of_triggered_images_must_make_sense(tmp_path, preact):
         (f"folder:{images / '0'}", "no triggered images"),
     ):
         with pytest.raises(DataError, match=message):
-            load_threat(AttackOptions(spec, 3), subject)
+            attack_on(subject, AttackOptions(spec, 3))
     (images / "77").mkdir()
     shutil.copy(images / "0" / "0.png", images / "77" / "5.png")
-    threat = load_threat(AttackOptions(f"folder:{images}", 3), subject)
+    attack = attack_on(subject, AttackOptions(f"folder:{images}", 3))
     with pytest.raises(DataError, match="label 77"):
-        threat.evaluate(subject.model, threat.attack.triggered.take(np.arange(4)))
+        evaluate(subject.model, attack.triggered.take(np.arange(4)), attack)
 
 
 def test_images_of_another_size_are_asked_for(tmp_path, preact):

@@ -25,8 +25,8 @@ def test_everything_is_taken_from_the_file(tmp_path):
     done = run(*UNLEARN, "--ckpt", "attack_result.pt", "--dataset", "clean.npz", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result["config"]["attack"] == f"folder:{tmp_path}/bd_test_dataset"
-    assert (result["config"]["target_label"], result["config"]["mean"]) == (4, [0.4914, 0.4822, 0.4465])
+    assert result["config"]["attacks"] == [f"folder:{tmp_path}/bd_test_dataset"]
+    assert (result["config"]["target_labels"], result["config"]["mean"]) == ([4], [0.4914, 0.4822, 0.4465])
     cleaned = torch.load(tmp_path / "out" / "model.pth", weights_only=False)
     assert cleaned["bd_test"]["bd_data_container"]["data_dict"][7]["other_info"] == [4, 2]
     random_vgg().load_state_dict(cleaned["model"])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from ibau_jax.cli.job import Threat
 from ibau_jax.cli.options import DeviceOptions, parse
 from ibau_jax.cli.poison import run as poison
 from ibau_jax.cli.poison_options import PoisonOptions
@@ -142,7 +141,7 @@ def test_results_are_not_overwritten(poisoned, small_digits):
     assert "already holds model.pth, triggers.npz, triggers.png, result.json; add --overwrite" in done.stderr
 
 
-def test_all_attacks_of_a_model_are_named_before_it_unlearns():
+def test_an_attack_names_all_of_a_model():
     two = together([Attack("badnets", None, target_label=3), Attack("sig", None, target_label=5)])
-    assert Threat(two, 3).description() == "badnets, target label 3; sig, target label 5"
-    assert Threat(Attack("badnets_all2all", None, all_to_all=True), None).description() == "badnets_all2all"
+    assert two.description == "badnets (to class 3), sig (to class 5)"
+    assert Attack("badnets_all2all", None, all_to_all=True).description == "badnets_all2all (all to all)"

@@ -86,7 +86,7 @@ def test_what_is_printed(finished):
     for text in (
         "60 images of",
         "60 other images of",
-        "badnets, target label 3",
+        "badnets (to class 3)",
         "round 2/2",
         "ASR",
         "before",
@@ -142,7 +142,7 @@ def test_without_an_attack_its_figures_are_null(tmp_path, small_digits):
     result = json.loads((tmp_path / "runs" / "plain" / "result.json").read_text())
     assert result["after"]["acc"] is not None
     assert result["after"]["asr"] is result["after"]["ra"] is result["after"]["asr_all"] is None
-    assert result["config"]["attack"] is None
+    assert result["config"]["attacks"] == []
     assert result["config"]["clip"] is False
     assert result["config"]["n_evaluation"] == 80  # the clean set is in the data: its 40 images do not evaluate
     assert isinstance(torch.load(tmp_path / "runs" / "plain" / "model.pth", weights_only=True), dict)

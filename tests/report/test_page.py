@@ -60,10 +60,10 @@ def rounds():
 
 
 def evidence(rng, attack=None):
-    return gather(Brightness(), Dark(), brightness_data(rng, wrong=10), 3, rounds(), UnlearnConfig(), attack, 2)
+    return gather(Brightness(), Dark(), brightness_data(rng, wrong=10), 3, rounds(), UnlearnConfig(), attack)
 
 
-CORNER = Attack("corner", Patch(slice(3, 4), slice(3, 4)))
+CORNER = Attack("corner", Patch(slice(3, 4), slice(3, 4)), target_label=2)
 
 
 def test_evidence_is_what_the_models_say(rng):
@@ -99,7 +99,7 @@ def result():
         "model": "small_vgg",
         "num_classes": 3,
         "status": "completed",
-        "config": {"n_clean": 5, "clean_set": HOSTILE, "n_evaluation": 5, "dataset": "d", "attack": HOSTILE, "target_label": 2,
+        "config": {"n_clean": 5, "clean_set": HOSTILE, "n_evaluation": 5, "dataset": "d", "attacks": [HOSTILE], "target_labels": [2],
                    "checkpoint_sha256": "abc123", "lr": 0.001, "mean": None},
         "execution": {"devices": 1},
         "device": "cpu",
@@ -155,7 +155,7 @@ def test_a_run_without_attack_or_audit_or_images_of_a_class(rng):
     bare = result()
     for metrics in (bare["before"], bare["after"], bare["rounds"][0]):
         metrics |= {"asr": None, "asr_all": None, "ra": None}
-    bare["config"]["attack"] = None
+    bare["config"]["attacks"] = []
     bare |= {"initial": None, "relearning": None}
     bare["rounds"][0]["standing"] = None
     text = " ".join(Page(render(bare, Conclusion("doubtful", "x", ()), evidence(rng), {})).text)

@@ -26,8 +26,8 @@ def test_a_trigger_comes_back(tmp_path, spec):
 def test_several_and_all_to_all_come_back(tmp_path):
     write_triggers(load_attacks(["badnets", "sig"], [3, 1], Canvas(SHAPE)), tmp_path / "two.npz")
     found = read_triggers(tmp_path / "two.npz", SHAPE)
-    assert [part.target_label for part in found.parts(None, 10)] == [3, 1]
-    assert [part.name for part in found.parts(None, 10)] == ["badnets", "sig"]
+    assert [part.target_label for part in found.parts(10)] == [3, 1]
+    assert [part.name for part in found.parts(10)] == ["badnets", "sig"]
     write_triggers(load_attacks(["badnets_all2all"], [], Canvas(SHAPE)), tmp_path / "all.npz")
     assert read_triggers(tmp_path / "all.npz", SHAPE).all_to_all
 
