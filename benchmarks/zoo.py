@@ -96,6 +96,8 @@ ZOO = (
     "gtsrb-l2_inv-25-9",
     "cifar-corner-1-smooth-6-3",
     "cifar-sig-0-blended-4-trojan_sq-8-2",
+    "cifar-corner-5-sig-7-l0_inv-1-4",
+    "gtsrb-blended-7-corner-30-8",
     "cifar-all2all-1",
     "cifar-preact_resnet18-clean-0",
     "cifar-preact_resnet18-trojan_sq-6-1",

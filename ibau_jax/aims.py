@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ibau_jax.batches import AnyArray
 from ibau_jax.config import UnlearnConfig
@@ -32,25 +32,67 @@ class Aims(NamedTuple):
 class Suspects:
     """Classes that may be a backdoor's target, the likeliest first.
 
+    A second search, after some rounds, may have found more: they follow.
+
     Attributes:
         labels: the classes.
-        sizes: l2 norms of the smallest perturbations that lead most images to each class of the model.
-        perturbations: those that lead to the suspects, in units of the image range.
+        sizes: l2 norms of the smallest perturbations that lead most images to each class of the model as it came.
+        perturbations: those that lead to the suspects, of the model that was searched, in units of the image range.
+        norms: l2 norms of the smallest perturbations that lead to the suspects, of that model.
+        found_after: rounds that were done when each was found.
     """
 
     labels: Int[np.ndarray, " t"]
     sizes: Float[np.ndarray, " classes"]
     perturbations: Float[np.ndarray, "t h w c"] = field(repr=False)
+    norms: Float[np.ndarray, " t"]
+    found_after: Int[np.ndarray, " t"]
+
+    @classmethod
+    def of_search(
+        cls,
+        labels: Int[np.ndarray, " t"],
+        sizes: Float[np.ndarray, " classes"],
+        perturbations: Float[np.ndarray, "t h w c"],
+        rounds: int = 0,
+    ) -> "Suspects":
+        """Those of one search, after so many rounds; `sizes` are those of all classes."""
+        return cls(labels, sizes, perturbations, sizes[labels], np.full(len(labels), rounds, np.int32))
+
+    def and_more(self, later: "Suspects") -> "Suspects":
+        """These, and those of a later search."""
+        per_suspect = ("labels", "perturbations", "norms", "found_after")
+        return replace(
+            self, **{name: np.concatenate([getattr(self, name), getattr(later, name)]) for name in per_suspect}
+        )
+
+    def known_to(self, number: int) -> "Suspects":
+        """Those that were found before a round."""
+        return self._where(self.found_after < number)
+
+    def found_before(self, number: int) -> list[int]:
+        """The classes of those that were found right before a round."""
+        return [int(label) for label in self.labels[self.found_after == number - 1]]
 
     @property
-    def norms(self) -> Float[np.ndarray, " t"]:
-        """Those of the suspects' perturbations."""
-        return self.sizes[self.labels]
+    def latest(self) -> "Suspects":
+        """Those of the last search."""
+        return self._where(self.found_after == self.found_after.max())
+
+    def _where(self, chosen: Bool[np.ndarray, " t"]) -> "Suspects":
+        arrays = (self.labels, self.perturbations, self.norms, self.found_after)
+        labels, perturbations, norms, found_after = (array[chosen] for array in arrays)
+        return Suspects(labels, self.sizes, perturbations, norms, found_after)
 
     @property
     def ratio(self) -> float:
         """How many times smaller the first suspect's perturbation is than the median class's."""
         return float(np.median(self.sizes) / self.norms[0])
+
+
+def standing_out(sizes: Float[np.ndarray, " classes"], min_ratio: float | None) -> int:
+    """Classes that are reached so many times as easily as the median class; 0 without a ratio."""
+    return int(np.sum(np.median(sizes) > (min_ratio or np.inf) * sizes))
 
 
 def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:
@@ -73,9 +115,10 @@ def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:
 
 
 def aims_of_round(config: UnlearnConfig, suspects: Suspects, number: int) -> Aims:
-    """The suspects in turn, with norms drawn anew for each round."""
+    """The suspects of the last search in turn, with norms drawn anew for each round."""
+    aimed_at = suspects.known_to(number).latest
     key = jax.random.fold_in(jax.random.key(config.seed), ROUNDS + number)
-    which = np.arange(config.perturbations) % len(suspects.labels)
+    which = np.arange(config.perturbations) % len(aimed_at.labels)
     low, high = config.reach
     times = np.asarray(jax.random.uniform(key, (config.perturbations,), minval=low, maxval=high))
-    return Aims(suspects.labels[which], (suspects.norms[which] * times).astype(np.float32))
+    return Aims(aimed_at.labels[which], (aimed_at.norms[which] * times).astype(np.float32))

@@ -80,6 +80,8 @@ class UnlearnConfig:
     tied: float = 0.0
     """and those whose smallest perturbation is larger than the first one's by no more than this share, as many as there
     are perturbations"""
+    suspects_min_ratio: float | None = None
+    """and those that stand out by themselves: the median class's smallest perturbation is so many times theirs"""
     reach: tuple[float, float] = (2.0, 8.0)
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     held_out: float = 0.0
@@ -95,7 +97,8 @@ class UnlearnConfig:
     closed: float = 0.005
     """unlearning stops after a round that leaves no larger a share of images following the suspects' short cuts"""
     more_rounds: int = 0
-    """rounds beyond `n_rounds`, at most, one at a time, where a suspect stands out and its short cut is still open"""
+    """rounds beyond `n_rounds`, at most, one at a time: where a suspect stands out and its short cut is still open, or
+    where several stood out (`suspects_min_ratio`) and another search finds some that had been behind them"""
     more_min_ratio: float = 1.6
     """it stands out where the median class's smallest perturbation is so many times its; without a backdoor further
     rounds cost accuracy and mend nothing"""
@@ -105,8 +108,8 @@ class UnlearnConfig:
     """the first of these rounds is done in any case where the median class's is between so many times the suspect's:
     what an attacker stamps is larger than the short cut that is closed first"""
     max_acc_drop: float = 0.05
-    """a round that leaves the held-out accuracy lower than at first by more than this share, and by more than chance
-    may, is taken back"""
+    """a round that leaves the held-out accuracy lower than at first, or than before the last search for suspects, by
+    more than this share, and by more than chance may, is taken back"""
     seed: int = 2
     """seed of the choice of perturbed and of held-out images, and of the norms of targeted perturbations"""
 
@@ -160,7 +163,9 @@ class UnlearnConfig:
             ),
             _NOT_NEGATIVE,
         )
-        _require_each(self, ("norm_bound", "untargeted_max_ratio", "untargeted_reach"), _POSITIVE_OR_NONE)
+        _require_each(
+            self, ("norm_bound", "untargeted_max_ratio", "untargeted_reach", "suspects_min_ratio"), _POSITIVE_OR_NONE
+        )
         for name in ("optim", "inner_optim"):
             _require_optimizer(getattr(self, name))
 

@@ -13,7 +13,7 @@ from functools import partial
 
 from flax import nnx
 
-from ibau_jax.aims import adapted
+from ibau_jax.aims import Suspects, adapted
 from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
@@ -25,9 +25,9 @@ from ibau_jax.optimizers import make_optimizer
 from ibau_jax.rehearsal import Run, rehearse
 from ibau_jax.result import OnBatch, Result, State
 from ibau_jax.rounds import CompiledSteps, run_stack
-from ibau_jax.selection import asks_for_more, hold_out, measure, too_costly
+from ibau_jax.selection import asks_for_more, hold_out, may_hide_more, measure, too_costly
 from ibau_jax.stack import Stack
-from ibau_jax.suspects import compile_scan, find_suspects
+from ibau_jax.suspects import compile_scan, find_hidden, find_suspects
 
 __all__ = ["Member", "initial_state", "stackable", "unlearn", "unlearn_many"]
 
@@ -132,8 +132,8 @@ def unlearn_many(
         of_group = run_stack(stack, steps, partial(_reported, report, group), on_batch)
         results |= dict(zip(group, of_group, strict=True))
     for index, member in enumerate(members):
-        if results[index].status == "completed" and asks_for_more(states[index], member.config):
-            longer = _longer(member, states[index])
+        longer = _longer(member, states[index], execution, on_batch) if results[index].status == "completed" else None
+        if longer:
             found = run([longer], on_round=partial(_reported, report, [index]), on_batch=on_batch)[0]
             results[index] = found.after(results[index])
     return [results[index] for index in range(len(members))]
@@ -144,11 +144,30 @@ def _reported(report: Callable[[int, State], None], group: Sequence[int], index:
     report(group[index], state)
 
 
-def _longer(member: Member, state: State) -> Member:
-    """The member with one round more to do."""
-    most = member.config.n_rounds + member.config.more_rounds
-    count = len(state.rounds) + 1
-    return replace(member, state=state, config=replace(member.config, n_rounds=count, more_rounds=most - count))
+def _longer(member: Member, state: State, execution: Execution, on_batch: OnBatch | None) -> Member | None:
+    """The member with one round more to do, where a short cut is open or another one shows; None where neither is."""
+    config, count = member.config, len(state.rounds) + 1
+    left = config.n_rounds + config.more_rounds - count
+    if left < 0:
+        return None
+    if not asks_for_more(state, config):
+        hidden = _hidden(member, state, execution, on_batch)
+        if hidden is None or state.suspects is None:
+            return None
+        state = replace(state, suspects=state.suspects.and_more(hidden))
+    return replace(member, state=state, config=replace(config, n_rounds=count, more_rounds=left))
+
+
+def _hidden(member: Member, state: State, execution: Execution, on_batch: OnBatch | None) -> Suspects | None:
+    """Suspects that show after the rounds so far, where those known may have been in front of others."""
+    if not may_hide_more(state, member.config):
+        return None
+    scan = compile_scan(member.model, member.clean_set, execution)
+    return find_hidden(scan, state.model, member.clean_set, member.config, len(state.rounds), _on_step(on_batch))
+
+
+def _on_step(on_batch: OnBatch | None) -> Callable[[int, int], None] | None:
+    return (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
 
 
 def _divided(member: Member) -> Member:
@@ -166,8 +185,7 @@ def _begun(members: Sequence[Member], execution: Execution, on_batch: OnBatch | 
         state = member.state or initial_state(member.model, member.config)
         if member.config.needs_suspects and state.suspects is None:
             scan = scan or compile_scan(member.model, member.clean_set, execution)
-            report = (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
-            found = find_suspects(scan, state.model, member.clean_set, member.config, report)
+            found = find_suspects(scan, state.model, member.clean_set, member.config, _on_step(on_batch))
             initial = measure(state.model, member.held_out, member.clean_set, found) if member.held_out else None
             state = replace(state, suspects=found, initial=initial)
         if not state.rounds:

@@ -63,14 +63,14 @@ def rehearse(
     config = replace(member.config, folds=1, held_out=0.0, more_rounds=0)
     assert begun.suspects is not None
     suspects, folds = begun.suspects, folds_of(member.clean_set, member.config.folds, member.config.seed)
-    states = list(member.rehearsals or [begun] * len(folds))
+    states = [replace(state, suspects=suspects) for state in member.rehearsals or [begun] * len(folds)]
     rounds: list[list[Standing]] = [[] for _ in folds]
     batches, left = 0, config.n_rounds - len(states[0].rounds)
 
     def on_round(index: int, found: State) -> None:
         rest, part = folds[index]
         states[index] = found
-        rounds[index].append(measure(found.model, part, rest, suspects))
+        rounds[index].append(measure(found.model, part, rest, suspects.known_to(len(found.rounds))))
 
     def report(phase: Phase, number: int, done: int, count: int) -> None:
         nonlocal batches

@@ -102,13 +102,26 @@ class State:
         return replace(self, rounds=(*self.rounds, done))
 
     @property
+    def searched_after(self) -> int:
+        """Rounds that were done when suspects were last found."""
+        return 0 if self.suspects is None else int(self.suspects.found_after.max())
+
+    @property
+    def reference(self) -> Standing | None:
+        """What the accuracy of a round is compared with: how the model stood as it came, or before the last search."""
+        before = [done.standing for done in self.rounds[: self.searched_after] if not done.undone]
+        return before[-1] if before else self.initial
+
+    @property
     def kept_round(self) -> int:
         """The number of the round whose model is kept; 0 for none.
 
         It is the last of those not undone that is no worse than the best of them by more than a standard error
-        (Breiman et al., 1984): images that are held out are few.
+        (Breiman et al., 1984): images that are held out are few. Where suspects were found after some rounds, rounds
+        before that do not compare: they were not measured on those.
         """
-        kept = [done for done in self.rounds if not done.undone]
+        good = [done for done in self.rounds if not done.undone]
+        kept = [done for done in good if done.number > self.searched_after] or good
         standings = [done.standing for done in kept if done.standing]
         if not standings:
             return kept[-1].number if kept else 0

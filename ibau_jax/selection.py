@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from ibau_jax.aims import Suspects
+from ibau_jax.aims import Suspects, standing_out
 from ibau_jax.auditing.views import PERTURBATION
 from ibau_jax.batches import to_unit
 from ibau_jax.config import UnlearnConfig
@@ -99,21 +99,22 @@ def judge(
 
     Where no images are held out the rehearsals, if any, tell accuracy.
     """
-    if state.initial is None or state.suspects is None:
+    if state.reference is None or state.suspects is None:
         return done
+    suspects = state.suspects.known_to(done.number)
     if held_out is not None:
-        standing = measure(model, held_out, clean_set, state.suspects)
+        standing = measure(model, held_out, clean_set, suspects)
     elif len(state.rehearsed) >= done.number:
-        left = residual(model, clean_set, predict(model, clean_set), state.suspects)
+        left = residual(model, clean_set, predict(model, clean_set), suspects)
         standing = replace(state.rehearsed[done.number - 1], residual=left)
     else:
         return done
-    return replace(done, standing=standing, undone=too_costly(state.initial, standing, config))
+    return replace(done, standing=standing, undone=too_costly(state.reference, standing, config))
 
 
-def too_costly(initial: Standing, standing: Standing, config: UnlearnConfig) -> bool:
-    """Whether a model lacks more of its first accuracy than is allowed, and than chance explains."""
-    return initial.acc - standing.acc > max(config.max_acc_drop, CHANCE * standing.standard_error)
+def too_costly(before: Standing, standing: Standing, config: UnlearnConfig) -> bool:
+    """Whether a model lacks more of the accuracy it had than is allowed, and than chance explains."""
+    return before.acc - standing.acc > max(config.max_acc_drop, CHANCE * standing.standard_error)
 
 
 def is_over(state: State, config: UnlearnConfig) -> bool:
@@ -125,10 +126,22 @@ def is_over(state: State, config: UnlearnConfig) -> bool:
         return False
     if state.rounds[-1].undone:
         return bool(state.rehearsed)
-    if len(state.rounds) < config.min_rounds:
+    if len(state.rounds) < config.min_rounds or _just_found(state):
         return False
     standing = state.rounds[-1].standing
     return standing.residual <= config.closed and standing.acc >= state.initial.acc - standing.standard_error
+
+
+def _just_found(state: State) -> bool:
+    """Whether there are suspects that no round aimed at yet."""
+    return state.suspects is not None and state.searched_after == len(state.rounds)
+
+
+def may_hide_more(state: State, config: UnlearnConfig) -> bool:
+    """Whether others may have been behind the suspects: several stood out. Asked once, of a model with good rounds."""
+    if state.suspects is None or not state.rounds or state.rounds[-1].undone or state.searched_after:
+        return False
+    return standing_out(state.suspects.sizes, config.suspects_min_ratio) > 1
 
 
 def asks_for_more(state: State, config: UnlearnConfig) -> bool:

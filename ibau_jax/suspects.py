@@ -1,6 +1,7 @@
 """Which classes are suspected of being a backdoor's target: a short audit, before the first round.
 
-A backdoor makes its target a class that a small perturbation leads to.
+A backdoor makes its target a class that a small perturbation leads to. Of several, one may be behind the others: where
+more than one class stands out the audit is repeated after the rounds.
 """
 
 from collections.abc import Callable
@@ -8,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 from flax import nnx
 
-from ibau_jax.aims import Suspects
-from ibau_jax.auditing.search import Search, compile_search, run_search
+from ibau_jax.aims import Suspects, standing_out
+from ibau_jax.auditing.search import Found, Search, compile_search, run_search
 from ibau_jax.auditing.views import PERTURBATION
 from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.data.dataset import Dataset
@@ -32,11 +33,30 @@ def find_suspects(
     config: UnlearnConfig,
     on_step: Callable[[int, int], None] | None = None,
 ) -> Suspects:
-    """The classes that the smallest perturbations lead to: as many as `config.suspects`, or more that are tied.
+    """The classes that the smallest perturbations lead to: `config.suspects`, or more: those tied or that stand out.
 
-    Of tied ones, no more than there are perturbations: what none can lead to would count as left open for ever.
+    Of the latter, no more than there are perturbations: what none can lead to would count as left open for ever.
     """
     found = run_search(scan, model, clean_set, on_step)
     tied = int(np.sum(found.sizes <= (1 + config.tied) * found.sizes.min()))
-    labels = np.argsort(found.sizes, kind="stable")[: max(config.suspects, min(tied, config.perturbations))]
-    return Suspects(labels.astype(np.int32), found.sizes, found.triggers[labels, 0])
+    near = max(tied, standing_out(found.sizes, config.suspects_min_ratio))
+    return _first(found, max(config.suspects, min(near, config.perturbations)))
+
+
+def find_hidden(
+    scan: Search,
+    model: nnx.Module,
+    clean_set: Dataset,
+    config: UnlearnConfig,
+    rounds: int,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Suspects | None:
+    """The classes that stand out after so many rounds, which closed the short cuts that they had been behind."""
+    found = run_search(scan, model, clean_set, on_step)
+    count = min(standing_out(found.sizes, config.more_min_ratio), config.perturbations)
+    return _first(found, count, rounds) if count else None
+
+
+def _first(found: Found, count: int, rounds: int = 0) -> Suspects:
+    labels = np.argsort(found.sizes, kind="stable")[:count].astype(np.int32)
+    return Suspects.of_search(labels, found.sizes, found.triggers[labels, 0], rounds)

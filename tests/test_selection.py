@@ -42,7 +42,7 @@ def brightness_data(rng, wrong=0):
 def suspects(value):
     delta = np.zeros((1, 4, 4, 1), np.float32)
     delta[0, -1, -1] = value / ENLARGED
-    return Suspects(np.asarray([2], np.int32), np.asarray([value], np.float32), delta)
+    return Suspects.of_search(np.asarray([2], np.int32), np.full(3, value, np.float32), delta)
 
 
 @pytest.mark.parametrize(("value", "share"), [(0.75, 1.0), (0.65, 0.0)])
@@ -104,9 +104,10 @@ def test_one_members_undone_round_does_not_disturb_another(rng):
             assert one.kept_round == other.kept_round
 
 
-def kept(accuracies, images=10000):
-    """The kept round of rounds with these accuracies; None is one that is undone."""
+def kept(accuracies, images=10000, found_after=0):
+    """The kept round of rounds with these accuracies; None is one that is undone. Suspects were found after some."""
     state, model = initial_state(Tiny(nnx.Rngs(0)), CONFIG), {}
+    state = replace(state, suspects=replace(suspects(1.0), found_after=np.asarray([found_after])))
     for number, acc in enumerate(accuracies, 1):
         standing = Standing(acc or 0.0, 0.0, images)
         done = Round(number, np.zeros((1, 4, 4, 3)), 0.0, 0.0, 0.0, 0.0, standing, undone=acc is None)
@@ -126,6 +127,12 @@ def test_the_last_round_within_a_standard_error_of_the_best_is_kept():
     assert kept([0.9, 0.79], images=9) == 1
 
 
+def test_rounds_before_a_search_do_not_compare_with_those_after_it():
+    assert kept([0.9, 0.8, 0.5], found_after=2) == 3
+    assert kept([0.9, 0.8, 0.5, 0.7], found_after=2) == 4
+    assert kept([0.9, 0.8, None], found_after=2) == 1
+
+
 def test_few_images_take_back_only_what_chance_can_not_explain(rng):
     """Drops of 0.075 and 0.2, where 0.05 is allowed."""
     before = initial_state(Brightness(), CONFIG)
@@ -136,6 +143,22 @@ def test_few_images_take_back_only_what_chance_can_not_explain(rng):
         found = judge(state, done, Brightness(), held_out, held_out, CONFIG)
         assert found.standing.acc == 1 - wrong / 40
         assert found.undone == undone
+
+
+def test_a_round_after_another_search_compares_with_the_one_before_it(rng):
+    """0.75 is more than two standard errors, 0.14, below 0.95, and not below 0.85; a round that was undone is no round."""
+    measured, done = brightness_data(rng, wrong=10), Round(1, np.zeros((1, 4, 4, 1)), 0.0, 0.0, 0.0, 0.0)
+    first = replace(done, standing=Standing(0.85, 0.0, 40))
+    state = replace(initial_state(Brightness(), CONFIG), initial=Standing(0.95, 0.0, 40), rounds=(first,))
+    for found_after, rounds, undone in (
+        (0, (first,), True),
+        (1, (first,), False),
+        (2, (first, replace(done, number=2, undone=True, standing=Standing(0.1, 0.0, 40))), False),
+    ):
+        suspected = replace(suspects(0.0), found_after=np.asarray([found_after]))
+        after = replace(state, suspects=suspected, rounds=rounds)
+        last = replace(done, number=len(rounds) + 1)
+        assert judge(after, last, Brightness(), measured, measured, CONFIG).undone == undone
 
 
 def test_it_stops_when_the_short_cut_is_closed(rng):

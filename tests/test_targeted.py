@@ -25,9 +25,10 @@ from ibau_jax.optimizers import make_optimizer
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import STRIDE, InnerConstants, inner_optimizer, inner_step
 from ibau_jax.presets import PRESETS, suited
-from ibau_jax.result import Standing
+from ibau_jax.result import Round, Standing
+from ibau_jax.selection import may_hide_more
 from ibau_jax.stack import learning_rate
-from ibau_jax.suspects import compile_scan, find_suspects
+from ibau_jax.suspects import compile_scan, find_hidden, find_suspects
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 from tests.test_minimax import Tiny, tiny_data, vgg_data
@@ -155,6 +156,72 @@ def test_the_class_of_a_planted_shortcut_is_suspected(rng):
     for tied, perturbations, count in ((second - 0.01, 2, 1), (second + 0.01, 2, 2), (second + 0.01, 1, 1)):
         config = UnlearnConfig(tied=tied, perturbations=perturbations)
         assert len(find_suspects(scan, Shortcut(), data, config).labels) == count
+    ratio = float(np.median(found.sizes)) / found.norms[0]
+    assert find_hidden(scan, Shortcut(), data, UnlearnConfig(more_min_ratio=ratio + 0.01), 2) is None
+    hidden = find_hidden(scan, Shortcut(), data, UnlearnConfig(more_min_ratio=ratio - 0.01, perturbations=3), 2)
+    assert (hidden.labels.tolist(), hidden.found_after.tolist()) == ([1], [2])
+    for beyond, perturbations, count in ((ratio + 0.01, 3, 1), (0.9, 3, 3), (0.9, 2, 2)):  # the median's own is 1
+        config = UnlearnConfig(suspects_min_ratio=beyond, perturbations=perturbations)
+        assert len(find_suspects(scan, Shortcut(), data, config).labels) == count
+
+
+def twice_searched():
+    """Two suspects at first, classes 4 and 9, and class 2 after two rounds."""
+    first = Suspects.of_search(np.asarray([4, 9], np.int32), _sizes({4: 0.5, 9: 1.0}), np.zeros((2, 4, 4, 3)))
+    return first.and_more(Suspects.of_search(np.asarray([2]), _sizes({2: 0.25}), np.ones((1, 4, 4, 3)), 2))
+
+
+def test_rounds_aim_at_those_of_the_last_search_before_them():
+    config, found = replace(CONFIG, perturbations=3, reach=(1.0, 1.0)), twice_searched()
+    second, third = (aims_of_round(config, found, number) for number in (2, 3))
+    assert (second.target.tolist(), second.radius.tolist()) == ([4, 9, 4], [0.5, 1.0, 0.5])
+    assert (third.target.tolist(), third.radius.tolist()) == ([2, 2, 2], [0.25] * 3)
+    assert found.known_to(2).perturbations.max() == 0.0
+    assert found.known_to(3).labels.tolist() == [4, 9, 2]
+    assert [found.found_before(number) for number in (1, 2, 3)] == [[4, 9], [], [2]]
+    assert found.ratio == 6.0  # of the model as it came
+
+
+def test_where_several_stand_out_others_may_be_behind_them_and_are_looked_for_once():
+    """The median class's size is 3."""
+    once = twice_searched().known_to(1)
+    done = Round(1, np.zeros((1, 4, 4, 3)), 0.0, 0.0, 0.0, 0.0)
+    begun = replace(initial_state(Tiny(nnx.Rngs(0)), CONFIG), suspects=once)
+    state = replace(begun, rounds=(done, done))
+    for min_ratio, expected in ((2.9, True), (3.1, False), (None, False)):
+        assert may_hide_more(state, replace(CONFIG, suspects_min_ratio=min_ratio)) == expected
+    config = replace(CONFIG, suspects_min_ratio=2.9)
+    assert not may_hide_more(begun, config)
+    assert not may_hide_more(replace(state, suspects=twice_searched()), config)
+    assert not may_hide_more(replace(state, rounds=(done, replace(done, undone=True))), config)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_a_model_that_may_hide_more_is_searched_again_and_going_on_changes_nothing(rng, folds):
+    model, data, states, phases = Tiny(nnx.Rngs(0)), tiny_data(rng, 30), [], []
+    config = replace(
+        PRESETS["robust-few"], n_rounds=2, batch_size=10, min_batches=3, perturbations=2, folds=folds, sure_ratios=None,
+        suspects_min_ratio=0.9, more_rounds=1, more_min_ratio=0.9, left_open=1.0, max_acc_drop=1.0, closed=1.0,
+    )  # fmt: skip
+    sizes, perturbations = np.asarray([0.1, 0.1, 1.0], np.float32), np.ones((2, 4, 4, 3), np.float32)
+    suspects = Suspects.of_search(np.asarray([0, 1], np.int32), sizes, perturbations)
+    begun = replace(initial_state(model, config), suspects=suspects, initial=Standing(1.0, 1.0, 30))
+    whole = unlearn(
+        model, data, config, state=begun, on_round=states.append, on_batch=lambda phase, *_: phases.append(phase)
+    )
+    assert [state.suspects.found_after.max() for state in states] == [0, 0, 2]
+    assert "search" in phases
+    assert len(whole.rounds) == 3
+    if folds > 1:
+        assert whole.kept_round == 3
+        assert [done.standing.images for done in whole.rounds] == [30] * 3
+    for state in states:
+        rest = unlearn(model, data, config, state=state)
+        assert [done.standing for done in rest.rounds] == [done.standing for done in whole.rounds]
+        for one, other in zip(*(jax.tree.leaves(nnx.state(found.model)) for found in (rest, whole)), strict=True):
+            np.testing.assert_array_equal(one, other)
+    assert len(unlearn(model, data, replace(config, more_rounds=0), state=begun).rounds) == 2
+    assert len(unlearn(model, data, replace(config, more_min_ratio=1e6), state=begun).rounds) == 2
 
 
 def _sizes(of_classes):
@@ -172,7 +239,7 @@ def test_the_published_perturbation_is_bounded_by_the_suspects_and_left_out_wher
     smallest, norm_bound, rounds, radius
 ):
     config = replace(PRESETS["robust"], norm_bound=norm_bound)
-    suspects = Suspects(np.asarray([4], np.int32), _sizes({4: smallest}), np.zeros((1, 4, 4, 3)))
+    suspects = Suspects.of_search(np.asarray([4], np.int32), _sizes({4: smallest}), np.zeros((1, 4, 4, 3)))
     found = adapted(config, suspects)
     assert found.untargeted_rounds == rounds
     assert found.min_rounds == (2 if rounds else 3)
@@ -186,7 +253,7 @@ def test_the_published_perturbation_is_bounded_by_the_suspects_and_left_out_wher
 )
 def test_the_rounds_of_a_suspect_that_stands_out(smallest, targeted, more):
     """The median class's size is 3: from a ratio of 4 to 10 a second round, above 5 no untargeted one."""
-    suspects = Suspects(np.asarray([4], np.int32), _sizes({4: smallest}), np.zeros((1, 4, 4, 3)))
+    suspects = Suspects.of_search(np.asarray([4], np.int32), _sizes({4: smallest}), np.zeros((1, 4, 4, 3)))
     found = adapted(PRESETS["robust-few"], suspects)
     assert [found.of_round(number + 1).targeted for number in range(found.n_rounds)] == targeted
     assert found.more_rounds == more
@@ -202,7 +269,7 @@ def test_few_images_have_their_own_robust_preset():
 
 def test_norms_are_drawn_anew_within_reach_and_suspects_take_turns():
     config = replace(CONFIG, perturbations=5, suspects=2, reach=(2.0, 8.0))
-    suspects = Suspects(np.asarray([4, 9], np.int32), _sizes({4: 0.5, 9: 2.0}), np.zeros((2, 4, 4, 3)))
+    suspects = Suspects.of_search(np.asarray([4, 9], np.int32), _sizes({4: 0.5, 9: 2.0}), np.zeros((2, 4, 4, 3)))
     first, second = (aims_of_round(config, suspects, number) for number in (1, 2))
     assert first.target.tolist() == [4, 9, 4, 9, 4]
     times = first.radius / suspects.norms[[0, 1, 0, 1, 0]]
@@ -272,7 +339,7 @@ def test_members_with_and_without_an_untargeted_round_unlearn_together(rng):
     members = []
     for index, smallest in enumerate((1.0, 0.1, 0.9)):
         model = Tiny(nnx.Rngs(index))
-        suspects = Suspects(
+        suspects = Suspects.of_search(
             np.asarray([1], np.int32), np.asarray([1, smallest, 1], np.float32), np.zeros((1, 4, 4, 3), np.float32)
         )
         state = replace(initial_state(model, config), suspects=suspects, initial=Standing(0.5, 1.0, 4))

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -75,6 +75,11 @@ class RoundProgress:
     def on_before(self, name: str, metrics: "Metrics") -> None:
         """Prints the figures of the model as it came."""
         self._print(name, f"before     {_figures(metrics)}")
+
+    def on_suspects(self, name: str, labels: Collection[int]) -> None:
+        """Prints the classes that are suspected from now on."""
+        if len(labels):
+            self._print(name, f"suspected  class {', '.join(map(str, labels))}")
 
     def on_round(self, name: str, done: "Round", metrics: "Metrics") -> None:
         """Prints the round's figures."""

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ibau_jax.aims import Suspects
 from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.errors import ConfigError
 from ibau_jax.files import check_writable, put_all_in_place, staging_folder
@@ -73,6 +74,14 @@ def write_summary(folder: Path, records: list[dict[str, Any]]) -> None:
     with staging_folder(folder) as staging:
         (staging / SUMMARY).write_text(json.dumps(records, indent=2, allow_nan=False) + "\n")
         put_all_in_place(staging, folder, (SUMMARY,))
+
+
+def suspects_record(suspects: Suspects) -> list[dict[str, float]]:
+    """The classes that perturbations were led to, as result.json has them."""
+    return [
+        {"label": int(label), "norm": float(norm), "found_after_rounds": int(rounds)}
+        for label, norm, rounds in zip(suspects.labels, suspects.norms, suspects.found_after, strict=True)
+    ]
 
 
 def round_record(done: Round, metrics: Metrics) -> dict[str, Any]:

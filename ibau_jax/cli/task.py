@@ -15,7 +15,7 @@ from ibau_jax.cli.job import Subject
 from ibau_jax.cli.options import ModelOptions
 from ibau_jax.cli.progress import RoundProgress
 from ibau_jax.cli.relearn import relearning_record
-from ibau_jax.cli.run_folder import round_record, versions, write_results
+from ibau_jax.cli.run_folder import round_record, suspects_record, versions, write_results
 from ibau_jax.cli.stored_run import StoredRun
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset, Split
@@ -102,6 +102,8 @@ class Task:
         self.records.append(round_record(state.rounds[-1], metrics))
         if self.defence is None:  # others can't be resumed
             self.progress.store_state(state, {"before": asdict(self.before), "rounds": self.records})
+        if state.suspects is not None:
+            bar.on_suspects(self.name, state.suspects.found_before(state.rounds[-1].number))
         bar.on_round(self.name, state.rounds[-1], metrics)
 
     def finish(self, begin: float) -> Path | None:
@@ -201,6 +203,7 @@ class Task:
             "audit": {when: audit_record(audit) for when, audit in self.audits.items()} or None,
             "conclusion": asdict(self.conclusion()),
             "initial": asdict(self.state.initial) if self.state.initial else None,
+            "suspects": suspects_record(self.state.suspects) if self.state.suspects else None,
             "kept_round": self.result.kept_round,
             "rounds": self.records,
             "relearning": relearning_record(self.relearned) if self.relearned else None,

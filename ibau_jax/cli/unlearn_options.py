@@ -95,6 +95,8 @@ class MethodOptions:
     """classes that are suspected: those reached by the smallest perturbations"""
     tied: Annotated[float | None, option("X", "robust 0.1, published 0")] = None
     """and all those whose smallest perturbation is larger than the first one's by no more than this share"""
+    suspects_min_ratio: Annotated[float | None, option("X", "robust 2.2, published none")] = None
+    """and all those that stand out: the median class's smallest perturbation is so many times theirs"""
     reach: Annotated[tuple[float, float] | None, option("X X", "robust 2 16")] = None
     """norms of targeted perturbations, from and to, in units of the smallest one that leads to the class"""
     regularization: Annotated[float | None, option("X", "robust 0, published 0.001")] = None
@@ -112,7 +114,7 @@ class MethodOptions:
     """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
     more_rounds: Annotated[int | None, option("N", "-medium, -few 2, others 0")] = None
     """with those: rounds beyond the preset's, at most, one at a time, where a suspect stands out and its short cut is
-    still open; with --n-rounds 0"""
+    still open, or where several stood out and others show after them; with --n-rounds 0"""
     more_min_ratio: Annotated[float | None, option("X", "-few 1.4, others 1.6")] = None
     """a suspect stands out where the median class's smallest perturbation is so many times its"""
     left_open: Annotated[float | None, option("X", "0.08")] = None

@@ -107,6 +107,7 @@ def result():
         "before": figures,
         "after": {name: record[name] for name in figures},
         "initial": standing,
+        "suspects": [{"label": 2, "norm": 0.8, "found_after_rounds": 0}, {"label": 0, "norm": 1.2, "found_after_rounds": 1}],
         "kept_round": 1,
         "rounds": [record],
         "relearning": {"cleaned": [record, record], "as it came": [record, record]},
@@ -135,7 +136,15 @@ def test_the_verdict_comes_first_and_all_is_there(page):
              "Examples", "Does it come back?", "Accuracy of each class", "How it was done"]  # fmt: skip
     places = [text.rindex(part) for part in order]
     assert places == sorted(places)
-    for part in ("3.1\N{NO-BREAK SPACE}%", "\N{MINUS SIGN}95.9", "abc123", "def456", "2 more classes", "round 1 of 1"):
+    for part in (
+        "3.1\N{NO-BREAK SPACE}%",
+        "\N{MINUS SIGN}95.9",
+        "abc123",
+        "def456",
+        "2 more classes",
+        "round 1 of 1",
+        "Suspected: class 2, class 0 (found after round 1).",
+    ):
         assert part in text, part
 
 
@@ -156,10 +165,11 @@ def test_a_run_without_attack_or_audit_or_images_of_a_class(rng):
     for metrics in (bare["before"], bare["after"], bare["rounds"][0]):
         metrics |= {"asr": None, "asr_all": None, "ra": None}
     bare["config"]["attacks"] = []
-    bare |= {"initial": None, "relearning": None}
+    bare |= {"initial": None, "relearning": None, "suspects": None}
     bare["rounds"][0]["standing"] = None
     text = " ".join(Page(render(bare, Conclusion("doubtful", "x", ()), evidence(rng), {})).text)
     assert "No attack was named" in text
     assert "Examples" not in text
+    assert "Suspected" not in text
     assert "Does it come back" not in text
     assert "–" in text
