@@ -18,8 +18,8 @@ from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import make_dataset
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Weights, make_apply
+from ibau_jax.member import initial_state
 from ibau_jax.metrics import predict
-from ibau_jax.minimax import initial_state
 from ibau_jax.outer import OuterBatch, outer_step
 from ibau_jax.perturb import InnerConstants, inner_step
 from ibau_jax.result import State

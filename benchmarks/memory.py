@@ -25,7 +25,7 @@ def outer_step_memory(
     """MiB of arguments (weights, optimiser, batch) and of temporary arrays, on each device."""
     from flax import nnx
 
-    from ibau_jax.minimax import initial_state
+    from ibau_jax.member import initial_state
     from ibau_jax.models import get_architecture
     from ibau_jax.rounds import compile_round
     from ibau_jax.stack import Stack

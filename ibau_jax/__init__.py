@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from ibau_jax.data import Dataset, load_dataset, make_dataset, separate_clean_set, split_dataset
     from ibau_jax.errors import IbauError
     from ibau_jax.execution import Execution
+    from ibau_jax.member import Member
     from ibau_jax.metrics import Metrics, evaluate
-    from ibau_jax.minimax import Member, unlearn, unlearn_many
+    from ibau_jax.minimax import unlearn, unlearn_many
     from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
     from ibau_jax.presets import PRESETS
     from ibau_jax.result import Result, Round, State

@@ -98,7 +98,7 @@ class UnlearnConfig:
     """unlearning stops after a round that leaves no larger a share of images following the suspects' short cuts"""
     more_rounds: int = 0
     """rounds beyond `n_rounds`, at most, one at a time: where a suspect stands out and its short cut is still open, or
-    where several stood out (`suspects_min_ratio`) and another search finds some that had been behind them"""
+    where several stood out (`suspects_min_ratio`), towards those that may have been behind them"""
     more_min_ratio: float = 1.6
     """it stands out where the median class's smallest perturbation is so many times its; without a backdoor further
     rounds cost accuracy and mend nothing"""

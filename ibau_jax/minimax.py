@@ -8,50 +8,21 @@ mode. Several models of one architecture unlearn as a stack (`ibau_jax.stack`); 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 
 from flax import nnx
 
-from ibau_jax.aims import Suspects, adapted
-from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.member import Member, begin, divided, initial_state, longer
 from ibau_jax.models.inference import count_classes
-from ibau_jax.models.normalized import Normalized
-from ibau_jax.optimizers import make_optimizer
-from ibau_jax.rehearsal import Run, rehearse
+from ibau_jax.rehearsal import rehearsed
 from ibau_jax.result import OnBatch, Result, State
 from ibau_jax.rounds import CompiledSteps, run_stack
-from ibau_jax.selection import asks_for_more, hold_out, may_hide_more, measure, too_costly
 from ibau_jax.stack import Stack
-from ibau_jax.suspects import compile_scan, find_hidden, find_suspects
-
-__all__ = ["Member", "initial_state", "stackable", "unlearn", "unlearn_many"]
-
-
-@dataclass(frozen=True)
-class Member:
-    """One of several models that unlearn together.
-
-    Attributes:
-        model: see `unlearn`.
-        clean_set: as many images as every other member's.
-        config: the same as every other member's but for `seed` and `lr`.
-        state: where to go on; as many rounds as every other member's.
-        held_out: clean images that tell which rounds to keep; by default a share of `clean_set`, where `config` asks
-            for one.
-        rehearsals: the states that rehearsals of the rounds so far have left, to go on from.
-    """
-
-    model: nnx.Module
-    clean_set: Dataset
-    config: UnlearnConfig
-    state: State | None = None
-    held_out: Dataset | None = None
-    rehearsals: tuple[State, ...] = field(default=(), repr=False)
 
 
 def unlearn(
@@ -116,9 +87,9 @@ def unlearn_many(
     """
     _check(members)
     whole = together if together is not None else execution.loop_form == "scan" or execution.devices > 1
-    members = _begun([_divided(member) for member in members], execution, on_batch)
+    members = begin([divided(member) for member in members], execution, on_batch)
     run = partial(unlearn_many, execution=execution, together=together)
-    members = [_rehearsed(member, run, not whole, on_batch) for member in members]
+    members = [rehearsed(member, run, not whole, on_batch) for member in members]
     results: dict[int, Result] = {}
     steps, states = CompiledSteps(), [member.state or initial_state(member.model, member.config) for member in members]
 
@@ -132,9 +103,9 @@ def unlearn_many(
         of_group = run_stack(stack, steps, partial(_reported, report, group), on_batch)
         results |= dict(zip(group, of_group, strict=True))
     for index, member in enumerate(members):
-        longer = _longer(member, states[index], execution, on_batch) if results[index].status == "completed" else None
-        if longer:
-            found = run([longer], on_round=partial(_reported, report, [index]), on_batch=on_batch)[0]
+        more = longer(member, states[index], execution, on_batch) if results[index].status == "completed" else None
+        if more:
+            found = run([more], on_round=partial(_reported, report, [index]), on_batch=on_batch)[0]
             results[index] = found.after(results[index])
     return [results[index] for index in range(len(members))]
 
@@ -142,87 +113,6 @@ def unlearn_many(
 def _reported(report: Callable[[int, State], None], group: Sequence[int], index: int, state: State) -> None:
     """Reports of a member by its number among all, not in its group."""
     report(group[index], state)
-
-
-def _longer(member: Member, state: State, execution: Execution, on_batch: OnBatch | None) -> Member | None:
-    """The member with one round more to do, where a short cut is open or another one shows; None where neither is."""
-    config, count = member.config, len(state.rounds) + 1
-    left = config.n_rounds + config.more_rounds - count
-    if left < 0:
-        return None
-    if not asks_for_more(state, config):
-        hidden = _hidden(member, state, execution, on_batch)
-        if hidden is None or state.suspects is None:
-            return None
-        state = replace(state, suspects=state.suspects.and_more(hidden))
-    return replace(member, state=state, config=replace(config, n_rounds=count, more_rounds=left))
-
-
-def _hidden(member: Member, state: State, execution: Execution, on_batch: OnBatch | None) -> Suspects | None:
-    """Suspects that show after the rounds so far, where those known may have been in front of others."""
-    if not may_hide_more(state, member.config):
-        return None
-    scan = compile_scan(member.model, member.clean_set, execution)
-    return find_hidden(scan, state.model, member.clean_set, member.config, len(state.rounds), _on_step(on_batch))
-
-
-def _on_step(on_batch: OnBatch | None) -> Callable[[int, int], None] | None:
-    return (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
-
-
-def _divided(member: Member) -> Member:
-    """The member with the images that are held out apart from those that unlearn."""
-    if member.held_out is not None:
-        return member
-    clean_set, held_out = hold_out(member.clean_set, member.config)
-    return replace(member, clean_set=clean_set, held_out=held_out)
-
-
-def _begun(members: Sequence[Member], execution: Execution, on_batch: OnBatch | None) -> list[Member]:
-    """The members with states that know the suspects and how the models stood, where the configuration asks for it."""
-    scan, begun = None, []
-    for member in members:
-        state = member.state or initial_state(member.model, member.config)
-        if member.config.needs_suspects and state.suspects is None:
-            scan = scan or compile_scan(member.model, member.clean_set, execution)
-            found = find_suspects(scan, state.model, member.clean_set, member.config, _on_step(on_batch))
-            initial = measure(state.model, member.held_out, member.clean_set, found) if member.held_out else None
-            state = replace(state, suspects=found, initial=initial)
-        if not state.rounds:
-            mirrored = may_mirror(member.config.mirror, state.model, member.clean_set)
-            state = replace(state, mirrored=mirrored)
-        config = adapted(member.config, state.suspects) if state.suspects else member.config
-        config = _in_its_space(config, member.model)
-        begun.append(replace(member, config=config, state=state))
-    return begun
-
-
-def _in_its_space(config: UnlearnConfig, model: nnx.Module) -> UnlearnConfig:
-    """The configuration with δ's unit: the deviation that the model divides by, where δ is added after that."""
-    if config.space == "pixel" or not isinstance(model, Normalized):
-        return config
-    return replace(config, unit=model.normalization.std)
-
-
-def _rehearsed(member: Member, run: Run, one_by_one: bool, on_batch: OnBatch | None) -> Member:
-    """The member with what rehearsals say of all its rounds, where its configuration asks for them."""
-    state, config = member.state, member.config
-    if config.folds == 1 or member.held_out is not None or state is None or len(state.rehearsed) >= config.n_rounds:
-        return member
-    assert state.suspects is not None
-    initial = state.initial or measure(member.model, member.clean_set, member.clean_set.first(0), state.suspects)
-    begun = replace(
-        initial_state(member.model, config), suspects=state.suspects, mirrored=state.mirrored, pace=state.pace
-    )
-    found, rehearsals = rehearse(member, begun, run, one_by_one, on_batch)
-    for _ in range(0 if state.rounds else config.slower):
-        if found and not too_costly(initial, found[0], config):
-            break
-        begun = replace(begun, pace=begun.pace / 4)
-        found, rehearsals = rehearse(member, begun, run, one_by_one, on_batch)
-    rehearsed = (*state.rehearsed, *found) if member.rehearsals else found
-    state = replace(state, initial=initial, rehearsed=rehearsed, pace=begun.pace)
-    return replace(member, rehearsals=rehearsals, state=state)
 
 
 def _groups(members: Sequence[Member]) -> list[list[int]]:
@@ -257,8 +147,3 @@ def stackable(one: Member, other: Member) -> bool:
         return replace(member.config, seed=0, lr=1.0), nnx.split(member.model)[0], images.shape, images.dtype, rounds
 
     return what_counts(one) == what_counts(other)
-
-
-def initial_state(model: nnx.Module, config: UnlearnConfig) -> State:
-    """The state before the first round."""
-    return State(model, make_optimizer(config.optim, config.lr).init(nnx.state(model, nnx.Param)))

@@ -6,17 +6,14 @@ then goes without, and which measures. All images together tell accuracy, and al
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError
+from ibau_jax.member import Member, initial_state
 from ibau_jax.result import OnBatch, Phase, Result, Standing, State
-from ibau_jax.selection import measure
-
-if TYPE_CHECKING:
-    from ibau_jax.minimax import Member
+from ibau_jax.selection import measure, too_costly
 
 Run = Callable[..., list[Result]]
 
@@ -46,7 +43,7 @@ def pooled(standings: Sequence[Standing]) -> Standing:
 
 
 def rehearse(
-    member: "Member", begun: State, run: Run, one_by_one: bool, on_batch: OnBatch | None
+    member: Member, begun: State, run: Run, one_by_one: bool, on_batch: OnBatch | None
 ) -> tuple[tuple[Standing, ...], tuple[State, ...]]:
     """How the model stands after each round, on images that did not unlearn.
 
@@ -84,3 +81,24 @@ def rehearse(
     ]
     run(members, on_round=on_round, on_batch=report)
     return tuple(pooled(of_round) for of_round in zip(*rounds, strict=False)), tuple(states)  # diverged: fewer rounds
+
+
+def rehearsed(member: Member, run: Run, one_by_one: bool, on_batch: OnBatch | None) -> Member:
+    """The member with what rehearsals say of all its rounds, where its configuration asks for them."""
+    state, config = member.state, member.config
+    if config.folds == 1 or member.held_out is not None or state is None or len(state.rehearsed) >= config.n_rounds:
+        return member
+    assert state.suspects is not None
+    initial = state.initial or measure(member.model, member.clean_set, member.clean_set.first(0), state.suspects)
+    begun = replace(
+        initial_state(member.model, config), suspects=state.suspects, mirrored=state.mirrored, pace=state.pace
+    )
+    found, rehearsals = rehearse(member, begun, run, one_by_one, on_batch)
+    for _ in range(0 if state.rounds else config.slower):
+        if found and not too_costly(initial, found[0], config):
+            break
+        begun = replace(begun, pace=begun.pace / 4)
+        found, rehearsals = rehearse(member, begun, run, one_by_one, on_batch)
+    standings = (*state.rehearsed, *found) if member.rehearsals else found
+    state = replace(state, initial=initial, rehearsed=standings, pace=begun.pace)
+    return replace(member, rehearsals=rehearsals, state=state)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ibau_jax.aims import Suspects, standing_out
-from ibau_jax.auditing.search import Found, Search, compile_search, run_search
+from ibau_jax.auditing.search import Search, compile_search, run_search
 from ibau_jax.auditing.views import PERTURBATION
 from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.data.dataset import Dataset
@@ -32,31 +32,24 @@ def find_suspects(
     clean_set: Dataset,
     config: UnlearnConfig,
     on_step: Callable[[int, int], None] | None = None,
+    *,
+    rounds: int = 0,
 ) -> Suspects:
     """The classes that the smallest perturbations lead to: `config.suspects`, or more: those tied or that stand out.
 
     Of the latter, no more than there are perturbations: what none can lead to would count as left open for ever.
+
+    Args:
+        scan: see `compile_scan`.
+        model: as it came, or after some `rounds`.
+        clean_set: clean images with their true labels.
+        config: how many are suspected.
+        on_step: called with the steps done and how many there are.
+        rounds: those done.
     """
     found = run_search(scan, model, clean_set, on_step)
     tied = int(np.sum(found.sizes <= (1 + config.tied) * found.sizes.min()))
     near = max(tied, standing_out(found.sizes, config.suspects_min_ratio))
-    return _first(found, max(config.suspects, min(near, config.perturbations)))
-
-
-def find_hidden(
-    scan: Search,
-    model: nnx.Module,
-    clean_set: Dataset,
-    config: UnlearnConfig,
-    rounds: int,
-    on_step: Callable[[int, int], None] | None = None,
-) -> Suspects | None:
-    """The classes that stand out after so many rounds, which closed the short cuts that they had been behind."""
-    found = run_search(scan, model, clean_set, on_step)
-    count = min(standing_out(found.sizes, config.more_min_ratio), config.perturbations)
-    return _first(found, count, rounds) if count else None
-
-
-def _first(found: Found, count: int, rounds: int = 0) -> Suspects:
+    count = max(config.suspects, min(near, config.perturbations))
     labels = np.argsort(found.sizes, kind="stable")[:count].astype(np.int32)
     return Suspects.of_search(labels, found.sizes, found.triggers[labels, 0], rounds)

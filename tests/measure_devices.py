@@ -8,7 +8,8 @@ import numpy as np
 
 from ibau_jax.data import make_dataset
 from ibau_jax.execution import Execution
-from ibau_jax.minimax import initial_state, unlearn_many
+from ibau_jax.member import initial_state
+from ibau_jax.minimax import unlearn_many
 from ibau_jax.rounds import compile_round
 from ibau_jax.stack import Stack
 from tests.test_stack import CONFIG, small_net, tiny_members, weights

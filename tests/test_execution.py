@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from ibau_jax.batches import filled_size, in_parts, make_batches
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
-from ibau_jax.minimax import initial_state, unlearn
+from ibau_jax.member import initial_state
+from ibau_jax.minimax import unlearn
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.rounds import compile_round
 from ibau_jax.stack import Stack

@@ -19,7 +19,8 @@ from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Weights, make_apply
 from ibau_jax.loops import compile_loop
-from ibau_jax.minimax import initial_state, unlearn
+from ibau_jax.member import initial_state
+from ibau_jax.minimax import unlearn
 from ibau_jax.models import Normalization, Normalized
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.optimizers import make_optimizer

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError
-from ibau_jax.minimax import initial_state, unlearn
+from ibau_jax.member import initial_state
+from ibau_jax.minimax import unlearn
 from ibau_jax.presets import PRESETS
 from ibau_jax.rehearsal import folds_of, pooled
 from ibau_jax.result import Standing

@@ -14,8 +14,9 @@ from ibau_jax.aims import Suspects
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError
+from ibau_jax.member import Member, initial_state
 from ibau_jax.metrics import predict
-from ibau_jax.minimax import Member, initial_state, unlearn, unlearn_many
+from ibau_jax.minimax import unlearn, unlearn_many
 from ibau_jax.result import Round, Standing
 from ibau_jax.selection import ENLARGED, follow, hold_out, is_over, judge, measure
 from tests.test_minimax import Tiny, tiny_data

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from typing import Any
 
-from ibau_jax import minimax
 from ibau_jax.cli import console
 from ibau_jax.cli.job import Subject, attack_on, load_split, load_subject
 from ibau_jax.cli.plan import Planned
@@ -15,6 +14,7 @@ from ibau_jax.data import Split
 from ibau_jax.defences import get_defence
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
+from ibau_jax.member import initial_state
 from ibau_jax.metrics import Metrics
 from ibau_jax.triggers import Attack
 
@@ -39,7 +39,7 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         if options.output.resume:
             raise ConfigError(f"--method {defence.name} keeps no state to --resume from")
     settings = {"method": options.method.method, **constants, **_settings(subject, split, attack, execution)}
-    fresh = minimax.initial_state(subject.model, config)
+    fresh = initial_state(subject.model, config)
     task = Task(
         planned.name,
         planned.subject,

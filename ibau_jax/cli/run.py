@@ -19,7 +19,8 @@ from ibau_jax.cli.task import Task
 from ibau_jax.cli.unlearn_options import UnlearnOptions
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import Execution
-from ibau_jax.minimax import Member, stackable, unlearn_many
+from ibau_jax.member import Member
+from ibau_jax.minimax import stackable, unlearn_many
 from ibau_jax.result import State
 
 SOME_FAILED = 1  # also where the one run diverged

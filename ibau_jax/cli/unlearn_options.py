@@ -114,7 +114,7 @@ class MethodOptions:
     """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
     more_rounds: Annotated[int | None, option("N", "-medium, -few 2, others 0")] = None
     """with those: rounds beyond the preset's, at most, one at a time, where a suspect stands out and its short cut is
-    still open, or where several stood out and others show after them; with --n-rounds 0"""
+    still open, or where several stood out, behind which others may be; with --n-rounds 0"""
     more_min_ratio: Annotated[float | None, option("X", "-few 1.4, others 1.6")] = None
     """a suspect stands out where the median class's smallest perturbation is so many times its"""
     left_open: Annotated[float | None, option("X", "0.08")] = None

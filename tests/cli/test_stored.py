@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from ibau_jax.cli.stored_run import StoredRun
 from ibau_jax.errors import ConfigError
 from ibau_jax.interruption import Terminated, deferred_signals, end_on_sigterm
-from ibau_jax.minimax import initial_state, unlearn
+from ibau_jax.member import initial_state
+from ibau_jax.minimax import unlearn
 from ibau_jax.presets import PRESETS
 from tests.conftest import ROOT
 from tests.test_minimax import Tiny, tiny_data
