@@ -135,7 +135,7 @@ def load_attacks(specs: Sequence[str], targets: Sequence[int], canvas: Canvas) -
     if len(attacks) == 1 and attacks[0].all_to_all and not targets:
         return attacks
     if len(targets) != len(attacks):
-        raise ConfigError(f"{len(attacks)} attacks and {len(targets)} target labels; name a --target-label for each")
+        raise ConfigError(f"attacks: {len(attacks)}, target labels: {len(targets)}; name a --target-label for each")
     if len(attacks) > 1 and any(one.all_to_all for one in attacks):
         raise ConfigError("an all-to-all attack leaves no class for others; name it alone")
     return [replace(one, target_label=target) for one, target in zip(attacks, targets, strict=True)]

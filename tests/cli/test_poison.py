@@ -112,7 +112,7 @@ def test_a_clean_model_has_no_triggers(tmp_path, small_digits):
     ("arguments", "message"),
     [
         (["--attack", "nosuch", "--target-label", 3], "'nosuch' is no attack and no file"),
-        (["--attack", "badnets"], "1 attacks and 0 target labels"),
+        (["--attack", "badnets"], "attacks: 1, target labels: 0"),
         (["--attack", "badnets", "--target-label", 12], "the target label 12 is no class"),
         (["--attack", "none", "--target-label", 3], "says nothing with --attack none"),
         (["--attack", "trojan_wm", "--target-label", 3], "name its folder by --trigger-dir"),

@@ -95,8 +95,8 @@ def test_what_is_no_archive_is_refused(tmp_path, content):
 @pytest.mark.parametrize(
     ("specs", "targets", "message"),
     [
-        (["badnets"], [], "1 attacks and 0 target labels"),
-        (["badnets", "sig"], [1], "2 attacks and 1 target labels"),
+        (["badnets"], [], "attacks: 1, target labels: 0"),
+        (["badnets", "sig"], [1], "attacks: 2, target labels: 1"),
         (["badnets", "badnets_all2all"], [1, 2], "name it alone"),
     ],
 )
