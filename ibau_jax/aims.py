@@ -75,6 +75,11 @@ class Suspects:
         return [int(label) for label in self.labels[self.found_after == number - 1]]
 
     @property
+    def first(self) -> "Suspects":
+        """Those of the model as it came."""
+        return self._where(self.found_after == 0)
+
+    @property
     def latest(self) -> "Suspects":
         """Those of the last search."""
         return self._where(self.found_after == self.found_after.max())

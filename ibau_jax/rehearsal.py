@@ -67,7 +67,7 @@ def rehearse(
     def on_round(index: int, found: State) -> None:
         rest, part = folds[index]
         states[index] = found
-        rounds[index].append(measure(found.model, part, rest, suspects.known_to(len(found.rounds))))
+        rounds[index].append(measure(found.model, part, rest, suspects.first))
 
     def report(phase: Phase, number: int, done: int, count: int) -> None:
         nonlocal batches

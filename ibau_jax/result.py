@@ -118,7 +118,7 @@ class State:
 
         It is the last of those not undone that is no worse than the best of them by more than a standard error
         (Breiman et al., 1984): images that are held out are few. Where suspects were found after some rounds, rounds
-        before that do not compare: they were not measured on those.
+        before that do not compare: they did nothing about those, and closing them costs accuracy.
         """
         good = [done for done in self.rounds if not done.undone]
         kept = [done for done in good if done.number > self.searched_after] or good

@@ -156,10 +156,13 @@ def test_a_round_after_another_search_compares_with_the_one_before_it(rng):
         (1, (first,), False),
         (2, (first, replace(done, number=2, undone=True, standing=Standing(0.1, 0.0, 40))), False),
     ):
-        suspected = replace(suspects(0.0), found_after=np.asarray([found_after]))
+        suspected = suspects(0.0).and_more(replace(suspects(0.75), found_after=np.asarray([found_after])))
+        suspected = suspected if found_after else suspects(0.0)
         after = replace(state, suspects=suspected, rounds=rounds)
         last = replace(done, number=len(rounds) + 1)
-        assert judge(after, last, Brightness(), measured, measured, CONFIG).undone == undone
+        found = judge(after, last, Brightness(), measured, measured, CONFIG)
+        assert found.undone == undone
+        assert found.standing.residual == measure(Brightness(), measured, measured, suspects(0.0)).residual < 1.0
 
 
 def test_it_stops_when_the_short_cut_is_closed(rng):

@@ -176,6 +176,7 @@ def test_rounds_aim_at_those_of_the_last_search_before_them():
     assert (third.target.tolist(), third.radius.tolist()) == ([2, 2, 2], [0.25] * 3)
     assert found.known_to(2).perturbations.max() == 0.0
     assert found.known_to(3).labels.tolist() == [4, 9, 2]
+    assert found.first.labels.tolist() == [4, 9]
     assert [found.found_before(number) for number in (1, 2, 3)] == [[4, 9], [], [2]]
     assert found.ratio == 6.0  # of the model as it came
 
