@@ -126,15 +126,10 @@ def is_over(state: State, config: UnlearnConfig) -> bool:
         return False
     if state.rounds[-1].undone:
         return bool(state.rehearsed)
-    if len(state.rounds) < config.min_rounds or _just_found(state):
+    if len(state.rounds) < config.min_rounds or state.searched_after == len(state.rounds):  # none aimed at those yet
         return False
     standing = state.rounds[-1].standing
     return standing.residual <= config.closed and standing.acc >= state.initial.acc - standing.standard_error
-
-
-def _just_found(state: State) -> bool:
-    """Whether there are suspects that no round aimed at yet."""
-    return state.suspects is not None and state.searched_after == len(state.rounds)
 
 
 def may_hide_more(state: State, config: UnlearnConfig) -> bool:
