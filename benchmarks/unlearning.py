@@ -132,7 +132,7 @@ def main() -> None:
             config = replace(PRESETS[suited(options.preset, options.n_clean)], seed=seed)
             kind = f"{options.preset},{options.n_clean}"
             if options.n_rounds:
-                config = replace(config, n_rounds=options.n_rounds, more_rounds=0)
+                config = replace(config, n_rounds=options.n_rounds, more_rounds=0, hidden_rounds=0)
                 kind += f",{options.n_rounds} rounds"
             name = f"{file.stem}{CLEANED}{kind.replace(',', '-').replace(' ', '-')}-{seed}.pth"
             found = run(file, config, options.n_clean, options.save / name if options.save else None)

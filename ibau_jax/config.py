@@ -97,13 +97,15 @@ class UnlearnConfig:
     closed: float = 0.005
     """unlearning stops after a round that leaves no larger a share of images following the suspects' short cuts"""
     more_rounds: int = 0
-    """rounds beyond `n_rounds`, at most, one at a time: where a suspect stands out and its short cut is still open, or
-    where several stood out (`suspects_min_ratio`), towards those that may have been behind them"""
+    """rounds beyond `n_rounds`, at most, one at a time: where a suspect stands out and its short cut is still open"""
     more_min_ratio: float = 1.6
     """it stands out where the median class's smallest perturbation is so many times its; without a backdoor further
     rounds cost accuracy and mend nothing"""
     left_open: float = 0.08
     """and is open where a larger share of images follow it"""
+    hidden_rounds: int = 0
+    """rounds after all these where several stood out (`suspects_min_ratio`): suspects are searched for again, and those
+    that may have been behind the first are aimed at"""
     sure_ratios: tuple[float, float] | None = None
     """the first of these rounds is done in any case where the median class's is between so many times the suspect's:
     what an attacker stamps is larger than the short cut that is closed first"""
@@ -159,6 +161,7 @@ class UnlearnConfig:
                 "closed",
                 "more_rounds",
                 "left_open",
+                "hidden_rounds",
                 "max_acc_drop",
             ),
             _NOT_NEGATIVE,

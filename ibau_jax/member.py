@@ -83,14 +83,14 @@ def _in_its_space(config: UnlearnConfig, model: nnx.Module) -> UnlearnConfig:
 def longer(member: Member, state: State, execution: Execution, on_batch: OnBatch | None) -> Member | None:
     """The member with one round more to do: a short cut is open, or others may be behind those closed; else None."""
     config, count = member.config, len(state.rounds) + 1
-    left = config.n_rounds + config.more_rounds - count
-    if left < 0:
+    if asks_for_more(state, config):
+        left = config.n_rounds + config.more_rounds - count
+        return replace(member, state=state, config=replace(config, n_rounds=count, more_rounds=left))
+    if state.suspects is None or not may_hide_more(state, config):
         return None
-    if not asks_for_more(state, config):
-        if state.suspects is None or not may_hide_more(state, config):
-            return None
+    if not state.searched_after:
         state = replace(state, suspects=state.suspects.and_more(_hidden(member, state, execution, on_batch)))
-    return replace(member, state=state, config=replace(config, n_rounds=count, more_rounds=left))
+    return replace(member, state=state, config=replace(config, n_rounds=count, more_rounds=0))
 
 
 def _hidden(member: Member, state: State, execution: Execution, on_batch: OnBatch | None) -> Suspects:

@@ -20,6 +20,7 @@ _ROBUST = UnlearnConfig(
     targeted=True,
     tied=0.1,
     suspects_min_ratio=2.2,
+    hidden_rounds=1,
     untargeted_rounds=1,
     untargeted_max_ratio=5.0,
     reach=(2.0, 16.0),

@@ -57,7 +57,7 @@ def rehearse(
     Returns:
         The standings after the rounds that were not rehearsed yet, and the states after the last one.
     """
-    config = replace(member.config, folds=1, held_out=0.0, more_rounds=0)
+    config = replace(member.config, folds=1, held_out=0.0, more_rounds=0, hidden_rounds=0)
     assert begun.suspects is not None
     suspects, folds = begun.suspects, folds_of(member.clean_set, member.config.folds, member.config.seed)
     states = [replace(state, suspects=suspects) for state in member.rehearsals or [begun] * len(folds)]

@@ -133,19 +133,26 @@ def is_over(state: State, config: UnlearnConfig) -> bool:
 
 
 def may_hide_more(state: State, config: UnlearnConfig) -> bool:
-    """Whether others may have been behind the suspects: several stood out. Asked once, of a model with good rounds."""
-    if state.suspects is None or not state.rounds or state.rounds[-1].undone or state.searched_after:
+    """Whether others may have been behind the suspects, since several stood out, and a round for those may be done.
+
+    A round that is taken back is the last.
+    """
+    if state.suspects is None or not state.rounds or state.rounds[-1].undone:
         return False
-    return standing_out(state.suspects.sizes, config.suspects_min_ratio) > 1
+    done = len(state.rounds) - state.searched_after if state.searched_after else 0
+    return done < config.hidden_rounds and standing_out(state.suspects.sizes, config.suspects_min_ratio) > 1
 
 
 def asks_for_more(state: State, config: UnlearnConfig) -> bool:
     """Whether the last round left the short cut of a suspect that stands out open, and one more may be done.
 
-    A round that is taken back is the last, and so is one after which nothing was measured.
+    A round that is taken back is the last, and so is one after which nothing was measured. After another search there
+    are none: those rounds aim elsewhere.
     """
     count = len(state.rounds)
     if state.suspects is None or not config.n_rounds <= count < config.n_rounds + config.more_rounds:
+        return False
+    if state.searched_after:
         return False
     last, stands_out = state.rounds[-1], state.suspects.ratio > config.more_min_ratio
     return stands_out and not last.undone and last.standing is not None and last.standing.residual > config.left_open

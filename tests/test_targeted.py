@@ -27,7 +27,7 @@ from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import STRIDE, InnerConstants, inner_optimizer, inner_step
 from ibau_jax.presets import PRESETS, suited
 from ibau_jax.result import Round, Standing
-from ibau_jax.selection import may_hide_more
+from ibau_jax.selection import asks_for_more, may_hide_more
 from ibau_jax.stack import learning_rate
 from ibau_jax.suspects import compile_scan, find_suspects
 from tests.oracles import torch_ibau
@@ -181,26 +181,31 @@ def test_rounds_aim_at_those_of_the_last_search_before_them():
     assert found.ratio == 6.0  # of the model as it came
 
 
-def test_where_several_stand_out_others_may_be_behind_them_and_are_looked_for_once():
+def test_where_several_stand_out_others_may_be_behind_them_and_are_looked_for():
     """The median class's size is 3."""
     once = twice_searched().known_to(1)
     done = Round(1, np.zeros((1, 4, 4, 3)), 0.0, 0.0, 0.0, 0.0)
     begun = replace(initial_state(Tiny(nnx.Rngs(0)), CONFIG), suspects=once)
     state = replace(begun, rounds=(done, done))
     for min_ratio, expected in ((2.9, True), (3.1, False), (None, False)):
-        assert may_hide_more(state, replace(CONFIG, suspects_min_ratio=min_ratio)) == expected
-    config = replace(CONFIG, suspects_min_ratio=2.9)
+        assert may_hide_more(state, replace(CONFIG, suspects_min_ratio=min_ratio, hidden_rounds=1)) == expected
+    config = replace(CONFIG, suspects_min_ratio=2.9, hidden_rounds=1)
+    assert not may_hide_more(state, replace(config, hidden_rounds=0))
     assert not may_hide_more(begun, config)
-    assert not may_hide_more(replace(state, suspects=twice_searched()), config)
+    again = replace(state, suspects=twice_searched(), rounds=(done, done, done))  # after the second round
+    assert not may_hide_more(again, config)
+    assert may_hide_more(again, replace(config, hidden_rounds=2))
+    assert not asks_for_more(again, replace(PRESETS["robust-medium"], more_rounds=9, more_min_ratio=0.1, left_open=0.0))
     assert not may_hide_more(replace(state, rounds=(done, replace(done, undone=True))), config)
 
 
-@pytest.mark.parametrize("folds", [1, 2])
-def test_a_model_that_may_hide_more_is_searched_again_and_going_on_changes_nothing(rng, folds):
-    model, data, states, phases = Tiny(nnx.Rngs(0)), tiny_data(rng, 30), [], []
+@pytest.mark.parametrize(("folds", "more_rounds"), [(1, 0), (2, 0), (2, 1)])
+def test_a_model_that_may_hide_more_is_searched_again_and_going_on_changes_nothing(rng, folds, more_rounds):
+    model, data, states, phases, count = Tiny(nnx.Rngs(0)), tiny_data(rng, 30), [], [], 2 + more_rounds
     config = replace(
         PRESETS["robust-few"], n_rounds=2, batch_size=10, min_batches=3, perturbations=2, folds=folds, sure_ratios=None,
-        suspects_min_ratio=0.9, more_rounds=1, more_min_ratio=0.9, left_open=1.0, max_acc_drop=1.0, closed=1.0,
+        suspects_min_ratio=0.9, more_rounds=more_rounds, hidden_rounds=1, more_min_ratio=0.9,
+        left_open=0.0, max_acc_drop=1.0, closed=1.0,
     )  # fmt: skip
     sizes, perturbations = np.asarray([0.1, 0.1, 1.0], np.float32), np.ones((2, 4, 4, 3), np.float32)
     suspects = Suspects.of_search(np.asarray([0, 1], np.int32), sizes, perturbations)
@@ -208,19 +213,19 @@ def test_a_model_that_may_hide_more_is_searched_again_and_going_on_changes_nothi
     whole = unlearn(
         model, data, config, state=begun, on_round=states.append, on_batch=lambda phase, *_: phases.append(phase)
     )
-    assert [state.suspects.found_after.tolist() for state in states] == [[0, 0], [0, 0], [0, 0, 2, 2]]
+    assert [state.suspects.found_after.tolist() for state in states] == [[0, 0]] * count + [[0, 0, count, count]]
     assert "search" in phases
-    assert len(whole.rounds) == 3
+    assert len(whole.rounds) == count + 1
     if folds > 1:
-        assert whole.kept_round == 3
-        assert [done.standing.images for done in whole.rounds] == [30] * 3
+        assert whole.kept_round == count + 1
+        assert [done.standing.images for done in whole.rounds] == [30] * (count + 1)
     for state in states:
         rest = unlearn(model, data, config, state=state)
         assert [done.standing for done in rest.rounds] == [done.standing for done in whole.rounds]
         for one, other in zip(*(jax.tree.leaves(nnx.state(found.model)) for found in (rest, whole)), strict=True):
             np.testing.assert_array_equal(one, other)
-    assert len(unlearn(model, data, replace(config, more_rounds=0), state=begun).rounds) == 2
-    assert len(unlearn(model, data, replace(config, suspects_min_ratio=1.1), state=begun).rounds) == 2
+    assert len(unlearn(model, data, replace(config, hidden_rounds=0), state=begun).rounds) == count
+    assert len(unlearn(model, data, replace(config, suspects_min_ratio=1.1), state=begun).rounds) == count
 
 
 def _sizes(of_classes):

@@ -114,11 +114,14 @@ class MethodOptions:
     """with --held-out or --folds: stop after a round that leaves no larger a share of images following short cuts"""
     more_rounds: Annotated[int | None, option("N", "-medium, -few 2, others 0")] = None
     """with those: rounds beyond the preset's, at most, one at a time, where a suspect stands out and its short cut is
-    still open, or where several stood out, behind which others may be; with --n-rounds 0"""
+    still open; with --n-rounds 0"""
     more_min_ratio: Annotated[float | None, option("X", "-few 1.4, others 1.6")] = None
     """a suspect stands out where the median class's smallest perturbation is so many times its"""
     left_open: Annotated[float | None, option("X", "0.08")] = None
     """its short cut is open where a larger share of images follow it"""
+    hidden_rounds: Annotated[int | None, option("N", "robust 1, published 0")] = None
+    """rounds after all others where several stood out, towards those that another search finds then: some may have
+    been behind the first; with --n-rounds 0"""
     sure_ratios: Annotated[tuple[float, float] | None, option("X X", "-medium, -few 4 10, others none")] = None
     """the first of --more-rounds is done in any case where the median class's is between so many times its"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
@@ -167,9 +170,9 @@ class MethodOptions:
     def _config(self, preset: str, seed: int, lr: float | None) -> UnlearnConfig:
         given = {field.name: getattr(self, field.name, None) for field in fields(UnlearnConfig)}
         given |= {"seed": seed, "lr": lr}
-        if self.n_rounds is not None and self.more_rounds is None:
-            given["more_rounds"] = 0  # as many as were asked for
-        return replace(PRESETS[preset], **{name: value for name, value in given.items() if value is not None})
+        planned = {} if self.n_rounds is None else {"more_rounds": 0, "hidden_rounds": 0}  # as many as were asked for
+        given = planned | {name: value for name, value in given.items() if value is not None}
+        return replace(PRESETS[preset], **given)
 
 
 @dataclass(frozen=True)

@@ -241,9 +241,9 @@ def test_as_many_rounds_as_were_asked_for():
         MethodOptions(preset="robust-few", **given).configs()[0]
         for given in ({}, {"n_rounds": 2}, {"n_rounds": 2, "more_rounds": 1})
     )
-    assert (planned.n_rounds, planned.more_rounds) == (1, 2)
-    assert (asked.n_rounds, asked.more_rounds) == (2, 0)
-    assert (both.n_rounds, both.more_rounds) == (2, 1)
+    assert (planned.n_rounds, planned.more_rounds, planned.hidden_rounds) == (1, 2, 1)
+    assert (asked.n_rounds, asked.more_rounds, asked.hidden_rounds) == (2, 0, 0)
+    assert (both.n_rounds, both.more_rounds, both.hidden_rounds) == (2, 1, 0)
 
 
 def test_evaluate(tmp_path, small_digits):
