@@ -97,6 +97,7 @@ ZOO = (
     "cifar-corner-1-smooth-6-3",
     "cifar-sig-0-blended-4-trojan_sq-8-2",
     "cifar-corner-5-sig-7-l0_inv-1-4",
+    "cifar-l0_inv-3-blended-8-sig-5-9",
     "gtsrb-blended-7-corner-30-8",
     "cifar-all2all-1",
     "cifar-preact_resnet18-clean-0",

@@ -16,8 +16,6 @@ from ibau_jax.result import OnBatch, State
 from ibau_jax.selection import asks_for_more, hold_out, may_hide_more, measure
 from ibau_jax.suspects import compile_scan, find_suspects
 
-HIDDEN = 2  # classes, at least, that are suspected of being behind those that stood out
-
 
 @dataclass(frozen=True)
 class Member:
@@ -94,9 +92,9 @@ def longer(member: Member, state: State, execution: Execution, on_batch: OnBatch
 
 
 def _hidden(member: Member, state: State, execution: Execution, on_batch: OnBatch | None) -> Suspects:
-    """The classes that are reached most easily now; none need stand out, since large triggers hardly do."""
+    """The classes reached most easily now, one a perturbation; none need stand out, since large triggers hardly do."""
     scan = compile_scan(member.model, member.clean_set, execution)
-    config = replace(member.config, suspects=max(member.config.suspects, min(HIDDEN, member.config.perturbations)))
+    config = replace(member.config, suspects=max(member.config.suspects, member.config.perturbations))
     return find_suspects(scan, state.model, member.clean_set, config, _on_step(on_batch), rounds=len(state.rounds))
 
 
