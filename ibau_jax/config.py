@@ -104,8 +104,10 @@ class UnlearnConfig:
     left_open: float = 0.08
     """and is open where a larger share of images follow it"""
     hidden_rounds: int = 0
-    """rounds after all these where several stood out (`suspects_min_ratio`): suspects are searched for again, and those
-    that may have been behind the first are aimed at"""
+    """rounds after all these where several stood out (`suspects_min_ratio`) or one still does (`hidden_min_ratio`):
+    suspects are searched for again, and those that may have been behind the first are aimed at"""
+    hidden_min_ratio: float | None = None
+    """it does where the median class's smallest patch is so many times its; without, no patches are looked for"""
     sure_ratios: tuple[float, float] | None = None
     """the first of these rounds is done in any case where the median class's is between so many times the suspect's:
     what an attacker stamps is larger than the short cut that is closed first"""
@@ -167,7 +169,9 @@ class UnlearnConfig:
             _NOT_NEGATIVE,
         )
         _require_each(
-            self, ("norm_bound", "untargeted_max_ratio", "untargeted_reach", "suspects_min_ratio"), _POSITIVE_OR_NONE
+            self,
+            ("norm_bound", "untargeted_max_ratio", "untargeted_reach", "suspects_min_ratio", "hidden_min_ratio"),
+            _POSITIVE_OR_NONE,
         )
         for name in ("optim", "inner_optim"):
             _require_optimizer(getattr(self, name))

@@ -1,11 +1,11 @@
 """One of the models that unlearn: what its run begins with, and whether more rounds follow those planned."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from flax import nnx
 
-from ibau_jax.aims import Suspects, adapted
+from ibau_jax.aims import adapted
 from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
@@ -13,8 +13,8 @@ from ibau_jax.execution import Execution
 from ibau_jax.models.normalized import Normalized
 from ibau_jax.optimizers import make_optimizer
 from ibau_jax.result import OnBatch, State
-from ibau_jax.selection import asks_for_more, hold_out, may_hide_more, measure
-from ibau_jax.suspects import compile_scan, find_suspects
+from ibau_jax.selection import asks_for_more, hold_out, may_go_deeper, measure
+from ibau_jax.suspects import OnStep, compile_scan, find_hidden, find_suspects
 
 
 @dataclass(frozen=True)
@@ -84,19 +84,15 @@ def longer(member: Member, state: State, execution: Execution, on_batch: OnBatch
     if asks_for_more(state, config):
         left = config.n_rounds + config.more_rounds - count
         return replace(member, state=state, config=replace(config, n_rounds=count, more_rounds=left))
-    if state.suspects is None or not may_hide_more(state, config):
+    if state.suspects is None or not may_go_deeper(state, config):
         return None
     if not state.searched_after:
-        state = replace(state, suspects=state.suspects.and_more(_hidden(member, state, execution, on_batch)))
+        hidden = find_hidden(state, member.clean_set, config, execution, _on_step(on_batch))
+        if hidden is None:
+            return None
+        state = replace(state, suspects=state.suspects.and_more(hidden))
     return replace(member, state=state, config=replace(config, n_rounds=count, more_rounds=0))
 
 
-def _hidden(member: Member, state: State, execution: Execution, on_batch: OnBatch | None) -> Suspects:
-    """The classes reached most easily now, one a perturbation; none need stand out, since large triggers hardly do."""
-    scan = compile_scan(member.model, member.clean_set, execution)
-    config = replace(member.config, suspects=max(member.config.suspects, member.config.perturbations))
-    return find_suspects(scan, state.model, member.clean_set, config, _on_step(on_batch), rounds=len(state.rounds))
-
-
-def _on_step(on_batch: OnBatch | None) -> Callable[[int, int], None] | None:
+def _on_step(on_batch: OnBatch | None) -> OnStep | None:
     return (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None

@@ -37,6 +37,7 @@ _ROBUST_MEDIUM = replace(
     more_rounds=2,
     # Measured, not derived: with ratios beyond 20 one round left at most 7.4 % ASR, and a second one cost accuracy.
     sure_ratios=(4.0, 10.0),
+    hidden_min_ratio=2.2,
     schedule="constant",
     lr=8e-4,
     min_batches=40,

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from ibau_jax.aims import Suspects, standing_out
+from ibau_jax.aims import Suspects
 from ibau_jax.auditing.views import PERTURBATION
 from ibau_jax.batches import to_unit
 from ibau_jax.config import UnlearnConfig
@@ -132,15 +132,12 @@ def is_over(state: State, config: UnlearnConfig) -> bool:
     return standing.residual <= config.closed and standing.acc >= state.initial.acc - standing.standard_error
 
 
-def may_hide_more(state: State, config: UnlearnConfig) -> bool:
-    """Whether others may have been behind the suspects, since several stood out, and a round for those may be done.
-
-    A round that is taken back is the last.
-    """
+def may_go_deeper(state: State, config: UnlearnConfig) -> bool:
+    """Whether a round may be done for classes that were behind the suspects. One that is taken back is the last."""
     if state.suspects is None or not state.rounds or state.rounds[-1].undone:
         return False
     done = len(state.rounds) - state.searched_after if state.searched_after else 0
-    return done < config.hidden_rounds and standing_out(state.suspects.sizes, config.suspects_min_ratio) > 1
+    return done < config.hidden_rounds
 
 
 def asks_for_more(state: State, config: UnlearnConfig) -> bool:

@@ -1,29 +1,53 @@
 """Which classes are suspected of being a backdoor's target: a short audit, before the first round.
 
-A backdoor makes its target a class that a small perturbation leads to. Of several, one may be behind the others: where
-more than one class stands out the audit is repeated after the rounds.
+A backdoor makes its target a class that a small perturbation leads to. Of several, one may be behind the others: the
+audit is repeated after the rounds where more than one class stood out, or a small patch still leads to one.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 from flax import nnx
 
 from ibau_jax.aims import Suspects, standing_out
 from ibau_jax.auditing.search import Search, compile_search, run_search
-from ibau_jax.auditing.views import PERTURBATION
+from ibau_jax.auditing.views import PATCH, PERTURBATION, View
 from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import Execution
 from ibau_jax.models.inference import count_classes
+from ibau_jax.result import State
+
+OnStep = Callable[[int, int], None]
 
 SCAN = AuditConfig(steps=60)
 
 
-def compile_scan(model: nnx.Module, clean_set: Dataset, execution: Execution) -> Search:
+def compile_scan(model: nnx.Module, clean_set: Dataset, execution: Execution, view: View = PERTURBATION) -> Search:
     """Compiles the search for suspects, for all models of one architecture."""
     classes = count_classes(model, clean_set.images.shape[1:])
-    return compile_search(model, classes, clean_set, PERTURBATION, SCAN, execution)
+    return compile_search(model, classes, clean_set, view, SCAN, execution)
+
+
+def find_hidden(
+    state: State, clean_set: Dataset, config: UnlearnConfig, execution: Execution, on_step: OnStep | None = None
+) -> Suspects | None:
+    """The classes that are reached most easily after the rounds, one a perturbation, where others may have been hidden.
+
+    None of them need stand out: perturbations as large as some triggers lead anywhere. Others may have been hidden
+    where several stood out at first, or where one does now by the smallest patch.
+    """
+    assert state.suspects is not None
+    if standing_out(state.suspects.sizes, config.suspects_min_ratio) < 2:
+        if not config.hidden_min_ratio:
+            return None
+        patches = run_search(compile_scan(state.model, clean_set, execution, PATCH), state.model, clean_set, on_step)
+        if not standing_out(patches.sizes, config.hidden_min_ratio):
+            return None
+    scan = compile_scan(state.model, clean_set, execution)
+    config = replace(config, suspects=max(config.suspects, config.perturbations))
+    return find_suspects(scan, state.model, clean_set, config, on_step, rounds=len(state.rounds))
 
 
 def find_suspects(
@@ -31,7 +55,7 @@ def find_suspects(
     model: nnx.Module,
     clean_set: Dataset,
     config: UnlearnConfig,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: OnStep | None = None,
     *,
     rounds: int = 0,
 ) -> Suspects:

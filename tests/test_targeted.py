@@ -11,7 +11,10 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ibau_jax import suspects
 from ibau_jax.aims import Aims, Suspects, adapted, aims_of_round
+from ibau_jax.auditing.search import Found
+from ibau_jax.auditing.views import PERTURBATION
 from ibau_jax.augmentation import Mixture
 from ibau_jax.batches import assigned_images, make_batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
@@ -27,9 +30,9 @@ from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
 from ibau_jax.perturb import STRIDE, InnerConstants, inner_optimizer, inner_step
 from ibau_jax.presets import PRESETS, suited
 from ibau_jax.result import Round, Standing
-from ibau_jax.selection import asks_for_more, may_hide_more
+from ibau_jax.selection import asks_for_more, may_go_deeper
 from ibau_jax.stack import learning_rate
-from ibau_jax.suspects import compile_scan, find_suspects
+from ibau_jax.suspects import compile_scan, find_hidden, find_suspects
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 from tests.test_minimax import Tiny, tiny_data, vgg_data
@@ -181,25 +184,54 @@ def test_rounds_aim_at_those_of_the_last_search_before_them():
     assert found.ratio == 6.0  # of the model as it came
 
 
-def test_where_several_stand_out_others_may_be_behind_them_and_are_looked_for():
-    """The median class's size is 3."""
+def test_rounds_for_what_was_hidden_are_counted_from_the_search_for_it():
     once = twice_searched().known_to(1)
     done = Round(1, np.zeros((1, 4, 4, 3)), 0.0, 0.0, 0.0, 0.0)
     begun = replace(initial_state(Tiny(nnx.Rngs(0)), CONFIG), suspects=once)
-    state = replace(begun, rounds=(done, done))
-    for min_ratio, expected in ((2.9, True), (3.1, False), (None, False)):
-        assert may_hide_more(state, replace(CONFIG, suspects_min_ratio=min_ratio, hidden_rounds=1)) == expected
-    config = replace(CONFIG, suspects_min_ratio=2.9, hidden_rounds=1)
-    assert not may_hide_more(state, replace(config, hidden_rounds=0))
-    assert not may_hide_more(begun, config)
+    state, config = replace(begun, rounds=(done, done)), replace(CONFIG, hidden_rounds=1)
+    assert may_go_deeper(state, config)
+    assert not may_go_deeper(state, replace(config, hidden_rounds=0))
+    assert not may_go_deeper(begun, config)
     again = replace(state, suspects=twice_searched(), rounds=(done, done, done))  # after the second round
-    assert not may_hide_more(again, config)
-    assert may_hide_more(again, replace(config, hidden_rounds=2))
+    assert not may_go_deeper(again, config)
+    assert may_go_deeper(again, replace(config, hidden_rounds=2))
     assert not asks_for_more(again, replace(PRESETS["robust-medium"], more_rounds=9, more_min_ratio=0.1, left_open=0.0))
-    assert not may_hide_more(replace(state, rounds=(done, replace(done, undone=True))), config)
+    assert not may_go_deeper(replace(state, rounds=(done, replace(done, undone=True))), config)
 
 
-@pytest.mark.parametrize(("folds", "more_rounds"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("several", "by_patch", "searches", "hidden"),
+    [
+        (2.9, None, ["perturbation"], True),  # the median class's size is 3, and two classes have 1
+        (3.1, None, [], False),
+        (None, None, [], False),
+        (2.9, 2.2, ["perturbation"], True),
+        (3.1, 2.2, ["patch"], False),
+        (3.1, 1.9, ["patch", "perturbation"], True),  # a patch half as large as the median class's
+    ],
+)
+def test_others_may_be_hidden_where_several_stood_out_or_a_patch_shows_one(
+    monkeypatch, rng, several, by_patch, searches, hidden
+):
+    done, views = Round(1, np.zeros((1, 4, 4, 3)), 0.0, 0.0, 0.0, 0.0), []
+
+    def search(scan, *_):
+        views.append(scan)
+        return Found(np.zeros((3, 1, 4, 4, 3), np.float32), np.asarray([2.0, 1.0, 2.0], np.float32))
+
+    monkeypatch.setattr(suspects, "compile_scan", lambda model, clean_set, execution, view=PERTURBATION: view.name)
+    monkeypatch.setattr(suspects, "run_search", search)
+    config = replace(CONFIG, suspects_min_ratio=several, hidden_min_ratio=by_patch, perturbations=2)
+    model = initial_state(Tiny(nnx.Rngs(0)), config)
+    state = replace(model, suspects=twice_searched().known_to(1), rounds=(done, done))
+    found = find_hidden(state, tiny_data(rng, 6), config, DEFAULT_EXECUTION)
+    assert views == searches
+    assert (found is not None) == hidden
+    if found:
+        assert (found.labels.tolist(), found.found_after.tolist()) == ([1, 0], [2, 2])
+
+
+@pytest.mark.parametrize(("folds", "more_rounds"), [(1, 0), (2, 1)])
 def test_a_model_that_may_hide_more_is_searched_again_and_going_on_changes_nothing(rng, folds, more_rounds):
     model, data, states, phases, count = Tiny(nnx.Rngs(0)), tiny_data(rng, 30), [], [], 2 + more_rounds
     config = replace(
@@ -208,8 +240,8 @@ def test_a_model_that_may_hide_more_is_searched_again_and_going_on_changes_nothi
         left_open=0.0, max_acc_drop=1.0, closed=1.0,
     )  # fmt: skip
     sizes, perturbations = np.asarray([0.1, 0.1, 1.0], np.float32), np.ones((2, 4, 4, 3), np.float32)
-    suspects = Suspects.of_search(np.asarray([0, 1], np.int32), sizes, perturbations)
-    begun = replace(initial_state(model, config), suspects=suspects, initial=Standing(1.0, 1.0, 30))
+    first = Suspects.of_search(np.asarray([0, 1], np.int32), sizes, perturbations)
+    begun = replace(initial_state(model, config), suspects=first, initial=Standing(1.0, 1.0, 30))
     whole = unlearn(
         model, data, config, state=begun, on_round=states.append, on_batch=lambda phase, *_: phases.append(phase)
     )
@@ -225,7 +257,10 @@ def test_a_model_that_may_hide_more_is_searched_again_and_going_on_changes_nothi
         for one, other in zip(*(jax.tree.leaves(nnx.state(found.model)) for found in (rest, whole)), strict=True):
             np.testing.assert_array_equal(one, other)
     assert len(unlearn(model, data, replace(config, hidden_rounds=0), state=begun).rounds) == count
-    assert len(unlearn(model, data, replace(config, suspects_min_ratio=1.1), state=begun).rounds) == count
+    none_stood_out = replace(config, suspects_min_ratio=1.1, folds=1)
+    assert len(unlearn(model, data, none_stood_out, state=begun).rounds) == count
+    by_patch = replace(none_stood_out, hidden_min_ratio=0.9)  # of the median class itself it is 1
+    assert len(unlearn(model, data, by_patch, state=begun).rounds) == count + 1
 
 
 def _sizes(of_classes):

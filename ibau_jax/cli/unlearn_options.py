@@ -120,8 +120,10 @@ class MethodOptions:
     left_open: Annotated[float | None, option("X", "0.08")] = None
     """its short cut is open where a larger share of images follow it"""
     hidden_rounds: Annotated[int | None, option("N", "robust 1, published 0")] = None
-    """rounds after all others where several stood out, towards those that another search finds then: some may have
-    been behind the first; with --n-rounds 0"""
+    """rounds after all others where several stood out, or one still does, towards those that another search finds then:
+    some may have been behind the first; with --n-rounds 0"""
+    hidden_min_ratio: Annotated[float | None, option("X", "-medium, -few 2.2, others none")] = None
+    """it does where the median class's smallest patch is so many times its; without, no patches are looked for"""
     sure_ratios: Annotated[tuple[float, float] | None, option("X X", "-medium, -few 4 10, others none")] = None
     """the first of --more-rounds is done in any case where the median class's is between so many times its"""
     max_acc_drop: Annotated[float | None, option("X", "0.05")] = None
