@@ -33,21 +33,35 @@ def compile_scan(model: nnx.Module, clean_set: Dataset, execution: Execution, vi
 def find_hidden(
     state: State, clean_set: Dataset, config: UnlearnConfig, execution: Execution, on_step: OnStep | None = None
 ) -> Suspects | None:
-    """The classes that are reached most easily after the rounds, one a perturbation, where others may have been hidden.
+    """The classes that are reached most easily after the rounds, one a perturbation; None where none may be hidden.
 
-    None of them need stand out: perturbations as large as some triggers lead anywhere. Others may have been hidden
-    where several stood out at first, or where one does now by the smallest patch.
+    They need not stand out: perturbations as large as some triggers lead anywhere.
+
+    Args:
+        state: after some rounds; it knows the suspects of the model as it came.
+        clean_set: clean images with their true labels.
+        config: says when others may be hidden.
+        execution: see `ibau_jax.unlearn`.
+        on_step: called with the steps done and how many there are, of each search.
     """
-    assert state.suspects is not None
-    if standing_out(state.suspects.sizes, config.suspects_min_ratio) < 2:
-        if not config.hidden_min_ratio:
-            return None
-        patches = run_search(compile_scan(state.model, clean_set, execution, PATCH), state.model, clean_set, on_step)
-        if not standing_out(patches.sizes, config.hidden_min_ratio):
-            return None
+    if not _may_hide_others(state, clean_set, config, execution, on_step):
+        return None
     scan = compile_scan(state.model, clean_set, execution)
     config = replace(config, suspects=max(config.suspects, config.perturbations))
     return find_suspects(scan, state.model, clean_set, config, on_step, rounds=len(state.rounds))
+
+
+def _may_hide_others(
+    state: State, clean_set: Dataset, config: UnlearnConfig, execution: Execution, on_step: OnStep | None
+) -> bool:
+    """Whether several stood out at first, or one does now by the smallest patch that leads to it."""
+    assert state.suspects is not None
+    if standing_out(state.suspects.sizes, config.suspects_min_ratio) > 1:
+        return True
+    if not config.hidden_min_ratio:
+        return False
+    scan = compile_scan(state.model, clean_set, execution, PATCH)
+    return standing_out(run_search(scan, state.model, clean_set, on_step).sizes, config.hidden_min_ratio) > 0
 
 
 def find_suspects(
