@@ -29,6 +29,7 @@ CONFIG = replace(
     max_acc_drop=1.0,
     closed=0.0,
     more_rounds=0,
+    hidden_rounds=0,
 )
 
 
