@@ -21,7 +21,7 @@ from benchmarks.cases import ROOT
 from benchmarks.report import machine, put_between
 from benchmarks.zoo import CLEANED, ZOO, attack_of, others_of
 from ibau_jax import PRESETS, State, evaluate, load, save, split_dataset, unlearn
-from ibau_jax.config import UnlearnConfig
+from ibau_jax.config import NO_MORE_ROUNDS, UnlearnConfig
 from ibau_jax.presets import suited
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "unlearning" / "small_vgg.json", ROOT / "docs" / "experiments.md"
@@ -132,7 +132,7 @@ def main() -> None:
             config = replace(PRESETS[suited(options.preset, options.n_clean)], seed=seed)
             kind = f"{options.preset},{options.n_clean}"
             if options.n_rounds:
-                config = replace(config, n_rounds=options.n_rounds, more_rounds=0, hidden_rounds=0)
+                config = replace(config, n_rounds=options.n_rounds, **NO_MORE_ROUNDS)
                 kind += f",{options.n_rounds} rounds"
             name = f"{file.stem}{CLEANED}{kind.replace(',', '-').replace(' ', '-')}-{seed}.pth"
             found = run(file, config, options.n_clean, options.save / name if options.save else None)

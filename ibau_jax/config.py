@@ -12,6 +12,8 @@ Mirror = Literal["never", "tolerated", "always"]
 Space = Literal["pixel", "normalized"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 
+NO_MORE_ROUNDS: dict[str, Any] = {"more_rounds": 0, "hidden_rounds": 0}  # than `n_rounds`
+
 
 @dataclass(frozen=True)
 class UnlearnConfig:

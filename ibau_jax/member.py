@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from flax import nnx
 
 from ibau_jax.aims import adapted
+from ibau_jax.auditing.search import OnStep
 from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
@@ -14,7 +15,7 @@ from ibau_jax.models.normalized import Normalized
 from ibau_jax.optimizers import make_optimizer
 from ibau_jax.result import OnBatch, State
 from ibau_jax.selection import asks_for_more, hold_out, may_go_deeper, measure
-from ibau_jax.suspects import OnStep, compile_scan, find_hidden, find_suspects
+from ibau_jax.suspects import compile_scan, find_hidden, find_suspects
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ibau_jax.config import NO_MORE_ROUNDS
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.member import Member, initial_state
@@ -57,7 +58,7 @@ def rehearse(
     Returns:
         The standings after the rounds that were not rehearsed yet, and the states after the last one.
     """
-    config = replace(member.config, folds=1, held_out=0.0, more_rounds=0, hidden_rounds=0)
+    config = replace(member.config, folds=1, held_out=0.0, **NO_MORE_ROUNDS)
     assert begun.suspects is not None
     suspects, folds = begun.suspects, folds_of(member.clean_set, member.config.folds, member.config.seed)
     states = [replace(state, suspects=suspects) for state in member.rehearsals or [begun] * len(folds)]

@@ -147,9 +147,9 @@ def asks_for_more(state: State, config: UnlearnConfig) -> bool:
     are none: those rounds aim elsewhere.
     """
     count = len(state.rounds)
-    if state.suspects is None or not config.n_rounds <= count < config.n_rounds + config.more_rounds:
+    if not config.n_rounds <= count < config.n_rounds + config.more_rounds:
         return False
-    if state.searched_after:
+    if state.suspects is None or state.searched_after:
         return False
     last, stands_out = state.rounds[-1], state.suspects.ratio > config.more_min_ratio
     return stands_out and not last.undone and last.standing is not None and last.standing.residual > config.left_open

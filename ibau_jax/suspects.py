@@ -4,22 +4,19 @@ A backdoor makes its target a class that a small perturbation leads to. Of sever
 audit is repeated after the rounds where more than one class stood out, or a small patch still leads to one.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from flax import nnx
 
 from ibau_jax.aims import Suspects, standing_out
-from ibau_jax.auditing.search import Search, compile_search, run_search
+from ibau_jax.auditing.search import OnStep, Search, compile_search, run_search
 from ibau_jax.auditing.views import PATCH, PERTURBATION, View
 from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import Execution
 from ibau_jax.models.inference import count_classes
 from ibau_jax.result import State
-
-OnStep = Callable[[int, int], None]
 
 SCAN = AuditConfig(steps=60)
 

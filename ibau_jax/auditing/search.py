@@ -29,6 +29,8 @@ from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.perturb import cross_entropies
 from ibau_jax.placement import Placement
 
+OnStep = Callable[[int, int], None]
+
 PIXELS_AT_ONCE = 2**20  # of the images of all classes in a step; bounds memory
 SETTLED = 4  # the size is averaged over the last quarter of the steps
 
@@ -166,9 +168,7 @@ def step_batches(images: Dataset, config: AuditConfig) -> Batches:
     return make_batches(images.take(order), size)
 
 
-def run_search(
-    search: Search, model: nnx.Module, images: Dataset, on_step: Callable[[int, int], None] | None = None
-) -> Found:
+def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None = None) -> Found:
     """The smallest triggers of all classes of a model, found on clean images.
 
     Args:

@@ -17,7 +17,7 @@ from ibau_jax.cli.options import (
     RelearnOptions,
     option,
 )
-from ibau_jax.config import Mirror, Schedule, Solver, Space, UnlearnConfig
+from ibau_jax.config import NO_MORE_ROUNDS, Mirror, Schedule, Solver, Space, UnlearnConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.presets import PRESETS, suited
 
@@ -172,7 +172,7 @@ class MethodOptions:
     def _config(self, preset: str, seed: int, lr: float | None) -> UnlearnConfig:
         given = {field.name: getattr(self, field.name, None) for field in fields(UnlearnConfig)}
         given |= {"seed": seed, "lr": lr}
-        planned = {} if self.n_rounds is None else {"more_rounds": 0, "hidden_rounds": 0}  # as many as were asked for
+        planned = {} if self.n_rounds is None else NO_MORE_ROUNDS
         given = planned | {name: value for name, value in given.items() if value is not None}
         return replace(PRESETS[preset], **given)
 
