@@ -14,7 +14,7 @@ from ibau_jax.models import (  # noqa: F401 - each registers what it defines
 )
 from ibau_jax.models.custom import find_architecture
 from ibau_jax.models.normalized import NORMALIZATIONS, Normalization, Normalized
-from ibau_jax.models.registry import Architecture, architectures, get_architecture, name_patterns, register
+from ibau_jax.models.registry import Architecture, architectures, get_architecture, name_patterns, register, variants
 
 __all__ = [
     "NORMALIZATIONS",
@@ -26,4 +26,5 @@ __all__ = [
     "get_architecture",
     "name_patterns",
     "register",
+    "variants",
 ]

@@ -1,6 +1,6 @@
 """Blocks that several families are built from, named as PyTorch and torchvision name their parts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -81,6 +81,17 @@ class Residual(nnx.Module):
     def __call__(self, x: Features) -> Features:
         out = getattr(self, self.name)(x)
         return x + out if self.add else out
+
+
+# How many of the first strides of a mobile network are 1 instead of 2, for small images. Names end with the output
+# stride: how many times smaller than the image the last features are. A state dict does not tell.
+UNSTRIDED = {"": 0, "_stride16": 1, "_stride8": 2}
+
+
+def without_first_strides(strides: Sequence[int], count: int) -> list[int]:
+    """The strides with the first `count` twos replaced by ones."""
+    strided = [place for place, stride in enumerate(strides) if stride == 2]
+    return [1 if place in strided[:count] else stride for place, stride in enumerate(strides)]
 
 
 def make_divisible(value: float, divisor: int = 8) -> int:

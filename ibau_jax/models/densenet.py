@@ -1,4 +1,4 @@
-"""DenseNet (Huang et al., 2017) 121 and 161, as torchvision names it."""
+"""DenseNet (Huang et al., 2017) 121 and 161, as torchvision names it, also without the stem's stride or max pooling."""
 
 from functools import partial
 
@@ -11,6 +11,7 @@ from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
     Activation,
     AvgPool,
+    Identity,
     MaxPool,
     NamedSequential,
     batch_norm,
@@ -57,13 +58,15 @@ def _transition(features: int, rngs: nnx.Rngs) -> NamedSequential:
 class DenseNet(nnx.Module):
     """Logits of RGB images of any size from 32 on."""
 
-    def __init__(self, variant: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        growth, blocks, features = CONFIGURATIONS[variant]
+    def __init__(
+        self, depth: int, stride: int, max_pool: bool, num_classes: int, image_size: int, rngs: nnx.Rngs
+    ) -> None:
+        growth, blocks, features = CONFIGURATIONS[depth]
         layers: dict[str, nnx.Module] = {
-            "conv0": conv(3, features, 7, rngs, stride=2),
+            "conv0": conv(3, features, 7, rngs, stride=stride),
             "norm0": batch_norm(features, rngs),
             "relu0": Activation(relu),
-            "pool0": MaxPool(3, 2, padding=1),
+            "pool0": MaxPool(3, 2, padding=1) if max_pool else Identity(),
         }
         for number, count in enumerate(blocks, start=1):
             layers[f"denseblock{number}"] = _dense_block(features, growth, count, rngs)
@@ -78,17 +81,28 @@ class DenseNet(nnx.Module):
         return self.classifier(global_average(relu(self.features(x))))
 
 
-for _variant, (_growth, _blocks, _features) in CONFIGURATIONS.items():
+# Stride of the first convolution, and whether a max pooling follows.
+STEMS = {"": (2, True), "_stride1": (1, True), "_no_pool": (2, False), "_stride1_no_pool": (1, False)}
+
+
+def _register(depth: int, stem: str) -> None:
+    growth, blocks, features = CONFIGURATIONS[depth]
     register(
         Architecture(
-            name=f"densenet{_variant}",
-            build=partial(DenseNet, _variant),
+            name=f"densenet{depth}{stem}",
+            build=partial(DenseNet, depth, *STEMS[stem]),
             classifier="classifier.weight",
-            image_sizes=(224,),
+            image_sizes=(32 if stem else 224,),
             landmarks={
-                "features.conv0.weight": (_features, 3, 7, 7),
-                f"features.denseblock4.denselayer{_blocks[-1]}.conv2.weight": (_growth, 4 * _growth, 3, 3),
+                "features.conv0.weight": (features, 3, 7, 7),
+                f"features.denseblock4.denselayer{blocks[-1]}.conv2.weight": (growth, 4 * growth, 3, 3),
             },
-            torch_module=from_torchvision(f"densenet{_variant}"),
+            torch_module=None if stem else from_torchvision(f"densenet{depth}"),
+            variant_of=f"densenet{depth}" if stem else None,
         )
     )
+
+
+for _depth in CONFIGURATIONS:
+    for _stem in STEMS:
+        _register(_depth, _stem)

@@ -7,7 +7,14 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.blocks import Residual, SqueezeExcitation, conv_norm_act, make_divisible
+from ibau_jax.models.blocks import (
+    UNSTRIDED,
+    Residual,
+    SqueezeExcitation,
+    conv_norm_act,
+    make_divisible,
+    without_first_strides,
+)
 from ibau_jax.models.layers import Identity, Sequential, global_average, linear, silu
 from ibau_jax.models.registry import Architecture, from_torchvision, register
 
@@ -41,10 +48,13 @@ def _mb_conv(in_features: int, features: int, expansion: int, kernel: int, strid
 class EfficientNet(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, width: float, depth: float, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, width: float, depth: float, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs
+    ) -> None:
         in_features = make_divisible(32 * width)
-        layers: list[nnx.Module] = [conv_norm_act(3, in_features, 3, rngs, silu, stride=2)]
-        for expansion, kernel, stride, base, blocks in STAGES:
+        first, *strides = without_first_strides([2, *(stage[2] for stage in STAGES)], unstrided)
+        layers: list[nnx.Module] = [conv_norm_act(3, in_features, 3, rngs, silu, stride=first)]
+        for (expansion, kernel, _, base, blocks), stride in zip(STAGES, strides, strict=True):
             features, made = make_divisible(base * width), []
             for index in range(math.ceil(blocks * depth)):
                 made.append(_mb_conv(in_features, features, expansion, kernel, 1 if index else stride, rngs))
@@ -57,15 +67,22 @@ class EfficientNet(nnx.Module):
         return self.classifier(global_average(self.features(x)))
 
 
-for _variant, (_width, _depth, _size) in SCALES.items():
-    _last = make_divisible(320 * _width)
+def _register(scale: str, suffix: str) -> None:
+    (width, depth, size), unstrided = SCALES[scale], UNSTRIDED[suffix]
+    last, base = make_divisible(320 * width), f"efficientnet_{scale}"
     register(
         Architecture(
-            name=f"efficientnet_{_variant}",
-            build=partial(EfficientNet, _width, _depth),
+            name=base + suffix,
+            build=partial(EfficientNet, width, depth, unstrided),
             classifier="classifier.1.weight",
-            image_sizes=(_size,),
-            landmarks={"features.8.0.weight": (4 * _last, _last, 1, 1)},
-            torch_module=from_torchvision(f"efficientnet_{_variant}"),
+            image_sizes=(32 if unstrided else size,),
+            landmarks={"features.8.0.weight": (4 * last, last, 1, 1)},
+            torch_module=None if unstrided else from_torchvision(base),
+            variant_of=base if suffix else None,
         )
     )
+
+
+for _scale in SCALES:
+    for _suffix in UNSTRIDED:
+        _register(_scale, _suffix)

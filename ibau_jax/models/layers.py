@@ -94,6 +94,11 @@ silu: Function = jax.nn.silu
 gelu: Function = functools.partial(jax.nn.gelu, approximate=False)
 
 
+def leaky_relu(x: Array) -> Array:
+    """`torch.nn.LeakyReLU(0.1)`; unlike `jax.nn.leaky_relu`, its derivative at 0 is 0.1, as PyTorch has it."""
+    return jnp.where(x > 0, x, 0.1 * x)
+
+
 @jax.custom_jvp
 def elu(x: Array) -> Array:
     """`torch.nn.ELU`, its derivatives taken from its value: the exponential is computed once, not for every product."""

@@ -1,7 +1,8 @@
 """MobileNetV2 (Sandler et al., 2018) and V3-large (Howard et al., 2019).
 
 V2 is written in three ways: torchvision's, and for CIFAR kuangliu's (`conv1`, `layers.0.conv1`, ... `linear`) and
-weiaicunzai's (`pre.0`, `stage1.residual.0`, ... `conv2`), which backdoor-toolbox has.
+weiaicunzai's (`pre.0`, `stage1.residual.0`, ... `conv2`), which backdoor-toolbox has. CIFAR code takes torchvision's
+names, too, with its first strides left out.
 """
 
 from functools import partial
@@ -9,7 +10,15 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.blocks import Features, Residual, SqueezeExcitation, conv_norm_act, make_divisible
+from ibau_jax.models.blocks import (
+    UNSTRIDED,
+    Features,
+    Residual,
+    SqueezeExcitation,
+    conv_norm_act,
+    make_divisible,
+    without_first_strides,
+)
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
     Activation,
@@ -78,9 +87,11 @@ def _inverted_residual(in_features: int, features: int, expansion: int, stride: 
 class MobileNetV2(nnx.Module):
     """torchvision's MobileNetV2: logits of RGB images of any size."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        stem = conv_norm_act(3, STEM_FEATURES, 3, rngs, relu6, stride=2)
-        blocks = [_inverted_residual(*shape, rngs) for stage in _shapes(V2_STAGES) for shape in stage]
+    def __init__(self, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        first, *strides = without_first_strides([2, *(stage[-1] for stage in V2_STAGES)], unstrided)
+        stages = tuple((*stage[:-1], stride) for stage, stride in zip(V2_STAGES, strides, strict=True))
+        stem = conv_norm_act(3, STEM_FEATURES, 3, rngs, relu6, stride=first)
+        blocks = [_inverted_residual(*shape, rngs) for stage in _shapes(stages) for shape in stage]
         last = conv_norm_act(V2_STAGES[-1][1], LAST_FEATURES, 1, rngs, relu6)
         self.features = Sequential([stem, *blocks, last])
         self.classifier = Sequential([Identity(), linear(LAST_FEATURES, num_classes, rngs)])
@@ -182,10 +193,11 @@ def _v3_block(
 class MobileNetV3Large(nnx.Module):
     """torchvision's MobileNetV3-large: logits of RGB images of any size."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        layers: list[nnx.Module] = [conv_norm_act(3, 16, 3, rngs, hardswish, stride=2, epsilon=1e-3)]
+    def __init__(self, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        first, *strides = without_first_strides([2, *(block[-1] for block in V3_LARGE_BLOCKS)], unstrided)
+        layers: list[nnx.Module] = [conv_norm_act(3, 16, 3, rngs, hardswish, stride=first, epsilon=1e-3)]
         in_features = 16
-        for kernel, hidden, features, squeezes, activation, stride in V3_LARGE_BLOCKS:
+        for (kernel, hidden, features, squeezes, activation, _), stride in zip(V3_LARGE_BLOCKS, strides, strict=True):
             layers.append(_v3_block(in_features, kernel, hidden, features, squeezes, activation, stride, rngs))
             in_features = features
         self.features = Sequential([*layers, conv_norm_act(160, 960, 1, rngs, hardswish, epsilon=1e-3)])
@@ -196,16 +208,29 @@ class MobileNetV3Large(nnx.Module):
         return self.classifier(global_average(self.features(x)))
 
 
-register(
-    Architecture(
-        name="mobilenet_v2",
-        build=MobileNetV2,
-        classifier="classifier.1.weight",
-        image_sizes=(224,),
-        landmarks={"features.18.0.weight": (1280, 320, 1, 1)},
-        torch_module=from_torchvision("mobilenet_v2"),
+for _suffix, _unstrided in UNSTRIDED.items():
+    register(
+        Architecture(
+            name=f"mobilenet_v2{_suffix}",
+            build=partial(MobileNetV2, _unstrided),
+            classifier="classifier.1.weight",
+            image_sizes=(32 if _unstrided else 224,),
+            landmarks={"features.18.0.weight": (1280, 320, 1, 1)},
+            torch_module=None if _unstrided else from_torchvision("mobilenet_v2"),
+            variant_of="mobilenet_v2" if _unstrided else None,
+        )
     )
-)
+    register(
+        Architecture(
+            name=f"mobilenet_v3_large{_suffix}",
+            build=partial(MobileNetV3Large, _unstrided),
+            classifier="classifier.3.weight",
+            image_sizes=(32 if _unstrided else 224,),
+            landmarks={"features.16.0.weight": (960, 160, 1, 1)},
+            torch_module=None if _unstrided else from_torchvision("mobilenet_v3_large"),
+            variant_of="mobilenet_v3_large" if _unstrided else None,
+        )
+    )
 register(
     Architecture(
         name="mobilenet_v2_cifar",
@@ -220,15 +245,5 @@ register(
         build=WeiaicunzaiMobileNetV2,
         classifier="conv2.weight",
         landmarks={"pre.0.weight": (32, 3, 1, 1), "stage7.residual.0.weight": (960, 160, 1, 1)},
-    )
-)
-register(
-    Architecture(
-        name="mobilenet_v3_large",
-        build=MobileNetV3Large,
-        classifier="classifier.3.weight",
-        image_sizes=(224,),
-        landmarks={"features.16.0.weight": (960, 160, 1, 1)},
-        torch_module=from_torchvision("mobilenet_v3_large"),
     )
 )

@@ -1,7 +1,8 @@
 """PreActResNet (He et al., 2016b) for small images, as BackdoorBench and the CIFAR code after kuangliu name it.
 
 Normalisation and ReLU come before each convolution, the shortcut is a bare convolution, and nothing normalises the last
-features; some code does normalise them, in a last BatchNorm called `bn`.
+features; some code does normalise them, in a last BatchNorm called `bn`. The shortcut projects the activated features,
+or in some code the block's own input (`_raw_shortcut`), which leaves no trace in a state dict.
 """
 
 from functools import partial
@@ -20,15 +21,16 @@ class PreActBlock(nnx.Module):
 
     expansion = 1
 
-    def __init__(self, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
+    def __init__(self, raw_shortcut: bool, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
         self.bn1, self.conv1 = batch_norm(in_features, rngs), conv(in_features, features, 3, rngs, stride=stride)
         self.bn2, self.conv2 = batch_norm(features, rngs), conv(features, features, 3, rngs)
         self.shortcut = _shortcut(in_features, features, stride, rngs)
+        self.raw_shortcut = raw_shortcut
 
     def __call__(self, x: Features) -> Features:
         active = relu(self.bn1(x))
         out = self.conv2(relu(conv_norm(self.conv1, self.bn2, active)))
-        return out + (self.shortcut(active) if self.shortcut else x)
+        return out + (self.shortcut(x if self.raw_shortcut else active) if self.shortcut else x)
 
 
 class PreActBottleneck(nnx.Module):
@@ -36,21 +38,22 @@ class PreActBottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
+    def __init__(self, raw_shortcut: bool, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
         self.bn1, self.conv1 = batch_norm(in_features, rngs), conv(in_features, features, 1, rngs)
         self.bn2, self.conv2 = batch_norm(features, rngs), conv(features, features, 3, rngs, stride=stride)
         self.bn3, self.conv3 = batch_norm(features, rngs), conv(features, 4 * features, 1, rngs)
         self.shortcut = _shortcut(in_features, 4 * features, stride, rngs)
+        self.raw_shortcut = raw_shortcut
 
     def __call__(self, x: Features) -> Features:
         active = relu(self.bn1(x))
         out = relu(conv_norm(self.conv1, self.bn2, active))
         out = self.conv3(relu(conv_norm(self.conv2, self.bn3, out)))
-        return out + (self.shortcut(active) if self.shortcut else x)
+        return out + (self.shortcut(x if self.raw_shortcut else active) if self.shortcut else x)
 
 
 def _shortcut(in_features: int, out_features: int, stride: int, rngs: nnx.Rngs) -> Sequential:
-    """The projection of the activated features; empty where the block adds its own input."""
+    """The projection; empty where the block adds its own input."""
     project = stride != 1 or in_features != out_features
     return Sequential([conv(in_features, out_features, 1, rngs, stride=stride)] if project else [])
 
@@ -63,13 +66,14 @@ class PreActResNet(nnx.Module):
         block: type[PreActBlock] | type[PreActBottleneck],
         blocks: tuple[int, ...],
         final_norm: bool,
+        raw_shortcut: bool,
         num_classes: int,
         image_size: int,
         rngs: nnx.Rngs,
     ) -> None:
         self.conv1 = conv(3, 64, 3, rngs)
         self.layer1, self.layer2, self.layer3, self.layer4 = four_stages(
-            partial(block, rngs), 64, blocks, block.expansion
+            partial(block, raw_shortcut, rngs), 64, blocks, block.expansion
         )
         features = RESNET_WIDTHS[-1] * block.expansion
         self.bn = batch_norm(features, rngs) if final_norm else None
@@ -88,20 +92,23 @@ DEPTHS: dict[int, tuple[type[PreActBlock] | type[PreActBottleneck], tuple[int, .
 }
 
 
-def _register(depth: int, final_norm: bool) -> None:
+def _register(depth: int, final_norm: bool, raw_shortcut: bool) -> None:
     block, blocks = DEPTHS[depth]
     landmarks = stage_landmarks(blocks, block.expansion)
     last = {"bn.weight": (RESNET_WIDTHS[-1] * block.expansion,)} if final_norm else {}
+    base = f"preact_resnet{depth}" + "_bn" * final_norm
     register(
         Architecture(
-            name=f"preact_resnet{depth}" + ("_bn" if final_norm else ""),
-            build=partial(PreActResNet, block, blocks, final_norm),
+            name=base + "_raw_shortcut" * raw_shortcut,
+            build=partial(PreActResNet, block, blocks, final_norm, raw_shortcut),
             classifier="linear.weight",
             landmarks={"layer1.0.bn1.weight": (64,), **landmarks, **last},
+            variant_of=base if raw_shortcut else None,
         )
     )
 
 
 for _depth in DEPTHS:
     for _final_norm in (False, True):
-        _register(_depth, _final_norm)
+        for _raw_shortcut in (False, True):
+            _register(_depth, _final_norm, _raw_shortcut)

@@ -32,6 +32,8 @@ class Architecture:
         torch_module: `torch_module(num_classes)`, the same network in PyTorch, imported only when called; None where
             only the code that the checkpoint came from has it.
         channels: of an image.
+        variant_of: the most common architecture with tensors of the same names and shapes, where that is another one.
+            They differ in what leaves no trace in a state dict: strides, pooling, activations, what a shortcut reads.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Architecture:
     landmarks: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False, compare=False)
     torch_module: "Callable[[int], torch.nn.Module] | None" = None
     channels: int = 3
+    variant_of: str | None = None
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -56,6 +59,13 @@ def register(architecture: Architecture) -> None:
 def architectures() -> tuple[Architecture, ...]:
     """All registered architectures."""
     return tuple(_ARCHITECTURES.values())
+
+
+def variants(architecture: Architecture) -> tuple[Architecture, ...]:
+    """All architectures with the names and shapes of this one, which is among them; the most common comes first."""
+    base = architecture.variant_of or architecture.name
+    group = tuple(one for one in _ARCHITECTURES.values() if base in (one.name, one.variant_of))
+    return group or (architecture,)  # the user's own module is not registered
 
 
 def get_architecture(name: str) -> Architecture:
@@ -74,8 +84,9 @@ def get_architecture(name: str) -> Architecture:
 
 
 def name_patterns() -> str:
-    """All architectures' names, N standing for the numbers in them."""
-    return ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name) for name in _ARCHITECTURES))
+    """The architectures' names without those of variants, N standing for the numbers in them."""
+    names = [architecture.name for architecture in architectures() if architecture.variant_of is None]
+    return ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name) for name in names))
 
 
 def from_torchvision(name: str) -> "Callable[[int], torch.nn.Module]":

@@ -1,11 +1,12 @@
 """ResNet (He et al., 2016), as torchvision names it and as the CIFAR code after kuangliu does.
 
-The two differ in names (`downsample` and `fc`, `shortcut` and `linear`) and in the stem; torchvision's is also met with
-a CIFAR stem: `conv1` 3x3 with stride 1, and no max pooling.
+The two differ in names (`downsample` and `fc`, `shortcut` and `linear`) and in the stem; torchvision's is met with a
+CIFAR stem as well: `conv1` 3x3. The stem's stride, its max pooling, and which convolution of a bottleneck has the stride leave
+no trace in a state dict, so that each is a variant of its own (`ibau_jax.checkpoints.variants` chooses).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from flax import nnx
@@ -34,13 +35,16 @@ class Style:
 
     shortcut: str  # the attribute that holds a block's projection
     classifier: str  # the attribute that holds the last layer
-    imagenet_stem: bool = False  # conv1 7x7 with stride 2, and max pooling
-    pool: int | None = None  # windows of the last average pooling; None is over the whole image
+    kernel: int = 3  # of conv1
+    stem_stride: int = 1  # of conv1
+    max_pool: bool = False  # 3x3 with stride 2, behind conv1
+    grid_pool: int | None = None  # windows of the last average pooling; None is over the whole image
+    v1_stride: bool = False  # a bottleneck's stride lies in its first 1x1 convolution (Caffe, MSRA), not in the 3x3 one
 
 
 CIFAR = Style("shortcut", "linear")
-CIFAR_64 = Style("shortcut", "linear", pool=4)  # F.avg_pool2d(out, 4) leaves 2x2 of a 64x64 image
-TORCHVISION = Style("downsample", "fc", imagenet_stem=True)
+CIFAR_64 = Style("shortcut", "linear", grid_pool=4)  # F.avg_pool2d(out, 4) leaves 2x2 of a 64x64 image
+TORCHVISION = Style("downsample", "fc", kernel=7, stem_stride=2, max_pool=True)
 TORCHVISION_SMALL = Style("downsample", "fc")
 
 
@@ -76,14 +80,15 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3 with the stride, 1x1 to four times the features."""
+    """1x1, 3x3, 1x1 to four times the features; the style says which of the first two has the stride."""
 
     expansion = 4
 
     def __init__(self, style: Style, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
         super().__init__(style, rngs, in_features, features, stride)
-        self.conv1, self.bn1 = conv(in_features, features, 1, rngs), batch_norm(features, rngs)
-        self.conv2, self.bn2 = conv(features, features, 3, rngs, stride=stride), batch_norm(features, rngs)
+        strides = (stride, 1) if style.v1_stride else (1, stride)
+        self.conv1, self.bn1 = conv(in_features, features, 1, rngs, stride=strides[0]), batch_norm(features, rngs)
+        self.conv2, self.bn2 = conv(features, features, 3, rngs, stride=strides[1]), batch_norm(features, rngs)
         self.conv3, self.bn3 = conv(features, 4 * features, 1, rngs), batch_norm(4 * features, rngs)
 
     def branch(self, x: Features) -> Features:
@@ -104,15 +109,14 @@ class ResNet(nnx.Module):
         image_size: int,
         rngs: nnx.Rngs,
     ) -> None:
-        stem = {"kernel": 7, "stride": 2} if style.imagenet_stem else {"kernel": 3, "stride": 1}
-        self.conv1, self.bn1 = conv(3, 64, stem["kernel"], rngs, stride=stem["stride"]), batch_norm(64, rngs)
-        self.maxpool = MaxPool(3, 2, padding=1) if style.imagenet_stem else Identity()
+        self.conv1, self.bn1 = conv(3, 64, style.kernel, rngs, stride=style.stem_stride), batch_norm(64, rngs)
+        self.maxpool = MaxPool(3, 2, padding=1) if style.max_pool else Identity()
         stages = four_stages(partial(block, style, rngs), 64, blocks, block.expansion)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         features = RESNET_WIDTHS[-1] * block.expansion
-        self.avgpool = AvgPool(style.pool) if style.pool else AdaptiveAvgPool(1)
+        self.avgpool = AvgPool(style.grid_pool) if style.grid_pool else AdaptiveAvgPool(1)
         self.flatten = Flatten()
-        grid = image_size // 8 // style.pool if style.pool else 1
+        grid = image_size // 8 // style.grid_pool if style.grid_pool else 1
         setattr(self, style.classifier, linear(features * grid**2, num_classes, rngs))
         self.classifier_name = style.classifier
 
@@ -132,24 +136,40 @@ DEPTHS: dict[int, tuple[type[ResidualBlock], tuple[int, ...]]] = {
 }
 
 
-def _register(name: str, depth: int, style: Style, image_sizes: tuple[int, ...]) -> None:
+def _register(name: str, depth: int, style: Style, image_sizes: tuple[int, ...], variant_of: str | None = None) -> None:
     block, blocks = DEPTHS[depth]
     landmarks = stage_landmarks(blocks, block.expansion)
-    stem = 7 if style.imagenet_stem else 3
     register(
         Architecture(
             name=name,
             build=partial(ResNet, style, block, blocks),
             classifier=f"{style.classifier}.weight",
             image_sizes=image_sizes,
-            landmarks={"conv1.weight": (64, 3, stem, stem), "bn1.weight": (64,), **landmarks},
+            landmarks={"conv1.weight": (64, 3, style.kernel, style.kernel), "bn1.weight": (64,), **landmarks},
             torch_module=from_torchvision(name) if style is TORCHVISION else None,
+            variant_of=variant_of,
         )
     )
 
 
+def _register_with_variants(name: str, depth: int, style: Style, image_sizes: tuple[int, ...]) -> None:
+    """The style, and what has its names: other strides and pooling in the stem, and a bottleneck's stride as in v1."""
+    other_stride, other_pool = 3 - style.stem_stride, not style.max_pool
+    by_stride, by_pool = f"_stride{other_stride}", "_max_pool" if other_pool else "_no_pool"
+    variants = {
+        by_pool: replace(style, max_pool=other_pool),
+        by_stride: replace(style, stem_stride=other_stride),
+        by_stride + by_pool: replace(style, stem_stride=other_stride, max_pool=other_pool),
+    }
+    if DEPTHS[depth][0] is Bottleneck:
+        variants["_v1"] = replace(style, v1_stride=True)
+    _register(name, depth, style, image_sizes)
+    for suffix, variant in variants.items():
+        _register(name + suffix, depth, variant, image_sizes, variant_of=name)
+
+
 for _depth in DEPTHS:
-    _register(f"resnet{_depth}", _depth, TORCHVISION, (224,))
-    _register(f"resnet{_depth}_small_stem", _depth, TORCHVISION_SMALL, (32,))
-    _register(f"resnet{_depth}_cifar", _depth, CIFAR, (32,))
+    _register_with_variants(f"resnet{_depth}", _depth, TORCHVISION, (224,))
+    _register_with_variants(f"resnet{_depth}_small_stem", _depth, TORCHVISION_SMALL, (32,))
+    _register_with_variants(f"resnet{_depth}_cifar", _depth, CIFAR, (32,))
     _register(f"resnet{_depth}_cifar_64", _depth, CIFAR_64, (64,))
