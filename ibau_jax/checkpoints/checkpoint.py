@@ -11,14 +11,15 @@ from flax import nnx
 
 from ibau_jax.checkpoints import flax_store
 from ibau_jax.checkpoints.conversion import Leaves, leaves_from_torch, leaves_to_torch, torch_name
-from ibau_jax.checkpoints.envelope import Envelope, open_envelope, prefixes
+from ibau_jax.checkpoints.envelope import Envelope, open_envelope
 from ibau_jax.checkpoints.hints import Hints, read_hints
+from ibau_jax.checkpoints.naming import StateDict, find_normalization
 from ibau_jax.checkpoints.reader import read_torch_file
-from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise, stripped
+from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise, same_name
 from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError
 from ibau_jax.files import put_in_place, staging_folder
-from ibau_jax.models import Architecture, Normalized, find_architecture
+from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".pkl", ".bin", ".ckpt")  # `.pth.tar` is among them
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -34,6 +35,9 @@ class Checkpoint:
         image_size: height and width of the model's images.
         leaves: every leaf of the Flax model by path, in Flax's layout and the file's dtype.
         envelope: the file around the weights.
+        alternatives: other architectures that have the same names and shapes and compute something else, where nothing
+            but how common it is speaks for `architecture`; see `ibau_jax.checkpoints.variants`.
+        stored_normalization: mean and deviation that a layer of the state dict before the network holds.
     """
 
     architecture: Architecture
@@ -41,6 +45,8 @@ class Checkpoint:
     image_size: int
     leaves: Leaves = field(repr=False)
     envelope: Envelope = field(repr=False)
+    alternatives: tuple[Architecture, ...] = ()
+    stored_normalization: Normalization | None = None
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -56,6 +62,29 @@ class Checkpoint:
     def hints(self) -> Hints:
         """What the file says of itself beside the weights."""
         return read_hints(self.metadata())
+
+    @property
+    def normalization(self) -> Normalization | None:
+        """What the file says that the model's images are normalised with."""
+        return self.stored_normalization or self.hints.normalization
+
+    def notes(self) -> list[str]:
+        """What was assumed of the file or left out of the network, a line each."""
+        lines = []
+        if self.alternatives:
+            others = ", ".join(one.name for one in self.alternatives)
+            lines.append(
+                f"taken as {self.architecture.name}, the most common network of these names and shapes; {others} have "
+                "them too and compute something else. --model NAME says which it is, clean images (--dataset) tell"
+            )
+        beside = self.envelope.beside()
+        if beside:
+            lines.append(f"kept as they are, no part of the network: {', '.join(beside)}")
+        return lines
+
+    def as_variant(self, architecture: Architecture) -> "Checkpoint":
+        """The same weights as those of another architecture with the same names and shapes, and no longer assumed."""
+        return replace(self, architecture=architecture, alternatives=())
 
     def model(self) -> nnx.Module:
         """The Flax NNX model, in inference mode, its weights in float32.
@@ -98,6 +127,7 @@ def load(
     num_classes: int | None = None,
     image_size: int | None = None,
     key: str | None = None,
+    leave_out: tuple[str, ...] = (),
 ) -> Checkpoint:
     """Reads a checkpoint, without torch and without executing anything in it.
 
@@ -108,6 +138,8 @@ def load(
         num_classes: likewise.
         image_size: height and width of the images, where the weights fit more than one.
         key: where in the file the state dict lies, if there are several (`model_ema`).
+        leave_out: tensors of the state dict that take no part in what the network computes: their names, or what those
+            begin with.
 
     Raises:
         CheckpointError: the file is missing, damaged or dangerous, holds no state dict, or none of a known model.
@@ -118,18 +150,28 @@ def load(
     file = read_torch_file(path)
     try:
         envelope = open_envelope(file.tree, file.format, key)
-        return _opened(envelope, Request(model, num_classes, image_size, read_hints(envelope.metadata())))
+        hints = read_hints(envelope.metadata())
+        return _opened(envelope, Request(model, num_classes, image_size, hints, leave_out))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
 def _opened(envelope: Envelope, request: Request) -> Checkpoint:
     tensors = envelope.tensors()
-    found = recognise(tensors, prefixes(tensors), request)
-    place = (found.architecture, found.num_classes, found.image_size)
-    leaves = leaves_from_torch(abstract_shapes(*place), stripped(tensors, found.prefix))
-    rest = replace(envelope, prefix=found.prefix).emptied(set(map(torch_name, leaves)))
-    return Checkpoint(*place, leaves, rest)
+    candidate = recognise(tensors, request)
+    place = (candidate.num_classes, candidate.image_size)
+    own = {name: tensors[full] for name, full in candidate.reading.names.items()}
+    leaves = leaves_from_torch(abstract_shapes(candidate.architecture, *place), own)
+    rest = replace(envelope, names=candidate.reading.names).emptied(set(map(torch_name, leaves)))
+    architecture, *alternatives = possible_variants(candidate.architecture, request)
+    return Checkpoint(architecture, *place, leaves, rest, tuple(alternatives), candidate.normalization)
+
+
+def possible_variants(architecture: Architecture, request: Request) -> list[Architecture]:
+    """The architectures with the names and shapes of this one that are not ruled out, the likeliest first."""
+    if request.model:
+        return [architecture]
+    return sorted(variants(architecture), key=lambda one: not same_name(one.name, request.hints.model))
 
 
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
@@ -158,8 +200,8 @@ def _filled(checkpoint: Checkpoint) -> Any:
 
 def _write_safetensors(checkpoint: Checkpoint, path: Path) -> None:
     envelope = checkpoint.envelope
-    kept = {name: value.numpy() for name, value in envelope.tensors().items()}
-    weights = {envelope.prefix + name: array for name, array in leaves_to_torch(checkpoint.leaves).items()}
+    kept = {name: value.numpy() for name, value in replace(envelope, part="").tensors().items()}
+    weights = {envelope.names[name]: array for name, array in leaves_to_torch(checkpoint.leaves).items()}
     tensors = {**kept, **weights}  # in the file's order
     metadata = checkpoint.metadata().get("metadata") if envelope.format == "safetensors" else None
     write_safetensors(tensors, metadata or {"format": "pt"}, path)
@@ -173,7 +215,8 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
         "model": checkpoint.architecture.name,
         "num_classes": checkpoint.num_classes,
         "image_size": checkpoint.image_size,
-        "state_dict": {"path": list(checkpoint.envelope.path), "prefix": checkpoint.envelope.prefix},
+        "alternatives": [architecture.name for architecture in checkpoint.alternatives],
+        "state_dict": {"path": list(checkpoint.envelope.path), "names": dict(checkpoint.envelope.names)},
         "source_format": checkpoint.envelope.format,
     }
     flax_store.write_manifest(manifest, folder)
@@ -190,18 +233,30 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
         num_classes, image_size = int(manifest["num_classes"]), int(manifest["image_size"])
         place, source = manifest["state_dict"], manifest["source_format"]
         tree = read_torch_file(folder / flax_store.ENVELOPE).tree
-        envelope = Envelope(tree, tuple(place["path"]), str(place["prefix"]), source)
         Request(None, num_classes, image_size).check()
+        envelope = Envelope(tree, tuple(place["path"]), {}, source)
+        envelope = replace(envelope, names=_stored_names(place, envelope))
         shapes = abstract_shapes(architecture, num_classes, image_size)
-        missing = {torch_name(path) for path in shapes} - {
-            name.removeprefix(envelope.prefix) for name in envelope.state_dict()
-        }
+        missing = {torch_name(path) for path in shapes} - set(envelope.names)
+        alternatives = () if model else tuple(map(get_architecture, manifest.get("alternatives", ())))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {error!r}") from error
     if missing:
         raise CheckpointError(f"{folder / flax_store.ENVELOPE} lacks {', '.join(sorted(missing))}")
     leaves = flax_store.read_leaves(folder / flax_store.LEAVES, shapes)
-    return Checkpoint(architecture, num_classes, image_size, leaves, envelope)
+    beside = tuple(envelope.beside())
+    stored = find_normalization(StateDict(envelope.tensors()), beside, architecture.channels)
+    return Checkpoint(
+        architecture, num_classes, image_size, leaves, envelope, alternatives, stored[0] if stored else None
+    )
+
+
+def _stored_names(place: Mapping[str, Any], envelope: Envelope) -> dict[str, str]:
+    """The network's names of the tensors and the envelope's; earlier folders have a prefix instead."""
+    tensors = envelope.tensors()
+    if "names" in place:
+        return {str(own): full for own, full in place["names"].items() if full in tensors}
+    return {name.removeprefix(place["prefix"]): name for name in tensors if name.startswith(place["prefix"])}
 
 
 def _stored_architecture(folder: Path, stored: str, model: str | None) -> Architecture:

@@ -30,10 +30,9 @@ _NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-PROFILER_COUNTERS = ("total_ops", "total_params")  # what thop leaves behind
-# What inference does not use and Flax does not have: the counters of BatchNorm, of weight averaging and of a profiler.
-# They stay in the file as they are.
-COUNTERS = ("num_batches_tracked", "n_averaged", *PROFILER_COUNTERS)
+FOREIGN_COUNTERS = ("n_averaged", "total_ops", "total_params")  # of weight averaging and of thop's profiler
+# What inference does not use and Flax does not have. They stay in the file as they are.
+COUNTERS = ("num_batches_tracked", *FOREIGN_COUNTERS)
 
 
 def torch_name(path: Path) -> str:
@@ -104,12 +103,16 @@ def _listed(names: tuple[str, ...], limit: int | None) -> str:
     return ", ".join(names[:limit]) + (", ..." if limit is not None and len(names) > limit else "")
 
 
-def mismatch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[str, TorchTensor]) -> Mismatch:
-    """What keeps `tensors` from being exactly the weights of a model with leaves `shapes`.
+def torch_shapes(shapes: Mapping[Path, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes of a model's leaves in PyTorch, by PyTorch's names."""
+    return {torch_name(path): torch_shape(path, shape) for path, shape in shapes.items()}
 
-    Every leaf must be there in its shape, and every tensor must be used, but for counters.
+
+def mismatch(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TorchTensor]) -> Mismatch:
+    """What keeps `tensors` from being exactly those that a model has by PyTorch's names and shapes.
+
+    Every one must be there in its shape, and every tensor must be used, but for counters.
     """
-    wanted = {torch_name(path): torch_shape(path, shape) for path, shape in shapes.items()}
     there = [name for name in wanted if name in tensors]
     misshapen = [name for name in there if tensors[name].shape != wanted[name]]
     return Mismatch(
@@ -131,7 +134,7 @@ def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[s
     Raises:
         CheckpointError: names or shapes do not fit; the message lists all of them.
     """
-    problems = mismatch(shapes, tensors)
+    problems = mismatch(torch_shapes(shapes), tensors)
     if problems:
         raise CheckpointError(f"the state dict does not fit the model; {problems}")
     return {path: np.asarray(to_flax(path, tensors[torch_name(path)].numpy()), order="C") for path in shapes}

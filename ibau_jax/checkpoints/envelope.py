@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ibau_jax.checkpoints.conversion import is_counter
+from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import Format
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict", "netC")  # the entry to take, in this order
-PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and torch.compile: never part of a model's own names
 MAX_DEPTH = 3
 
 
@@ -24,14 +23,21 @@ class Envelope:
     Attributes:
         tree: the file's content, its state dict's tensors emptied (their dtype and kind stay).
         path: the keys that lead from `tree` to the state dict; `()` where the file is the state dict.
-        prefix: what every name in the state dict began with, such as `module.`.
+        names: the network's own names of its tensors, and the state dict's; empty until the network is recognised.
         format: the file format it came in.
+        part: what the names of the tensors to look at begin with, where the state dict holds several networks.
     """
 
     tree: Any = field(repr=False)
     path: tuple[str, ...]
-    prefix: str
+    names: Mapping[str, str] = field(repr=False)
     format: Format
+    part: str = ""
+
+    @property
+    def prefix(self) -> str:
+        """What every name in the state dict begins with beside the network's own, such as `module.`."""
+        return common_prefix(self.names)
 
     def state_dict(self) -> Mapping[str, Any]:
         """The (emptied) state dict inside `tree`, in its original key order."""
@@ -44,8 +50,14 @@ class Envelope:
         return tree
 
     def tensors(self) -> dict[str, TorchTensor]:
-        """The state dict's tensors by their full names."""
-        return {name: value for name, value in self.state_dict().items() if isinstance(value, TorchTensor)}
+        """The state dict's tensors by their full names, below `part`."""
+        named = self.state_dict().items()
+        return {name: value for name, value in named if isinstance(value, TorchTensor) and name.startswith(self.part)}
+
+    def beside(self) -> list[str]:
+        """The full names of the tensors that are not the network's."""
+        own = set(self.names.values())
+        return [name for name, value in self.state_dict().items() if isinstance(value, TorchTensor) and name not in own]
 
     def metadata(self) -> Mapping[str, Any]:
         """Plain values beside the state dict at the top of the file (`acc`, `epoch`, ...)."""
@@ -53,17 +65,17 @@ class Envelope:
         return {key: value for key, value in tree.items() if key != self.path[0]}
 
     def filled(self, tensors: Mapping[str, np.ndarray]) -> Any:
-        """The file's content with `tensors` (names without prefix) in their places, each in its original dtype."""
+        """The file's content with `tensors` (by the network's names) in their places, each in its original dtype."""
         filled = _copied(self.state_dict())
         for name, array in tensors.items():
-            filled[self.prefix + name] = filled[self.prefix + name].holding(array)
+            filled[self.names[name]] = filled[self.names[name]].holding(array)
         return _with_node(self.tree, self.path, filled)
 
     def emptied(self, names: set[str]) -> "Envelope":
-        """The envelope with the tensors called `names` (without prefix) emptied: they are held elsewhere now."""
+        """The envelope with the tensors that the network calls `names` emptied: they are held elsewhere now."""
         state_dict = _copied(self.state_dict())
         for name in names:
-            state_dict[self.prefix + name] = state_dict[self.prefix + name].holding(np.zeros(0))
+            state_dict[self.names[name]] = state_dict[self.names[name]].holding(np.zeros(0))
         return replace(self, tree=_with_node(self.tree, self.path, state_dict))
 
 
@@ -73,8 +85,9 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
     Args:
         tree: a file's content.
         format: the format it came in.
-        key: where the state dict lies, such as `model_ema` or `ema.state_dict`; by default under one of `WRAPPERS`,
-            else the one with the most tensors.
+        key: where the state dict lies, such as `model_ema` or `ema.state_dict`, or what the names of one of several
+            networks in it begin with, such as `state_dict.student`; by default under one of `WRAPPERS`, else the one
+            with the most tensors.
 
     Raises:
         CheckpointError: there is no state dict in `tree`, or none under `key`, or several and nothing to choose by.
@@ -82,17 +95,19 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
     found = state_dicts(tree)
     names = ", ".join(repr(".".join(path)) for path in found if path)
     if key is not None:
-        chosen = [path for path in found if ".".join(path) == key]
-        if not chosen:
-            raise CheckpointError(f"there is no state dict under {key!r}; --key takes one of: {names or 'none here'}")
-        return Envelope(tree, chosen[0], "", format)
+        for path in sorted(found, key=len, reverse=True):
+            place = "".join(f"{part}." for part in path)
+            envelope = Envelope(tree, path, {}, format, f"{key}.".removeprefix(place))
+            if f"{key}.".startswith(place) and envelope.tensors():
+                return envelope
+        raise CheckpointError(f"there is no state dict under {key!r}; --key takes one of: {names or 'none here'}")
     if not found:
         raise CheckpointError(f"there is no state dict in the file; it holds {_summary(tree)}")
-    first = min(found, key=lambda path: (_rank(path), -found[path]))
-    equals = [path for path in found if (_rank(path), found[path]) == (_rank(first), found[first])]
+    first = min(found, key=lambda path: (rank(path), -found[path]))
+    equals = [path for path in found if (rank(path), found[path]) == (rank(first), found[first])]
     if len(equals) > 1:
         raise CheckpointError(f"the file holds several state dicts: {names}; choose one by --key")
-    return Envelope(tree, first, "", format)
+    return Envelope(tree, first, {}, format)
 
 
 def state_dicts(tree: Any) -> dict[tuple[str, ...], int]:
@@ -113,29 +128,10 @@ def _state_dicts(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[t
                 yield from _state_dicts(value, (*path, key), seen)
 
 
-def _rank(path: tuple[str, ...]) -> tuple[int, ...]:
+def rank(path: tuple[str, ...]) -> tuple[int, ...]:
     """Smaller for better known wrappers; all unknown ones, and the file itself, are alike."""
     known = path and all(key in WRAPPERS for key in path)
     return tuple(WRAPPERS.index(key) for key in path) if known else (len(WRAPPERS),)
-
-
-def prefixes(tensors: Mapping[str, TorchTensor]) -> list[str]:
-    """What the tensors' names may begin with beside the model's own names, in the order to try.
-
-    `module.` and `_orig_mod.` are always taken off; a further part that all names share, such as `model.` of a
-    Lightning module, may belong to either.
-    """
-    names = [name for name, tensor in tensors.items() if not (is_counter(name, tensor) and "." not in name)]
-    prefix, found = "", []
-    while names:
-        part = names[0][len(prefix) :].partition(".")[0] + "."
-        shared = all(name.startswith(prefix + part) for name in names)
-        if not shared or part not in PREFIXES:
-            found.append(prefix)
-        if not shared:
-            break
-        prefix += part
-    return found
 
 
 def _copied(mapping: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def fresh_checkpoint(
     leaves: Leaves = {path: np.asarray(value[...]) for path, value in nnx.to_flat_state(nnx.state(model))}
     empty = {name: TorchTensor.from_numpy(np.zeros(0, np.float32)) for name in leaves_to_torch(leaves)}
     state_dict = OrderedDict(sorted((empty | _counters(leaves)).items(), key=_place))
-    envelope = Envelope({STATE_DICT: state_dict, **metadata}, (STATE_DICT,), "", "zip")
+    names = {name: name for name in state_dict}
+    envelope = Envelope({STATE_DICT: state_dict, **metadata}, (STATE_DICT,), names, "zip")
     return Checkpoint(architecture, num_classes, image_size, leaves, envelope)
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ibau_jax.checkpoints.checkpoint import possible_variants
 from ibau_jax.checkpoints.conversion import is_counter
-from ibau_jax.checkpoints.envelope import Envelope, open_envelope, prefixes, state_dicts
+from ibau_jax.checkpoints.envelope import Envelope, open_envelope, state_dicts
 from ibau_jax.checkpoints.hints import Hints, read_hints
+from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import read_torch_file
 from ibau_jax.checkpoints.recognition import SHOWN, Candidate, Request, recognise, runners_up
 from ibau_jax.checkpoints.values import TorchTensor, TorchValue
@@ -29,11 +31,13 @@ class Report:
         wrapper: where the state dict lies, keys joined by dots; "" where the file is the state dict.
         other_state_dicts: where there are others, for `--key`.
         entries: what else lies at the top of the file, by key, and of what kind it is.
-        prefix: what every name begins with beside the model's own names.
+        prefix: what every name of the network begins with beside the model's own names.
+        beside: tensors that are no part of the network, by their full names.
         keys: the state dict's tensors by their full names, with their shapes.
         parameters: how many trained values they hold: neither running statistics nor counters.
         dtypes: how many tensors have which.
-        model: the architecture recognised.
+        model: the architecture recognised; the most common one where there are several.
+        variants: all architectures that have these names and shapes and compute different things, if there are several.
         num_classes, image_size: of it.
         runners_up: other architectures by name, best first, and what does not fit.
         source: who wrote the file, where it is of a known kind.
@@ -50,10 +54,12 @@ class Report:
     other_state_dicts: tuple[str, ...] = ()
     entries: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
+    beside: tuple[str, ...] = ()
     keys: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     parameters: int = 0
     dtypes: Mapping[str, int] = field(default_factory=dict)
     model: str | None = None
+    variants: tuple[str, ...] = ()
     num_classes: int | None = None
     image_size: int | None = None
     runners_up: Mapping[str, str] = field(default_factory=dict)
@@ -86,12 +92,15 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
     except CheckpointError as error:
         return Report(**facts, entries=_kinds(file.tree), refused_globals=refused, problem=problem or str(error))
     hints = read_hints(envelope.metadata())
-    found, others, not_recognised = _recognised(envelope, replace(request, hints=hints))
+    request = replace(request, hints=hints)
+    found, others, not_recognised = _recognised(envelope, request)
     return Report(
         **facts,
         **_state_dict_facts(envelope, file.tree),
         **_model_facts(found, hints),
-        prefix=found.prefix if found else prefixes(envelope.tensors())[0],
+        prefix=common_prefix(found.reading.names) if found else "",
+        beside=found.reading.beside if found else (),
+        variants=tuple(one.name for one in possible_variants(found.architecture, request)) if found else (),
         runners_up={one.architecture.name: one.mismatch.described(SHOWN) for one in others},
         refused_globals=refused,
         problem=problem or not_recognised,
@@ -101,10 +110,9 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
 def _recognised(envelope: Envelope, request: Request) -> tuple[Candidate | None, list[Candidate], str | None]:
     """The architecture or why there is none, and the runners-up."""
     tensors = envelope.tensors()
-    tried = prefixes(tensors)
-    others = runners_up(tensors, tried, request)
+    others = runners_up(tensors, request)
     try:
-        return recognise(tensors, tried, request), others, None
+        return recognise(tensors, request), others, None
     except CheckpointError as error:
         return None, others, str(error)
 
@@ -124,7 +132,7 @@ def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:
 
 
 def _model_facts(found: Candidate | None, hints: Hints) -> dict[str, Any]:
-    normalization = hints.normalization
+    normalization = (found and found.normalization) or hints.normalization
     return {
         "model": found.architecture.name if found else None,
         "num_classes": found.num_classes if found else None,

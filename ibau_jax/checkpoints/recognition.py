@@ -1,23 +1,23 @@
 """Which architecture a state dict belongs to, told by names and shapes."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from flax import nnx
 
-from ibau_jax.checkpoints.conversion import Mismatch, Path, leaf_shapes, mismatch
+from ibau_jax.checkpoints.conversion import Mismatch, Path, leaf_shapes, torch_shapes
+from ibau_jax.checkpoints.envelope import rank
 from ibau_jax.checkpoints.hints import MAX_IMAGE_SIZE, Hints
-from ibau_jax.checkpoints.values import TorchTensor
+from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, read_as
 from ibau_jax.errors import CheckpointError
-from ibau_jax.models import Architecture, architectures, find_architecture, name_patterns
+from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, name_patterns
 from ibau_jax.models.layers import ABSTRACT
 
 MAX_CLASSES = 10**6  # a damaged file may name any number
+UNKNOWN_CLASSES = 2  # stands for the number of classes where no classifier tells it
 SHOWN = 2  # names of each kind of mismatch, where several architectures are described
 RUNNERS_UP = 3
-
-Tensors = Mapping[str, TorchTensor]
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,14 @@ class Request:
         image_size: height and width of the images.
         hints: what the file says of itself. Its model is tried first, in whatever spelling; its number of classes is
             taken where the architecture does not say which tensor tells, its image size if it fits.
+        leave_out: tensors that take no part in what the network computes: their names, or what those begin with.
     """
 
     model: str | None = None
     num_classes: int | None = None
     image_size: int | None = None
     hints: Hints = field(default_factory=Hints)
+    leave_out: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raises CheckpointError unless the numbers make sense."""
@@ -55,15 +57,22 @@ class Candidate:
         architecture: which.
         num_classes: of the classifier.
         image_size: height and width of the images.
-        prefix: what every tensor's name begins with beside the architecture's own names.
-        mismatch: what does not fit; false if everything does.
+        reading: which tensors are the network's, and what does not fit.
+        doubtful: tensors beside the network that may take part in what it computes.
+        normalization: of the images, where the state dict holds a layer that does it.
     """
 
     architecture: Architecture
     num_classes: int
     image_size: int
-    prefix: str
-    mismatch: Mismatch = field(repr=False)
+    reading: Reading
+    doubtful: tuple[str, ...] = ()
+    normalization: Normalization | None = None
+
+    @property
+    def mismatch(self) -> Mismatch:
+        """What does not fit; false if everything does."""
+        return self.reading.mismatch
 
     def described(self) -> str:
         """What does not fit, shortly."""
@@ -82,30 +91,34 @@ def abstract_shapes(architecture: Architecture, num_classes: int, image_size: in
     return leaf_shapes(abstract_model(architecture, num_classes, image_size))
 
 
-def recognise(tensors: Tensors, prefixes: Sequence[str], request: Request) -> Candidate:
-    """What a state dict is.
+def recognise(tensors: Tensors, request: Request) -> Candidate:
+    """What a state dict is. Of several architectures with the same names and shapes it is the most common one.
 
     Args:
-        tensors: its tensors by their full names.
-        prefixes: what the names may begin with beside the architecture's own, in the order to try.
+        tensors: the state dict's tensors by their full names.
         request: what is known.
 
     Raises:
-        CheckpointError: no registered architecture has these names and shapes, or the requested one has not.
+        CheckpointError: no registered architecture has these names and shapes, or the requested one has not; or several
+            networks are there.
     """
     request.check()
-    for candidate in _candidates(tensors, prefixes, request):
-        if not candidate.mismatch:
-            return candidate
-    closest = runners_up(tensors, prefixes, request)
+    state = _state_dict(tensors, request)
+    fitting = [candidate for candidate in _candidates(state, request) if not candidate.mismatch]
+    sure = [candidate for candidate in fitting if not candidate.doubtful]
+    if sure:
+        return _with_several_classes(_chosen(sure))
+    if fitting:
+        name, beside = fitting[0].architecture.name, ", ".join(fitting[0].doubtful)
+        raise CheckpointError(
+            f"the state dict fits {name}, but tensors beside it may take part in what it computes: {beside}. "
+            f"If they do not, --leave-out {fitting[0].doubtful[0]} keeps them as they are; else write the network as a "
+            "Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
+        )
+    closest = runners_up(tensors, request)
     if request.model:
-        if not closest:
-            wanted = find_architecture(request.model).classifier or "matrix"
-            raise CheckpointError(
-                f"the state dict has no {wanted!r} to read the number of classes from; "
-                f"is it a {request.model}? It holds {summary(tensors)}"
-            )
-        raise CheckpointError(f"the state dict does not fit {request.model}; {closest[0].mismatch}")
+        what = closest[0].mismatch if closest else f"it holds {summary(tensors)}"
+        raise CheckpointError(f"the state dict does not fit {request.model}; {what}")
     described = f". Closest, {closest[0].described()}" if closest else ""
     raise CheckpointError(
         f"unknown architecture: the state dict holds {summary(tensors)}{described}. Write it as a Flax module and name "
@@ -113,18 +126,41 @@ def recognise(tensors: Tensors, prefixes: Sequence[str], request: Request) -> Ca
     )
 
 
-def runners_up(tensors: Tensors, prefixes: Sequence[str], request: Request) -> list[Candidate]:
+def _chosen(candidates: list[Candidate]) -> Candidate:
+    """The one network that is there, or the one whose place is better known than the others'."""
+
+    def place(candidate: Candidate) -> tuple[int, ...]:
+        return rank(tuple(filter(None, candidate.reading.prefix.split("."))))
+
+    first = min(candidates, key=place)
+    others = {one.reading.prefix for one in candidates if place(one) == place(first)} - {first.reading.prefix}
+    if others:
+        prefixes = ", ".join(repr(prefix.rstrip(".")) for prefix in sorted({first.reading.prefix, *others}))
+        raise CheckpointError(f"the state dict holds several networks, below {prefixes}; choose one by --key")
+    return first
+
+
+def _with_several_classes(candidate: Candidate) -> Candidate:
+    if candidate.num_classes > 1:
+        return candidate
+    raise CheckpointError(
+        f"the {candidate.architecture.name} has one output, as a yes-or-no model with a sigmoid has; a classifier has "
+        "an output a class: save it with two, the second one's weights and bias those of the one, the first one's zero"
+    )
+
+
+def runners_up(tensors: Tensors, request: Request) -> list[Candidate]:
     """The architectures that fit in part, best first: by the tensors that fit, then by the names that do not."""
+    state = _state_dict(tensors, request)
 
     def affinity(pair: tuple[Architecture, str]) -> int:
         architecture, prefix = pair
-        landmarks = architecture.landmarks.items()
-        classified = f"{prefix}{architecture.classifier}" in tensors
-        return classified + sum(_fits(tensors, prefix, name, shape) for name, shape in landmarks)
+        classified = f"{prefix}{architecture.classifier}" in state.full
+        return classified + sum(state.has(prefix + name, shape) for name, shape in architecture.landmarks.items())
 
-    pairs = [(architecture, prefix) for architecture in _possible(request) for prefix in prefixes]
+    pairs = [(one, prefix) for one in _possible(request) for prefix in state.common_prefixes()]
     likely = sorted(pairs, key=affinity, reverse=True)[: 2 * RUNNERS_UP]
-    found = [one for pair in likely for one in _as_architecture(tensors, *pair, request)]
+    found = [one for pair in likely for one in _as_architecture(state, *pair, request)]
     partial = [one for one in found if one.mismatch and (one.mismatch.fitting or request.model)]
     partial.sort(key=lambda one: (-one.mismatch.fitting, len(one.mismatch.unexpected) + len(one.mismatch.missing)))
     best: dict[str, Candidate] = {}
@@ -139,53 +175,79 @@ def summary(tensors: Tensors) -> str:
     return f"{len(tensors)} tensors ({shown}{', ...' if len(tensors) > 6 else ''})"
 
 
+def _state_dict(tensors: Tensors, request: Request) -> StateDict:
+    """The tensors without those that the user leaves out."""
+    left_out = tuple(f"{name.rstrip('.')}." for name in request.leave_out)
+    return StateDict({name: value for name, value in tensors.items() if not f"{name}.".startswith(left_out)})
+
+
 def _possible(request: Request) -> list[Architecture]:
-    """The requested architecture, or all of them, that which the file names first."""
+    """The requested architecture, or all that are no variants of others, that which the file names first."""
     if request.model:
         return [find_architecture(request.model)]
-    return sorted(architectures(), key=lambda one: _plain(one.name) != _plain(request.hints.model or ""))
+    known = [architecture for architecture in architectures() if architecture.variant_of is None]
+    return sorted(known, key=lambda one: not same_name(one.name, request.hints.model))
+
+
+def same_name(name: str, other: str | None) -> bool:
+    """Whether two names of an architecture are the same but for case and separators."""
+    return other is not None and _plain(name) == _plain(other)
 
 
 def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
-def _candidates(tensors: Tensors, prefixes: Sequence[str], request: Request) -> Iterator[Candidate]:
-    for prefix in prefixes:
-        for architecture in _possible(request):
-            landmarks = architecture.landmarks.items()
-            if all(_fits(tensors, prefix, name, shape) for name, shape in landmarks):
-                yield from _as_architecture(tensors, architecture, prefix, request)
+def _candidates(state: StateDict, request: Request) -> Iterator[Candidate]:
+    """The first reading of each sub-tree as an architecture that fits, or else those that do not fit."""
+    for architecture in _possible(request):
+        landmarks = architecture.landmarks
+        for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes():
+            yield from _as_architecture(state, architecture, prefix, request)
 
 
 def _as_architecture(
-    tensors: Tensors, architecture: Architecture, prefix: str, request: Request
+    state: StateDict, architecture: Architecture, prefix: str, request: Request
 ) -> Iterator[Candidate]:
-    """The state dict as this architecture, for each image size that it may be of."""
-    own = stripped(tensors, prefix)
-    num_classes = request.num_classes or _classes(architecture, own, request.hints.num_classes)
-    if num_classes is None:
-        return
+    """The state dict as this architecture, for each image size that it may be of until one fits."""
     likely = (request.hints.image_size,) if request.hints.image_size else ()
     for image_size in (request.image_size,) if request.image_size else (*likely, *architecture.image_sizes):
-        shapes = abstract_shapes(architecture, num_classes, image_size)
-        yield Candidate(architecture, num_classes, image_size, prefix, mismatch(shapes, own))
+        candidate = _of_size(state, architecture, prefix, request, image_size)
+        yield candidate
+        if not candidate.mismatch:
+            return
 
 
-def stripped(tensors: Tensors, prefix: str) -> dict[str, TorchTensor]:
-    """The tensors by their names without `prefix`."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+def _of_size(state: StateDict, architecture: Architecture, prefix: str, request: Request, image_size: int) -> Candidate:
+    def read(classes: int) -> Reading:
+        shapes = torch_shapes(abstract_shapes(architecture, classes, image_size))
+        return read_as(state, prefix, shapes, architecture.classifier)
+
+    num_classes = request.num_classes or _classes(architecture, state, prefix, request.hints.num_classes)
+    reading = read(num_classes or UNKNOWN_CLASSES)
+    moved = reading.names.get(architecture.classifier or "")
+    if num_classes is None and moved is not None and state.tensors[moved].shape:
+        num_classes = state.tensors[moved].shape[0]
+        reading = read(num_classes)
+    normalization = find_normalization(state, reading.beside, architecture.channels)
+    explained = normalization[1] if normalization else set()
+    return Candidate(
+        architecture,
+        num_classes or UNKNOWN_CLASSES,
+        image_size,
+        reading,
+        tuple(name for name in doubtful(state, reading, num_classes or 0) if name not in explained),
+        normalization[0] if normalization else None,
+    )
 
 
-def _fits(tensors: Tensors, prefix: str, name: str, shape: tuple[int, ...]) -> bool:
-    return prefix + name in tensors and tensors[prefix + name].shape == shape
-
-
-def _classes(architecture: Architecture, tensors: dict[str, TorchTensor], likely: int | None) -> int | None:
+def _classes(architecture: Architecture, state: StateDict, prefix: str, likely: int | None) -> int | None:
     if architecture.classifier:
-        weight = tensors.get(architecture.classifier)
+        name = prefix + architecture.classifier
+        weight = state[name] if name in state.full else None
     else:
-        weight = next((tensor for tensor in reversed(tensors.values()) if len(tensor.shape) == 2), None)
+        matrices = [name for name in state.full if name.startswith(prefix) and len(state[name].shape) == 2]
+        weight = state[matrices[-1]] if matrices else None
     told = weight.shape[0] if weight is not None and weight.shape else 0
     classes = told if architecture.classifier else likely or told
     return classes if 0 < classes <= MAX_CLASSES else None

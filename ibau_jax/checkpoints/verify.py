@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from ibau_jax.checkpoints.checkpoint import Checkpoint
-from ibau_jax.checkpoints.conversion import PROFILER_COUNTERS
+from ibau_jax.checkpoints.conversion import FOREIGN_COUNTERS
 from ibau_jax.checkpoints.reader import read_torch_file
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
+from ibau_jax.models.normalized import normalized_model
+from ibau_jax.models.registry import is_torchvision
 
 if TYPE_CHECKING:
     import torch
@@ -39,17 +41,25 @@ def verify(
         torch_file: the PyTorch file that it came from or was written to, read by torch.load(weights_only=True), or
             by safetensors.
         images: float32 in [0, 1]; by default 64 random ones.
-        torch_module: makes the PyTorch module for a number of classes; by default the architecture's own.
+        torch_module: makes the PyTorch module for a number of classes, with or without the file's other layers (a
+            normalisation); by default the architecture's own.
 
     Raises:
-        CheckpointError: torch or the module is not there or can't load the file, or the difference is above TOLERANCE.
+        CheckpointError: torch or the module is not there or can't load the file, or the difference is above TOLERANCE;
+            or the architecture is assumed, and its own module would share the assumption.
     """
+    if checkpoint.alternatives and torch_module is None:
+        raise CheckpointError(
+            f"{compared_module(checkpoint)} would share the assumption that this is {checkpoint.architecture.name}, "
+            f"though {', '.join(one.name for one in checkpoint.alternatives)} have the same names and shapes. Name "
+            "your module by --torch-module FILE.py:NAME, the network by --model NAME, or clean images by --dataset"
+        )
     images = random_images(checkpoint) if images is None else images
     batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-    module = _loaded_module(checkpoint, torch_file, torch_module or checkpoint.architecture.torch_module)
+    module, whole = _loaded_module(checkpoint, torch_file, torch_module or checkpoint.architecture.torch_module)
     expected = np.concatenate([_torch_logits(module, batch) for batch in batches])
     with jax.default_matmul_precision("highest"):
-        model = checkpoint.model()
+        model = normalized_model(checkpoint.model(), checkpoint.stored_normalization if whole else None)
         logits = np.concatenate([np.asarray(model(batch)) for batch in batches])
     if logits.shape != expected.shape:
         raise CheckpointError(f"PyTorch's logits have the shape {expected.shape}, Flax's {logits.shape}")
@@ -62,6 +72,12 @@ def verify(
     return difference
 
 
+def compared_module(checkpoint: Checkpoint) -> str:
+    """Whose PyTorch module a checkpoint is compared with, where the user names none."""
+    name, make = checkpoint.architecture.name, checkpoint.architecture.torch_module
+    return f"torchvision's {name}" if is_torchvision(make) else f"this program's own PyTorch module of {name}"
+
+
 def _torch_logits(module: "torch.nn.Module", images: np.ndarray) -> np.ndarray:
     import torch
 
@@ -71,7 +87,8 @@ def _torch_logits(module: "torch.nn.Module", images: np.ndarray) -> np.ndarray:
 
 def _loaded_module(
     checkpoint: Checkpoint, file: Path, make: "Callable[[int], torch.nn.Module] | None"
-) -> "torch.nn.Module":
+) -> "tuple[torch.nn.Module, bool]":
+    """The module with the file's weights, and whether it takes all of the state dict, not the network's part alone."""
     try:
         import torch  # noqa: F401 - asked for before anything else, to say so where it is missing
     except ImportError as error:
@@ -86,18 +103,18 @@ def _loaded_module(
     except (ImportError, RuntimeError) as error:  # torchvision is missing, or was built for another torch
         raise CheckpointError(f"can't build {name} in PyTorch: {str(error)[:200]}") from error
     try:
-        module.load_state_dict(_torch_state_dict(checkpoint, file))
+        tensors = _tensors_by_torch(checkpoint, file)
+        whole = set(module.state_dict()) == set(tensors) != set(checkpoint.envelope.names)
+        module.load_state_dict(tensors if whole else _of_network(checkpoint, tensors))
     except Exception as error:  # whatever torch raises for a file or names it can't take
         raise CheckpointError(f"PyTorch can't load {file}: {str(error)[:200]}") from error
-    return module.eval().float()
+    return module.eval().float(), whole
 
 
-def _torch_state_dict(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
-    """The state dict under the module's names, without what belongs to training alone."""
-    prefix = checkpoint.envelope.prefix
-    tensors = _tensors_by_torch(checkpoint, file)
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    return {name: value for name, value in own.items() if not name.endswith(PROFILER_COUNTERS)}
+def _of_network(checkpoint: Checkpoint, tensors: dict[str, Any]) -> dict[str, Any]:
+    """The network's tensors under its own names, without what belongs to training alone."""
+    own = {name: tensors[full] for name, full in checkpoint.envelope.names.items() if full in tensors}
+    return {name: value for name, value in own.items() if not name.endswith(FOREIGN_COUNTERS)}
 
 
 def _tensors_by_torch(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:

@@ -47,9 +47,14 @@ class Normalized(nnx.Module):
         return self.model((x - mean) / std)
 
 
+def normalized_model(model: nnx.Module, normalization: Normalization | None) -> nnx.Module:
+    """The model behind a normalisation, if there is one."""
+    return Normalized(model, normalization) if normalization else model
+
+
 def normalized(architecture: Architecture, normalization: Normalization | None) -> Architecture:
     """The architecture behind a normalisation, if there is one."""
     if normalization is None:
         return architecture
     build = architecture.build
-    return replace(architecture, build=lambda *arguments: Normalized(build(*arguments), normalization))
+    return replace(architecture, build=lambda *arguments: normalized_model(build(*arguments), normalization))

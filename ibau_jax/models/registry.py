@@ -1,6 +1,7 @@
 """The architectures that can be converted. One file per family registers what it defines."""
 
 import difflib
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -91,11 +92,16 @@ def name_patterns() -> str:
 
 def from_torchvision(name: str) -> "Callable[[int], torch.nn.Module]":
     """torchvision's own model of that name, without weights. Needs torchvision when called."""
+    return functools.partial(_torchvision_module, name)
 
-    def torch_module(num_classes: int) -> "torch.nn.Module":
-        import torchvision.models
 
-        module: torch.nn.Module = getattr(torchvision.models, name)(num_classes=num_classes)
-        return module
+def _torchvision_module(name: str, num_classes: int) -> "torch.nn.Module":
+    import torchvision.models
 
-    return torch_module
+    module: torch.nn.Module = getattr(torchvision.models, name)(num_classes=num_classes)
+    return module
+
+
+def is_torchvision(torch_module: object) -> bool:
+    """Whether `from_torchvision` made it."""
+    return isinstance(torch_module, functools.partial) and torch_module.func is _torchvision_module

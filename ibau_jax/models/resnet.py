@@ -1,8 +1,8 @@
 """ResNet (He et al., 2016), as torchvision names it and as the CIFAR code after kuangliu does.
 
 The two differ in names (`downsample` and `fc`, `shortcut` and `linear`) and in the stem; torchvision's is met with a
-CIFAR stem as well: `conv1` 3x3. The stem's stride, its max pooling, and which convolution of a bottleneck has the stride leave
-no trace in a state dict, so that each is a variant of its own (`ibau_jax.checkpoints.variants` chooses).
+CIFAR stem as well: `conv1` 3x3. The stem's stride, its max pooling, and which convolution of a bottleneck has the
+stride leave no trace in a state dict, so that each is a variant of its own (`ibau_jax.checkpoints.variants` chooses).
 """
 
 from collections.abc import Callable

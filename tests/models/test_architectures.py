@@ -36,8 +36,9 @@ WIDE = {"wide_resnet28_10", "wide_resnet16_1", "wide_resnet16_8", "wide_resnet40
 COVERED = [
     architecture.name
     for architecture in architectures()
-    if not architecture.name.startswith("wide_resnet") or architecture.name in WIDE
-]
+    if architecture.variant_of is None
+    and (not architecture.name.startswith("wide_resnet") or architecture.name in WIDE)
+]  # tests/models/test_look_alikes.py has the variants
 # An unlearning round on the smallest member of each family.
 FAMILIES = (
     "small_vgg",
@@ -177,7 +178,7 @@ def test_gradients_that_jump_in_float32_agree_in_float64(name, tmp_path):
 def test_no_two_architectures_have_the_same_state_dict():
     """Else names and shapes could not tell them apart."""
     seen = {}
-    for architecture in architectures():
+    for architecture in (one for one in architectures() if one.variant_of is None):
         size = architecture.image_sizes[0]
         shapes = leaf_shapes(abstract_model(architecture, CLASSES, size))
         names = frozenset((torch_name(path), torch_shape(path, shape)) for path, shape in shapes.items())

@@ -105,6 +105,8 @@ LOOK_ALIKES = {
     "efficientnet_b0_stride16": lambda classes: efficientnet_b0(classes, 1),
     "efficientnet_b0_stride8": lambda classes: efficientnet_b0(classes, 2),
     "densenet121_stride1_no_pool": lambda classes: densenet121(classes, 1, False),
+    "wide_resnet10_1_leaky_raw": lambda classes: SemiSupervisedWideResNet(10, 1, classes, True, True),
+    "wide_resnet10_1_raw": lambda classes: SemiSupervisedWideResNet(10, 1, classes, False, True),
     "wide_resnet28_2_leaky": lambda classes: SemiSupervisedWideResNet(28, 2, classes, True, False),
     "wide_resnet28_2_raw": lambda classes: SemiSupervisedWideResNet(28, 2, classes, False, True),
     "wide_resnet28_2_leaky_raw": lambda classes: SemiSupervisedWideResNet(28, 2, classes, True, True),

@@ -1,0 +1,161 @@
+"""Which of a state dict's tensors are a network's, and what the network calls them.
+
+People save more than a network: wrappers put parts into names, training code keeps a loss or a second network beside
+it. The network is a sub-tree of the names; what lies beside it is kept for the way back.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ibau_jax.checkpoints.conversion import Mismatch, is_counter, mismatch
+from ibau_jax.checkpoints.values import TorchTensor
+from ibau_jax.models import Normalization
+
+# Parts of names that DataParallel, torch.compile, activation checkpoints and FSDP add, anywhere.
+WRAPPER_PARTS = frozenset(("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"))
+NORMALIZERS = (("mean", "std"), ("new_mean", "new_std"), ("mu", "sigma"))  # what layers call their mean and deviation
+MAX_DEPTH = 32  # of a sub-tree: no network nests deeper, and a hostile name may have a million parts
+
+Tensors = Mapping[str, TorchTensor]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class StateDict:
+    """A state dict's tensors by their names without the parts that wrappers add.
+
+    Attributes:
+        tensors: by the file's names.
+        full: the file's names by those without wrappers' parts; as they are where two would become one.
+    """
+
+    def __init__(self, tensors: Tensors) -> None:
+        plain = {".".join(part for part in name.split(".") if part not in WRAPPER_PARTS): name for name in tensors}
+        self.tensors = tensors
+        self.full = plain if len(plain) == len(tensors) else {name: name for name in tensors}
+        self._by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for name in self.full:
+            self._by_shape[self[name].shape].append(name)
+
+    def __getitem__(self, name: str) -> TorchTensor:
+        return self.tensors[self.full[name]]
+
+    def prefixes_with(self, landmarks: Shapes) -> list[str]:
+        """What stands before all of `landmarks`, wherever tensors of these names and shapes are found."""
+        (first, shape), *others = landmarks.items()
+        names = self._by_shape.get(shape, ())
+        prefixes = [name.removesuffix(first) for name in names if name == first or name.endswith(f".{first}")]
+        return [prefix for prefix in prefixes if all(self.has(prefix + name, size) for name, size in others)]
+
+    def has(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether there is a tensor of that name and shape."""
+        return name in self.full and self[name].shape == shape
+
+    def common_prefixes(self) -> list[str]:
+        """The sub-trees that hold most of the tensors: the whole first, then each inside the one before."""
+        names = [name for name in self.full if not is_counter(name, self[name])]
+        prefixes, count = [""], len(names)
+        while len(prefixes) < MAX_DEPTH:
+            names = [name for name in names if name.startswith(prefixes[-1])]
+            places = [name[len(prefixes[-1]) :].partition(".") for name in names]
+            parts = Counter(part for part, dot, _ in places if dot)
+            part, most = next(iter(parts.most_common(1)), ("", 0))
+            if 2 * most <= count:
+                break
+            prefixes.append(f"{prefixes[-1]}{part}.")
+        return prefixes
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A state dict read as one network's.
+
+    Attributes:
+        prefix: what the names begin with, those of wrappers left out, beside the network's own.
+        names: the file's names of all tensors in the sub-tree, counters included, by the network's own.
+        beside: the file's names of all other tensors.
+        mismatch: what of the network's names and shapes does not fit.
+    """
+
+    prefix: str
+    names: Mapping[str, str] = field(repr=False)
+    beside: tuple[str, ...]
+    mismatch: Mismatch = field(repr=False)
+
+
+def common_prefix(names: Mapping[str, str]) -> str:
+    """What the file's names begin with beside the network's own, if that is the same for all; else nothing."""
+    own, full = next(iter(names.items()), ("", ""))
+    prefix = full.removesuffix(own)
+    return prefix if all(full == prefix + own for own, full in names.items()) else ""
+
+
+def read_as(state: StateDict, prefix: str, shapes: Shapes, classifier: str | None) -> Reading:
+    """The state dict read as a network that lies below `prefix`.
+
+    Args:
+        state: the tensors.
+        prefix: what the network's names begin with.
+        shapes: of the network's tensors, by its own names.
+        classifier: the name of its last weight. One that lies deeper or elsewhere is taken in its place, where it is
+            the only matrix beside the network's body.
+    """
+    inside = {name.removeprefix(prefix): full for name, full in state.full.items() if name.startswith(prefix)}
+    modules = {name.partition(".")[0] for name in shapes}
+    # What lies in a module of the network belongs to it; a module of another name at the top need not.
+    own = {name: full for name, full in inside.items() if name in shapes or name.partition(".")[0] in modules}
+    beside = set(state.full.values()) - set(own.values())
+    if classifier is not None and classifier not in own:
+        own = _with_classifier(state, own, beside, shapes, classifier)
+    counters = {name: full for name, full in inside.items() if is_counter(name, state.tensors[full])}
+    names = counters | own
+    used = set(names.values())
+    fit = mismatch(shapes, {name: state.tensors[full] for name, full in names.items()})
+    if fit:  # then whatever else is there may be what is wrong
+        fit = mismatch(shapes, {name: state.tensors[full] for name, full in (inside | names).items()})
+    return Reading(prefix, names, tuple(name for name in state.tensors if name not in used), fit)
+
+
+def _with_classifier(
+    state: StateDict, own: dict[str, str], beside: set[str], shapes: Shapes, classifier: str
+) -> dict[str, str]:
+    """The network's names with those of a classifier that the file calls otherwise."""
+    unused = {full for name, full in own.items() if name not in shapes} | beside
+    matrices = [full for full in state.tensors if full in unused and len(state.tensors[full].shape) > 1]
+    if len(matrices) != 1 or state.tensors[matrices[0]].shape[1:] != shapes[classifier][1:]:
+        return own
+    stem, place = classifier.removesuffix("weight"), matrices[0].removesuffix("weight")
+    moved = {f"{stem}{leaf}": f"{place}{leaf}" for leaf in ("weight", "bias") if f"{place}{leaf}" in unused}
+    return {name: full for name, full in own.items() if full not in moved.values()} | moved
+
+
+def doubtful(state: StateDict, reading: Reading, num_classes: int) -> list[str]:
+    """Those of the tensors beside a network that may take part in what it computes.
+
+    A vector does not: it is a loss's class weights, a temperature. An array may be a layer of the same network where no
+    prefix tells them apart, or else where it takes as many numbers as there are classes.
+    """
+    sizes = {name: [size for size in state.tensors[name].shape if size > 1] for name in reading.beside}
+    return [name for name, of in sizes.items() if len(of) > 1 and (not reading.prefix or num_classes in of[1:])]
+
+
+def find_normalization(
+    state: StateDict, beside: tuple[str, ...], channels: int
+) -> tuple[Normalization, set[str]] | None:
+    """The mean and deviation that a layer before the network holds, and their names; None where there is no such layer.
+
+    Values beyond 1 are of images in 0..255, and divided by 255.
+    """
+    pairs = [
+        (name, name.removesuffix(mean) + std)
+        for name in beside
+        for mean, std in NORMALIZERS
+        if name.rpartition(".")[2] == mean and name.removesuffix(mean) + std in beside
+    ]
+    if len(pairs) != 1:
+        return None
+    mean, std = (state.tensors[name].numpy().astype(float).reshape(-1) for name in pairs[0])
+    if not len(mean) == len(std) == channels:
+        return None
+    scale = 255.0 if max(mean.max(), std.max()) > 1 else 1.0
+    return Normalization(tuple(map(float, mean / scale)), tuple(map(float, std / scale))), set(pairs[0])

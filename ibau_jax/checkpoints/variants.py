@@ -1,0 +1,152 @@
+"""Which of several networks with the same names and shapes a checkpoint is, told by clean images without their labels.
+
+Strides, pooling, activations and what a shortcut reads leave no trace in a state dict, but in what BatchNorm recorded:
+in the network that was trained, the statistics of each BatchNorm's input on clean images are those that it holds.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ibau_jax.batches import to_unit
+from ibau_jax.checkpoints.checkpoint import Checkpoint
+from ibau_jax.compilation import compiler_options
+from ibau_jax.data.dataset import Dataset
+from ibau_jax.errors import CheckpointError
+from ibau_jax.functional import make_run, split_weights, training_copy
+from ibau_jax.metrics import predict
+from ibau_jax.models import Architecture, Normalization
+from ibau_jax.models.normalized import normalized_model
+
+IMAGES = 100  # to measure the statistics on
+LABELLED = 500  # to measure accuracy on, where statistics do not decide
+# Of the right network at most 0.006: badnets_8, l0_inv_0, gtsrb-wanet-4-1, cifar-clean-0 (and at most 0.009 on images
+# of another data set, or blurred, grey, cropped ones); with another activation or pooling 0.0107 to 0.09.
+IMPLAUSIBLE = 0.012
+MOVED = 0.25  # share of the layers whose statistics a backdoor or augmentation may have moved far
+EPSILON = 1e-5  # PyTorch's default
+UNDECIDED = 1.5  # a network whose discrepancy is no more than so many times the smallest may be the right one, too
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What clean images say for an architecture.
+
+    Attributes:
+        architecture: which.
+        layers: the discrepancy of each BatchNorm layer; see `discrepancies`.
+        accuracy: share of images classified as labelled, where the discrepancies of several do not decide.
+    """
+
+    architecture: Architecture
+    layers: Float[np.ndarray, " layers"]
+    accuracy: float | None = None
+
+    @property
+    def discrepancy(self) -> float:
+        """The mean over all layers; 0 without BatchNorm."""
+        return float(self.layers.mean()) if len(self.layers) else 0.0
+
+    @property
+    def plausibility(self) -> float:
+        """The mean without the quarter of the layers that is largest."""
+        kept = len(self.layers) - int(MOVED * len(self.layers))
+        return float(np.sort(self.layers)[:kept].mean()) if kept else 0.0
+
+    def __str__(self) -> str:
+        statistics = f"{100 * self.discrepancy:.2f} % off" if len(self.layers) else "without BatchNorm"
+        accuracy = "" if self.accuracy is None else f", ACC {100 * self.accuracy:.1f} %"
+        return f"{self.architecture.name} {statistics}{accuracy}"
+
+
+def discrepancies(model: nnx.Module, images: Float[Array, "n h w c"]) -> Float[np.ndarray, " layers"]:
+    """How far the statistics of each BatchNorm's input on `images` are from those that it holds, in [0, 1].
+
+    The squared Hellinger distance of two normal distributions, one with the held mean and variance of a channel, one
+    with those of the images, averaged over channels. The model runs in training mode, as it did when it recorded them.
+
+    Args:
+        model: maps images, float32 in [0, 1], to logits.
+        images: clean ones.
+
+    Returns:
+        A number for each layer that the network uses.
+    """
+    copy = training_copy(model)
+    for _, module in nnx.iter_graph(copy):
+        if isinstance(module, nnx.BatchNorm):
+            module.momentum = 0.0  # what it holds afterwards is of these images alone
+    weights = split_weights(copy)
+    run = jax.jit(make_run(copy), compiler_options=compiler_options())
+    held = {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(weights.rest)}
+    seen = {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(run(*weights, images)[1])}
+    layers = []
+    for path in held:
+        variance = (*path[:-1], "var")
+        if path[-1] == "mean" and not np.array_equal(held[path], seen[path]):  # else the network does not use it
+            layers.append(_squared_hellinger(held[path], held[variance], seen[path], seen[variance]).mean())
+    return np.asarray(layers)
+
+
+def _squared_hellinger(
+    mean: Float[np.ndarray, " c"],
+    variance: Float[np.ndarray, " c"],
+    other_mean: Float[np.ndarray, " c"],
+    other_variance: Float[np.ndarray, " c"],
+) -> Float[np.ndarray, " c"]:
+    """Of normal distributions, their variances enlarged as BatchNorm enlarges them."""
+    first, second = variance + EPSILON, other_variance + EPSILON
+    total = first + second
+    return 1 - np.sqrt(2 * np.sqrt(first * second) / total) * np.exp(-((mean - other_mean) ** 2) / (4 * total))
+
+
+def weigh(
+    checkpoint: Checkpoint, images: Dataset, normalization: Normalization | None, *, seed: int = 0
+) -> list[Evidence]:
+    """What clean images say for each architecture that the checkpoint may be, the likeliest first.
+
+    Args:
+        checkpoint: with its `alternatives`.
+        images: clean ones; a random hundred of them is looked at.
+        normalization: of the model's images.
+        seed: of their choice.
+    """
+    order = np.random.default_rng(seed).permutation(len(images))
+    few = to_unit(jnp.asarray(images.images[order[:IMAGES]]))
+    models = {
+        architecture: normalized_model(checkpoint.as_variant(architecture).model(), normalization)
+        for architecture in (checkpoint.architecture, *checkpoint.alternatives)
+    }
+    weighed = [Evidence(architecture, discrepancies(model, few)) for architecture, model in models.items()]
+    weighed.sort(key=lambda one: one.discrepancy)
+    close = [one for one in weighed if one.discrepancy <= UNDECIDED * weighed[0].discrepancy]
+    if len(close) > 1:
+        labelled = images.take(order[:LABELLED])
+        for index, one in enumerate(close):
+            right = predict(models[one.architecture], labelled) == labelled.labels
+            weighed[index] = replace(one, accuracy=float(np.mean(right)))
+        weighed[: len(close)] = sorted(weighed[: len(close)], key=lambda one: -(one.accuracy or 0.0))
+    return weighed
+
+
+def check_evidence(evidence: Sequence[Evidence], count: int) -> None:
+    """Raises CheckpointError where not even the likeliest architecture agrees with clean images.
+
+    Args:
+        evidence: see `weigh`.
+        count: the images that it is from. Each is one independent sample at least, so that chance alone makes a
+            discrepancy of 1 / (4 count) at most.
+    """
+    if evidence[0].plausibility <= IMPLAUSIBLE + 1 / (4 * min(count, IMAGES)):
+        return
+    raise CheckpointError(
+        "the statistics in the checkpoint's BatchNorm layers are not those of the clean images, so this is another "
+        f"network with the same names and shapes, or these are not its images ({'; '.join(map(str, evidence))}; the "
+        f"right one is mostly below {100 * IMPLAUSIBLE:g} % off). Check --normalize and --dataset; write the network "
+        "as a Flax module and name it by --model FILE.py:CLASS; or go on by --force"
+    )

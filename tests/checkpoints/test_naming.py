@@ -1,0 +1,174 @@
+"""A network among other tensors: found as a sub-tree of the names, the rest kept; what may belong to it is not ignored."""
+
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from ibau_jax import load, save
+from ibau_jax.checkpoints.inspection import inspect_file
+from ibau_jax.checkpoints.recognition import Request
+from ibau_jax.checkpoints.verify import verify
+from ibau_jax.errors import CheckpointError
+from tests.checkpoints.test_conversion import assert_same_tree, random_vgg
+from tests.oracles.cifar_models import WideResNet, randomise
+
+WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+
+
+def state(seed=0, prefix=""):
+    return OrderedDict((prefix + name, tensor) for name, tensor in random_vgg(10, seed).state_dict().items())
+
+
+def wide(prefix=""):
+    module = randomise(WideResNet(10, 1, 10), 0)
+    return OrderedDict((prefix + name, tensor) for name, tensor in module.state_dict().items())
+
+
+def round_trip(tree, folder, **options):
+    """The checkpoint, after comparing everything that comes back with what torch saved, through a Flax folder too."""
+    torch.save(tree, folder / "x.pth")
+    checkpoint = load(folder / "x.pth", **options)
+    save(checkpoint, folder / "y.pth")
+    save(checkpoint, folder / "flax")
+    save(load(folder / "flax"), folder / "z.pth")
+    for name in ("y.pth", "z.pth"):
+        assert_same_tree(torch.load(folder / name, weights_only=True), tree)
+    return checkpoint
+
+
+BESIDE = {
+    "weights of a loss": (state(prefix="model."), {"criterion.weight": torch.ones(10)}),
+    "a temperature behind no prefix": (state(), {"temperature": torch.ones(1), "loss.pos_weight": torch.ones(10)}),
+    "centres of a loss": (state(prefix="net."), {"center_loss.centers": torch.ones(10, 2048)}),
+    "a metric's state": (state(prefix="model."), {"val_acc.confmat": torch.ones(3, 7, dtype=torch.int64)}),
+    "another network": (state(prefix="classifier."), {"generator.0.weight": torch.ones(5, 3, 3, 3)}),
+    "the smaller part": (state(prefix="netC."), {f"netG.{i}.weight": torch.ones(4, 3, 3, 3) for i in range(90)}),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_lies_beside_the_network_is_kept_and_named(tmp_path, name):
+    network, beside = BESIDE[name]
+    tree = {"state_dict": OrderedDict([*network.items(), *beside.items()]), "epoch": 3}
+    checkpoint = round_trip(tree, tmp_path)
+    assert checkpoint.architecture.name == "small_vgg"
+    assert any(all(other in note for other in beside) for note in checkpoint.notes())
+    assert set(inspect_file(tmp_path / "x.pth", Request()).beside) == set(beside)
+    assert verify(checkpoint, tmp_path / "x.pth") <= 1e-5
+
+
+DOUBTFUL = {
+    "attention in a block": (wide(), {"block1.layer.0.se.fc.weight": torch.ones(4, 16)}, "1 unexpected"),
+    "a layer beside the others": (wide(), {"attention.weight": torch.ones(64, 64)}, "--leave-out attention.weight"),
+    "a second head": (wide(), {"rotation.weight": torch.ones(4, 64)}, "--leave-out rotation.weight"),
+    "a head on the output": (wide("encoder."), {"head.weight": torch.ones(4, 10)}, "--leave-out head.weight"),
+}
+
+
+@pytest.mark.parametrize("name", DOUBTFUL)
+def test_what_may_take_part_in_the_computation_is_not_ignored(tmp_path, name):
+    network, other, message = DOUBTFUL[name]
+    torch.save(OrderedDict([*network.items(), *other.items()]), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path / "x.pth")
+    report = inspect_file(tmp_path / "x.pth", Request())
+    assert message in report.problem
+
+
+def test_tensors_are_left_out_on_request(tmp_path):
+    network, other, _ = DOUBTFUL["a layer beside the others"]
+    tree = OrderedDict([*network.items(), *other.items()])
+    assert round_trip(tree, tmp_path, leave_out=("attention",)).architecture.name == "wide_resnet10_1"
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("place", ["features", "features.0", "classifier", ""])
+def test_wrappers_anywhere_in_a_name(tmp_path, wrapper, place):
+    def wrapped(name):
+        return f"{place}.{wrapper}{name[len(place) :]}".lstrip(".") if place else f"{wrapper}.{name}"
+
+    tree = {"net": OrderedDict((wrapped(n) if n.startswith(place) else n, v) for n, v in state().items())}
+    checkpoint = round_trip(tree, tmp_path)
+    assert checkpoint.architecture.name == "small_vgg"
+    assert verify(checkpoint, tmp_path / "x.pth") <= 1e-5
+
+
+def test_one_of_several_networks_in_a_state_dict(tmp_path):
+    tree = {"state_dict": OrderedDict([*state(1, "student.").items(), *state(2, "teacher.").items()])}
+    torch.save(tree, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="several networks, below 'student', 'teacher'; choose one by --key"):
+        load(tmp_path / "x.pth")
+    for seed, name in ((1, "student"), (2, "teacher")):
+        checkpoint = round_trip(tree, tmp_path, key=f"state_dict.{name}")
+        np.testing.assert_array_equal(checkpoint.leaves["classifier", "bias"], state(seed)["classifier.bias"].numpy())
+        assert verify(checkpoint, tmp_path / "x.pth") <= 1e-5
+    tree = {"state_dict": OrderedDict([*state(1, "ema_model.").items(), *state(2, "model.").items()])}
+    checkpoint = round_trip(tree, tmp_path)
+    np.testing.assert_array_equal(checkpoint.leaves["classifier", "bias"], state(2)["classifier.bias"].numpy())
+
+
+HEADS = {
+    "deeper": lambda name: name.replace("fc.", "fc.1."),
+    "of another name": lambda name: name.replace("fc.", "classifier."),
+    "beside the body": lambda name: name if name.startswith("fc.") else f"backbone.{name}",
+    "of another name beside the body": lambda n: n.replace("fc.", "head.") if "fc" in n else f"encoder.{n}",
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_a_classifier_of_another_name(tmp_path, name):
+    tree = OrderedDict((HEADS[name](key), value) for key, value in wide().items())
+    checkpoint = round_trip(tree, tmp_path)
+    assert (checkpoint.architecture.name, checkpoint.num_classes) == ("wide_resnet10_1", 10)
+    make = lambda classes: WideResNet(10, 1, classes)  # noqa: E731
+    assert verify(checkpoint, tmp_path / "x.pth", torch_module=make) <= 1e-5
+
+
+def test_a_head_of_several_layers_is_named(tmp_path):
+    body = {name: value for name, value in wide().items() if not name.startswith("fc.")}
+    head = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).state_dict()
+    torch.save({**body, **{f"fc.{name}": value for name, value in head.items()}}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"Closest, as wide_resnet10_1: 2 missing: .*fc.weight"):
+        load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+@pytest.mark.parametrize(("mean", "std", "network"), [
+    ("0.mean", "0.std", "1."),
+    ("normalize.mean", "normalize.std", "model."),
+    ("normalizer.new_mean", "normalizer.new_std", "model."),
+    ("mean", "std", "backbone."),
+])  # fmt: skip
+def test_a_normalisation_in_the_state_dict_is_the_models(tmp_path, mean, std, network, scale):
+    values = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
+    stored = {name: scale * value.reshape(1, 3, 1, 1) for name, value in zip((mean, std), values, strict=True)}
+    checkpoint = round_trip({"net": OrderedDict([*stored.items(), *state(prefix=network).items()])}, tmp_path)
+    np.testing.assert_allclose(checkpoint.normalization.mean, values[0], rtol=1e-6)
+    np.testing.assert_allclose(checkpoint.normalization.std, values[1], rtol=1e-6)
+    np.testing.assert_allclose(inspect_file(tmp_path / "x.pth", Request()).normalization["std"], values[1], rtol=1e-6)
+
+
+class Normalize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).reshape(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.4]).reshape(1, 3, 1, 1))
+
+    def forward(self, x):
+        return (x - self.mean) / self.std
+
+
+def test_verify_compares_with_the_users_whole_module(tmp_path):
+    torch.save(nn.Sequential(Normalize(), random_vgg()).state_dict(), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth")
+    make = lambda classes: nn.Sequential(Normalize(), random_vgg(classes))  # noqa: E731
+    assert verify(checkpoint, tmp_path / "x.pth", torch_module=make) <= 1e-5
+
+
+def test_a_yes_or_no_model_is_refused(tmp_path):
+    torch.save(random_vgg(1).state_dict(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="has one output"):
+        load(tmp_path / "x.pth")
