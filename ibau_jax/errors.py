@@ -17,5 +17,9 @@ class DataError(IbauError):
     """Images or labels cannot be had, or do not fit the model."""
 
 
+class NotFiniteError(IbauError):
+    """A model computes NaN or infinity, so that no figure and no verdict can be had of it."""
+
+
 class ConfigError(IbauError):
     """An option has a value that makes no sense."""

@@ -12,14 +12,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ibau_jax.batches import make_batches, to_unit
 from ibau_jax.compilation import compiler_options
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.models.inference import count_classes
+from ibau_jax.errors import NotFiniteError
+from ibau_jax.models.inference import NO_CLASS, classes_of, count_classes
 from ibau_jax.triggers import Attack, Stamp
 
 
@@ -53,6 +53,7 @@ def evaluate(
     Raises:
         DataError: there are no images, or a label is no class of the model.
         ConfigError: the attack needs a target label and has none, or one that is no class.
+        NotFiniteError: the model's logits are NaN or infinite for some image, with the trigger or without.
     """
     num_classes = count_classes(model, dataset.images.shape[1:])
     dataset.check_fits(dataset.images.shape[1:], num_classes)
@@ -76,7 +77,26 @@ def evaluate(
 
 
 def predict(model: nnx.Module, dataset: Dataset, stamp: Stamp | None = None, *, batch_size: int = 200) -> np.ndarray:
-    """The class that the model gives each image, triggered where there is a `stamp`: int (n,)."""
+    """The class that the model gives each image, triggered where there is a `stamp`: int (n,).
+
+    Raises:
+        NotFiniteError: the logits of an image are NaN or infinite.
+    """
+    predicted = predict_where_finite(model, dataset, stamp, batch_size=batch_size)
+    broken = int(np.sum(predicted == NO_CLASS))
+    if broken:
+        triggered = " with the trigger" if stamp else ""
+        raise NotFiniteError(
+            f"the logits of {broken} of {len(dataset)} images of {dataset.name}{triggered} are not finite (NaN or "
+            "infinity): the model computes no class for them, and no figure or verdict can be had of it"
+        )
+    return predicted
+
+
+def predict_where_finite(
+    model: nnx.Module, dataset: Dataset, stamp: Stamp | None = None, *, batch_size: int = 200
+) -> np.ndarray:
+    """As `predict`, but -1 for images whose logits are NaN or infinite."""
     graph, state = nnx.split(model)
     batches = make_batches(dataset, batch_size)
     predictor = _predictor()
@@ -90,7 +110,7 @@ def _predictor() -> Callable[..., jax.Array]:
         unit = to_unit(images)
         with jax.default_matmul_precision("highest"):  # figures do not depend on what a GPU would take for float32
             logits = nnx.merge(graph, state)(unit if stamp is None else stamp(unit))
-        return jnp.argmax(logits, axis=-1)
+        return classes_of(logits)
 
     return jax.jit(classes, static_argnums=(0, 1), compiler_options=compiler_options())
 

@@ -18,6 +18,7 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.member import Member, begin, divided, initial_state, longer
+from ibau_jax.metrics import predict
 from ibau_jax.models.inference import count_classes
 from ibau_jax.rehearsal import rehearsed
 from ibau_jax.result import OnBatch, Result, State
@@ -53,10 +54,14 @@ def unlearn(
     Raises:
         DataError: the clean set is empty, or has a label that is no class of the model.
         ConfigError: there are not so many devices.
+        NotFiniteError: the model that came computes NaN or infinity for some image.
     """
     member = Member(model, clean_set, config or UnlearnConfig(), state)
     report = (lambda index, state: on_round(state)) if on_round else None
-    return unlearn_many([member], execution=execution, on_round=report, on_batch=on_batch)[0]
+    result = unlearn_many([member], execution=execution, on_round=report, on_batch=on_batch)[0]
+    if not result.rounds:
+        predict(model, clean_set)  # raises where the model came so, rather than diverged
+    return result
 
 
 def unlearn_many(
@@ -82,7 +87,7 @@ def unlearn_many(
         A result a member, in order. One whose loss becomes NaN or infinite does not disturb the others.
 
     Raises:
-        DataError: see `unlearn`.
+        DataError, NotFiniteError: see `unlearn`; a model that is not finite may also just end as diverged here.
         ConfigError: the members do not fit together; or there are not so many devices.
     """
     _check(members)

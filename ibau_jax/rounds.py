@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 from ibau_jax.compilation import release_memory
+from ibau_jax.errors import NotFiniteError
 from ibau_jax.functional import Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.outer import outer_step
@@ -188,7 +189,11 @@ def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable
             continue
         before = stack.states[index]
         model = nnx.merge(stack.graph, params, split_weights(before.model).rest)
-        done = judge(before, done, model, stack.held_out[index], stack.clean_sets[index], stack.configs[index])
+        try:
+            done = judge(before, done, model, stack.held_out[index], stack.clean_sets[index], stack.configs[index])
+        except NotFiniteError:  # weights so large that logits overflow
+            stack.stopped.add(index)
+            continue
         stack.states[index] = before.undone(done) if done.undone else before.after(done, model, optimizer_state)
         if on_round:
             on_round(index, stack.states[index])

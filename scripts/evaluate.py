@@ -31,13 +31,15 @@ def main() -> int:
     process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.device import start
-    from ibau_jax.cli.job import attack_on, load_images, load_subject
+    from ibau_jax.cli.job import attack_on, check_plausible, load_images, load_subject
     from ibau_jax.metrics import evaluate
 
     start(options.device)
     subject = load_subject(options.subject)
     images = load_images(DataOptions(options.dataset), subject)
-    metrics = evaluate(subject.model, images, attack_on(subject, options.attack))
+    attack = attack_on(subject, options.attack)
+    check_plausible(subject, images, options.subject.force)
+    metrics = evaluate(subject.model, images, attack)
     if options.json:
         print(json.dumps(asdict(metrics)))
     else:

@@ -90,6 +90,7 @@ class Auditor:
 
         Raises:
             DataError: there are fewer than 10 images to search or to measure on, or they do not fit the model.
+            NotFiniteError: the model computes NaN or infinity for some image, with a trigger or without.
         """
         searched, measured = self._divided(images, held_out)
         classes = count_classes(model, images.images.shape[1:])

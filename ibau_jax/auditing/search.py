@@ -23,9 +23,11 @@ from ibau_jax.batches import Batches, make_batches, to_unit
 from ibau_jax.compilation import compiler_options
 from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
+from ibau_jax.errors import NotFiniteError
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Apply, Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
+from ibau_jax.models.inference import NO_CLASS, classes_of
 from ibau_jax.perturb import cross_entropies
 from ibau_jax.placement import Placement
 
@@ -79,7 +81,8 @@ class Search:
         at_once: how many of them go through a step together.
         begin: `begin(keys)`, what the first step gets.
         loop: over the steps.
-        measure: `measure(triggers, batch, constants)`, how many images of other classes follow, and how many there are.
+        measure: `measure(triggers, batch, constants)`: how many images of other classes follow, how many there are, and
+            how many images' logits are not finite.
     """
 
     view: View
@@ -88,19 +91,22 @@ class Search:
     at_once: int
     begin: Callable[[Array], Searching]
     loop: BatchLoop
-    measure: Callable[[Trigger, Batches, Constants], tuple[Array, Array]]
+    measure: Callable[[Trigger, Batches, Constants], tuple[Array, Array, Array]]
 
 
 def towards(
     apply: Apply, view: View, trigger: Trigger, batch: Batches, weights: Weights, target: Int[Array, ""]
-) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""]]]:
-    """Mean cross-entropy to the target over the images of other classes; how many follow, and how many there are."""
+) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
+    """Mean cross-entropy to the target over the images of other classes; how many of them follow, how many there are,
+    and how many images' logits are not finite.
+    """
     logits = apply(weights.rest, weights.params, view.stamp(trigger, to_unit(batch.images)))
     others = batch.weights * (batch.labels != target)
     count = jnp.sum(others)
     losses = cross_entropies(logits, jnp.full_like(batch.labels, target))
-    follow = jnp.sum(others * (jnp.argmax(logits, axis=-1) == target))
-    return jnp.sum(losses * others) / jnp.maximum(count, 1), (follow, count)
+    predicted = classes_of(logits)
+    follow, broken = jnp.sum(others * (predicted == target)), jnp.sum(batch.weights * (predicted == NO_CLASS))
+    return jnp.sum(losses * others) / jnp.maximum(count, 1), (follow, count, broken)
 
 
 def search_step(apply: Apply, view: View, config: AuditConfig, shape: Shape) -> Callable[..., Any]:
@@ -109,7 +115,7 @@ def search_step(apply: Apply, view: View, config: AuditConfig, shape: Shape) -> 
     optimizer = view.optimizer(schedule)
 
     def one(searching: Searching, target: Int[Array, ""], batch: Batches, weights: Weights) -> Searching:
-        gradient, (follow, count) = jax.grad(partial(towards, apply, view), has_aux=True)(
+        gradient, (follow, count, _) = jax.grad(partial(towards, apply, view), has_aux=True)(
             searching.trigger, batch, weights, target
         )
         updates, state = optimizer.update(gradient, searching.optimizer_state)
@@ -146,7 +152,7 @@ def compile_search(
         sizes = jnp.full(len(keys), view.first * view.largest(shape), jnp.float32)
         return Searching(triggers, states, sizes, jnp.zeros(len(keys), jnp.int32))
 
-    def measure(triggers: Trigger, batch: Batches, constants: Constants) -> tuple[Array, Array]:
+    def measure(triggers: Trigger, batch: Batches, constants: Constants) -> tuple[Array, Array, Array]:
         one = jax.vmap(partial(towards, apply, view), in_axes=(0, None, None, 0))
         with execution.products():
             return one(triggers, batch, constants.weights, constants.target)[1]
@@ -176,6 +182,9 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
         model: see `ibau_jax.unlearn`.
         images: clean images with their true labels.
         on_step: called with the steps done, and how many there are for all classes.
+
+    Raises:
+        NotFiniteError: a trigger became NaN or infinite, as it does where a logit or its gradient is.
     """
     place, weights = Placement.one_device(), split_weights(model)
     keys = jax.random.split(jax.random.key(search.config.seed), search.classes)
@@ -191,7 +200,13 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
         last, sizes = search.loop.run(place.members(search.begin(keys[targets])), batches, constants, report)
         settled = np.exp(np.mean(np.log(sizes[-max(1, len(sizes) // SETTLED) :].astype(np.float64)), axis=0))
         found.append(Found(last.trigger, settled))
-    return _joined(search, found)
+    joined = _joined(search, found)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(joined)):
+        raise NotFiniteError(
+            "the search for small triggers met NaN or infinity: the model's logits or their gradients are not finite "
+            f"for some of {len(images)} images of {images.name}, and no verdict can be had of it"
+        )
+    return joined
 
 
 def class_parts(search: Search) -> list[np.ndarray]:
@@ -205,7 +220,11 @@ def _joined(search: Search, found: list[Found]) -> Found:
 
 
 def measure(search: Search, model: nnx.Module, triggers: Trigger, images: Dataset) -> Float[np.ndarray, " classes"]:
-    """The share of images of other classes that each class's trigger takes to it, in [0, 1]; 0 where there are none."""
+    """The share of images of other classes that each class's trigger takes to it, in [0, 1]; 0 where there are none.
+
+    Raises:
+        NotFiniteError: logits of triggered images are NaN or infinite.
+    """
     batches = make_batches(images, search.config.batch_size)
     weights, shares = split_weights(model), []
     for targets in class_parts(search):
@@ -215,6 +234,11 @@ def measure(search: Search, model: nnx.Module, triggers: Trigger, images: Datase
             search.measure(some, Batches(*(array[index] for array in batches)), constants)
             for index in range(len(batches.labels))
         ]
-        follow, count = np.sum(np.asarray(counts), axis=0)
+        follow, count, broken = np.sum(np.asarray(counts), axis=0)
+        if broken.any():
+            raise NotFiniteError(
+                f"the logits of {broken.max():g} of {len(images)} images of {images.name} are not finite (NaN or "
+                "infinity) with a trigger that the search found; no verdict can be had of the model"
+            )
         shares.append(follow / np.maximum(count, 1))
     return np.concatenate(shares)[: search.classes]

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from ibau_jax.checkpoints import flax_store
-from ibau_jax.checkpoints.conversion import Leaves, leaves_from_torch, leaves_to_torch, torch_name
+from ibau_jax.checkpoints.conversion import Leaves, leaves_from_torch, leaves_to_torch, not_finite, torch_name
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.naming import StateDict, find_normalization
@@ -110,6 +110,10 @@ class Checkpoint:
             raise CheckpointError(f"the model is no {self.architecture.name}: its leaves have other names")
         leaves = {path: _kept_if_equal(self.leaves[path], flat[path]) for path in self.leaves}
         return replace(self, leaves=leaves)
+
+    def not_finite(self) -> dict[str, int]:
+        """How many values of which of the model's tensors are NaN or infinite, or variances below 0."""
+        return not_finite(leaves_to_torch(self.leaves))
 
     def metadata(self) -> Mapping[str, Any]:
         """Plain values beside the state dict at the top of the file (`acc`, `epoch`, ...)."""

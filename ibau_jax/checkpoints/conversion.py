@@ -30,6 +30,7 @@ _NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
+SHOWN, LONGEST = 4, 80  # tensors that a line names, and characters of a name
 FOREIGN_COUNTERS = ("n_averaged", "total_ops", "total_params")  # of weight averaging and of thop's profiler
 # What inference does not use and Flax does not have. They stay in the file as they are.
 COUNTERS = ("num_batches_tracked", *FOREIGN_COUNTERS)
@@ -138,6 +139,29 @@ def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[s
     if problems:
         raise CheckpointError(f"the state dict does not fit the model; {problems}")
     return {path: np.asarray(to_flax(path, tensors[torch_name(path)].numpy()), order="C") for path in shapes}
+
+
+def not_finite(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many values of which arrays no network can compute with, by PyTorch's names; those without any are left out.
+
+    They are NaN and infinity, and variances of BatchNorm below 0.
+    """
+    counts = {name: _count_not_finite(name, array) for name, array in arrays.items() if array.dtype.kind not in "biu"}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _count_not_finite(name: str, array: np.ndarray) -> int:
+    usable = np.isfinite(array)
+    if name.rpartition(".")[2] == _NAMES["var"] and array.dtype.kind != "c":
+        usable[usable] = array[usable] >= 0
+    return int(np.sum(~usable))
+
+
+def described_not_finite(counts: Mapping[str, int]) -> str:
+    """The tensors of `not_finite` in a few words."""
+    listed = [f"{count} in {name[:LONGEST]}{'...' * (len(name) > LONGEST)}" for name, count in counts.items()]
+    more = f" and more in {len(listed) - SHOWN} others" if len(listed) > SHOWN else ""
+    return ", ".join(listed[:SHOWN]) + more
 
 
 def leaves_to_torch(leaves: Mapping[Path, np.ndarray]) -> dict[str, np.ndarray]:

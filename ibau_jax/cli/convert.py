@@ -12,6 +12,7 @@ import numpy as np
 
 from ibau_jax.batches import to_unit
 from ibau_jax.checkpoints import Checkpoint, load, save
+from ibau_jax.checkpoints.conversion import described_not_finite
 from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
 from ibau_jax.checkpoints.inspection import Report, inspect_file, normalization_name
 from ibau_jax.checkpoints.recognition import Request
@@ -83,6 +84,8 @@ def convert(
         put_in_place(prepared, target)
     values = sum(leaf.size for leaf in checkpoint.leaves.values())
     yield f"{source}: {checkpoint.summary()}, {values:,} values in {len(checkpoint.leaves)} leaves"
+    if counts := checkpoint.not_finite():
+        console.warn(f"{source}: weights or statistics are not finite, and kept so: {described_not_finite(counts)}")
     yield f"written: {target}"
 
 

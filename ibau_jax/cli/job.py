@@ -10,10 +10,13 @@ from pathlib import Path
 from flax import nnx
 
 from ibau_jax.checkpoints import Checkpoint, Hints, load
+from ibau_jax.checkpoints.conversion import described_not_finite
+from ibau_jax.cli import console
 from ibau_jax.cli.options import AttackOptions, DataOptions, ModelOptions
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
-from ibau_jax.errors import ConfigError
+from ibau_jax.errors import ConfigError, DataError, NotFiniteError
 from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
+from ibau_jax.plausibility import doubt
 from ibau_jax.triggers import TRIGGERS, Attack, load_attack
 
 BACKDOORBENCH_TRIGGERED = "bd_test_dataset"
@@ -39,7 +42,7 @@ class Subject:
 
 
 def load_subject(options: ModelOptions) -> Subject:
-    """Reads the checkpoint and puts the normalisation inside the model.
+    """Reads the checkpoint and puts the normalisation inside the model. Weights that are not finite are warned of.
 
     Raises:
         CheckpointError: see `ibau_jax.load`.
@@ -56,6 +59,8 @@ def load_subject(options: ModelOptions) -> Subject:
     normalization = chosen_normalization(options, checkpoint.hints, channels)
     if normalization and len(normalization.mean) != channels:
         raise ConfigError(f"--mean and --std take {channels} numbers each; the model's images have {channels} channels")
+    if counts := checkpoint.not_finite():
+        console.warn(f"{options.ckpt}: weights or statistics are not finite: {described_not_finite(counts)}")
     model = checkpoint.model()
     return Subject(
         options.ckpt, checkpoint, Normalized(model, normalization) if normalization else model, checkpoint.hints
@@ -73,6 +78,23 @@ def chosen_normalization(options: ModelOptions, hints: Hints, channels: int) -> 
             raise ConfigError("--normalize says the mean and the deviation; leave out --mean and --std, or it")
         return Normalization(options.mean or (0.0,) * channels, options.std or (1.0,) * channels)
     return NORMALIZATIONS[options.normalize] if options.normalize else hints.normalization
+
+
+def check_plausible(subject: Subject, images: Dataset, force: bool) -> None:
+    """Checks, before any long work, that the model classifies clean images as a model of theirs would.
+
+    Raises:
+        DataError: it does not, unless `force`: then a line says so.
+        NotFiniteError: the logits of an image are NaN or infinite.
+    """
+    try:
+        message = doubt(subject.model, images, subject.normalization)
+    except NotFiniteError as error:
+        raise NotFiniteError(f"{subject.path}: {error}") from error
+    if message and not force:
+        raise DataError(f"{subject.path}: {message}. --force goes on as it is")
+    if message:
+        console.warn(f"{subject.path}: {message}")
 
 
 def load_images(options: DataOptions, subject: Subject) -> Dataset:

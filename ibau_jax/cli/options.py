@@ -85,6 +85,9 @@ class ModelChoices:
     """mean that the model's images are normalised with, one number a channel (such as 0.49 0.48 0.45)"""
     std: Annotated[tuple[float, ...] | None, option("X X X", "that of --normalize")] = None
     """standard deviation, likewise"""
+    force: bool = False
+    """go on, with a warning, where the original model classifies clean images near chance, or where labels in another
+    order or another normalisation would explain them far better"""
 
 
 @dataclass(frozen=True)

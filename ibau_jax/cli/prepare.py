@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ibau_jax.cli import console
-from ibau_jax.cli.job import Subject, attack_on, load_split, load_subject
+from ibau_jax.cli.job import Subject, attack_on, check_plausible, load_split, load_subject
 from ibau_jax.cli.plan import Planned
 from ibau_jax.cli.relearn import check_relearning
 from ibau_jax.cli.task import Task
@@ -55,6 +55,8 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         tuning=tuning,
     )
     check_relearning(task, options.relearning)
+    for images in (split.evaluation, split.clean_set) if options.data.clean_set else (split.evaluation,):
+        check_plausible(subject, images, planned.subject.force)
     if options.output.resume and (alone or task.progress.exists()):
         task.state, stored = task.progress.restore_state(fresh)
         task.records, task.before = stored["rounds"], Metrics(**stored["before"])

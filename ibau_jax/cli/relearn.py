@@ -7,11 +7,11 @@ from flax import nnx
 from rich.table import Table
 
 from ibau_jax.cli.console import warn
-from ibau_jax.cli.job import load_subject
+from ibau_jax.cli.job import check_plausible, load_subject
 from ibau_jax.cli.options import RelearnOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import TrainConfig
-from ibau_jax.errors import ConfigError, IbauError
+from ibau_jax.errors import ConfigError, IbauError, NotFiniteError
 from ibau_jax.metrics import evaluate
 from ibau_jax.models.normalized import normalized
 from ibau_jax.relearning import Relearned, relearn, tempting_set
@@ -49,23 +49,27 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
         reference = task.reference or _trained(task, bar, job)
         if reference is not None:
             models[CLEAN] = reference
-        task.relearned = relearn(
-            models,
-            tempting,
-            lambda model: evaluate(model, some, task.attack),
-            config,
-            on_epoch=lambda name, done: bar.update(
-                job, description=f"relearning: {name}", completed=done, total=config.epochs
-            ),
-        )
+        try:
+            task.relearned = relearn(
+                models,
+                tempting,
+                lambda model: evaluate(model, some, task.attack),
+                config,
+                on_epoch=lambda name, done: bar.update(
+                    job, description=f"relearning: {name}", completed=done, total=config.epochs
+                ),
+            )
+        except NotFiniteError as error:  # fine-tuning diverged: no reason to lose the run's results
+            warn(f"{task.name} has no relearning check: {error}")
 
 
 def _loaded(task: "Task", options: RelearnOptions) -> nnx.Module:
     assert options.clean_ckpt is not None
-    reference = load_subject(replace(task.options, ckpt=options.clean_ckpt)).model
-    if nnx.split(reference)[0] != nnx.split(task.model)[0]:
+    reference = load_subject(replace(task.options, ckpt=options.clean_ckpt))
+    if nnx.split(reference.model)[0] != nnx.split(task.model)[0]:
         raise ConfigError(f"--clean-ckpt {options.clean_ckpt} is another architecture than {task.subject.path}")
-    return reference
+    check_plausible(reference, task.split.evaluation, task.options.force)
+    return reference.model
 
 
 def _trained(task: "Task", bar: Any, job: Any) -> nnx.Module | None:

@@ -20,9 +20,9 @@ from ibau_jax.cli.stored_run import StoredRun
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset, Split
 from ibau_jax.defences import Defence, TuneConfig
-from ibau_jax.errors import ConfigError
+from ibau_jax.errors import ConfigError, NotFiniteError
 from ibau_jax.execution import Execution
-from ibau_jax.metrics import Metrics, evaluate
+from ibau_jax.metrics import Metrics, evaluate, predict
 from ibau_jax.relearning import Relearned
 from ibau_jax.report import Conclusion, conclude, gather, render
 from ibau_jax.result import Result, State
@@ -98,7 +98,10 @@ class Task:
         if self.before is None:
             self.before = self.evaluate(self.model)
             bar.on_before(self.name, self.before)
-        metrics = self.evaluate(state.model)
+        try:
+            metrics = self.evaluate(state.model)
+        except NotFiniteError as error:
+            raise NotFiniteError(f"after round {state.rounds[-1].number} {error}. Try a smaller --lr") from error
         self.records.append(round_record(state.rounds[-1], metrics))
         if self.defence is None:  # others can't be resumed
             self.progress.store_state(state, {"before": asdict(self.before), "rounds": self.records})
@@ -117,8 +120,10 @@ class Task:
 
         Raises:
             ConfigError: no round was good.
+            NotFiniteError: none was, since the original model's logits are not finite for an image.
         """
         if self.result is None or not self.result.rounds:
+            predict(self.model, self.clean_set)
             raise ConfigError(
                 "a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr"
             )

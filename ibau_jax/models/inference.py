@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
+
+NO_CLASS = -1
 
 
 def count_classes(model: nnx.Module, input_shape: tuple[int, ...]) -> int:
@@ -11,3 +14,8 @@ def count_classes(model: nnx.Module, input_shape: tuple[int, ...]) -> int:
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     logits = jax.eval_shape(lambda state, images: nnx.merge(graph, state)(images), state, image)
     return int(logits.shape[-1])
+
+
+def classes_of(logits: Float[Array, "n classes"]) -> Int[Array, " n"]:
+    """The class of each image; `NO_CLASS` where a logit is NaN or infinite, which argmax would take for a class."""
+    return jnp.where(jnp.isfinite(logits).all(axis=-1), jnp.argmax(logits, axis=-1), NO_CLASS)
