@@ -39,9 +39,10 @@ def main() -> int:
     images = load_images(DataOptions(options.dataset), subject)
     metrics = evaluate(subject.model, images, attack_on(subject, options.attack))
     if options.json:
-        print(json.dumps(asdict(metrics)))
+        print(json.dumps({**asdict(metrics), "intervals": metrics.intervals()}))
     else:
         console.console.print(console.metrics_table(metrics))
+    console.warn_of_few(metrics)
     return 0
 
 

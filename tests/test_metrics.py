@@ -79,7 +79,7 @@ def test_against_a_count_in_python(rows, target):
 
 
 def test_without_an_attack_only_acc():
-    assert evaluate(ReadsPixels(), data([0, 1], [0, 1])) == Metrics(1.0, None, None, None)
+    assert evaluate(ReadsPixels(), data([0, 1], [0, 1])) == Metrics(1.0, n_images=2, n_classes=2)
 
 
 def test_wrong_targets_and_labels_are_refused():

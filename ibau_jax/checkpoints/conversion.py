@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from flax import nnx
 
@@ -34,6 +35,11 @@ PROFILER_COUNTERS = ("total_ops", "total_params")  # what thop leaves behind
 # What inference does not use and Flax does not have: the counters of BatchNorm, of weight averaging and of a profiler.
 # They stay in the file as they are.
 COUNTERS = ("num_batches_tracked", "n_averaged", *PROFILER_COUNTERS)
+
+
+# Weights compute in float32, which holds all of the narrower ones, and are written in the dtype that they came in.
+WEIGHT_DTYPES = tuple(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
+SHOWN, NAME = 3, 100  # tensors in a message, and characters of their names
 
 
 def torch_name(path: Path) -> str:
@@ -129,12 +135,29 @@ def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[s
     """The model's leaves in Flax's layout and the file's dtypes, contiguous, so that the file's storages can go.
 
     Raises:
-        CheckpointError: names or shapes do not fit; the message lists all of them.
+        CheckpointError: names or shapes do not fit, and the message lists all of them; or see `check_dtypes`.
     """
     problems = mismatch(shapes, tensors)
     if problems:
         raise CheckpointError(f"the state dict does not fit the model; {problems}")
+    check_dtypes({name: tensors[name].dtype for name in map(torch_name, shapes)})
     return {path: np.asarray(to_flax(path, tensors[torch_name(path)].numpy()), order="C") for path in shapes}
+
+
+def check_dtypes(dtypes: Mapping[str, np.dtype]) -> None:
+    """Raises CheckpointError unless the weights of these names have one of `WEIGHT_DTYPES`.
+
+    Integers and float8 are mostly quantised, by scales that lie elsewhere: their values alone are another network.
+    """
+    others = {name: dtype for name, dtype in dtypes.items() if dtype not in WEIGHT_DTYPES}
+    if others:
+        shown = ", ".join(f"{name[:NAME]} {dtype}" for name, dtype in list(others.items())[:SHOWN])
+        more = ", ..." if len(others) > SHOWN else ""
+        raise CheckpointError(
+            f"{len(others)} weights have a dtype that is not converted: {shown}{more}. "
+            "Dequantise them, or save the model after .float(); "
+            f"{', '.join(map(str, WEIGHT_DTYPES))} are taken"
+        )
 
 
 def leaves_to_torch(leaves: Mapping[Path, np.ndarray]) -> dict[str, np.ndarray]:

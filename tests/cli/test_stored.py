@@ -24,6 +24,7 @@ from tests.test_minimax import Tiny, tiny_data
 
 CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, min_batches=4, max_acc_drop=1.0, held_out=0.0, folds=2)
 IDENTITY = {"seed": 2, "reach": (2.0, 8.0)}
+FIGURES = {"acc": 0.5, "asr": None, "asr_all": None, "ra": None, "n_images": 40}
 RECORD = ("perturbation_norm", "inner_loss", "outer_loss", "seconds", "undone")
 
 
@@ -38,13 +39,13 @@ def states():
 
 def record(done):
     standing = vars(done.standing) if done.standing else None
-    return {"round": done.number, "standing": standing, **{name: getattr(done, name) for name in RECORD}}
+    return {"round": done.number, "standing": standing, **FIGURES, **{name: getattr(done, name) for name in RECORD}}
 
 
 def stored_run(folder, states, identity=IDENTITY):
     run = StoredRun(folder / "run", identity)
     for state in states:
-        run.store_state(state, {"before": {"acc": 0.5}, "rounds": [record(done) for done in state.rounds]})
+        run.store_state(state, {"before": FIGURES, "rounds": [record(done) for done in state.rounds]})
     return run
 
 
@@ -70,9 +71,10 @@ def fresh(states):
 def test_the_last_state_comes_back_and_goes_on_bit_by_bit(tmp_path, states):
     model, data, done = states
     run = stored_run(tmp_path, done[:2])
-    state, found = run.restore_state(fresh(states))
+    state, before, records = run.restore_state(fresh(states))
     assert_same(state, done[1])
-    assert found["before"] == {"acc": 0.5}
+    assert (before.acc, before.n_images, before.asr) == (0.5, 40, None)
+    assert [record["round"] for record in records] == [1, 2]
     went_on = []
     unlearn(model, data, CONFIG, state=state, on_round=went_on.append)
     assert_same(went_on[-1], done[2])
@@ -82,7 +84,7 @@ def test_the_last_state_comes_back_and_goes_on_bit_by_bit(tmp_path, states):
 
 def test_only_the_last_two_rounds_stay_and_nothing_of_a_killed_process(tmp_path, states):
     run = stored_run(tmp_path, states[2][:2])
-    (run.folder / ".round-00003.half").mkdir()
+    (run.folder / ".round-00003.half.staging").mkdir()
     stored_run(tmp_path, states[2][2:])
     assert sorted(entry.name for entry in run.folder.iterdir()) == ["round-00002", "round-00003"]
 
@@ -98,9 +100,9 @@ def test_a_damaged_state_is_noticed_and_the_round_before_is_taken(tmp_path_facto
         victim.write_bytes(content[: data.draw(st.integers(0, 10**6)) % len(content)])
     else:
         victim.unlink()
-    state, found = run.restore_state(fresh(states))
+    state, _, records = run.restore_state(fresh(states))
     assert_same(state, states[2][0])
-    assert len(found["rounds"]) == 1
+    assert len(records) == 1
 
 
 def test_when_all_are_damaged_it_says_so_and_deletes_nothing(tmp_path, states):

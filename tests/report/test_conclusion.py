@@ -7,8 +7,10 @@ from ibau_jax.metrics import Metrics
 from ibau_jax.report import conclude
 
 
-def figures(acc, asr=None):
-    return Metrics(acc, asr, asr, None if asr is None else 1 - asr)
+def figures(acc, asr=None, images=2000, classes=10, ra=None):
+    if asr is None:
+        return Metrics(acc, n_images=images, n_classes=classes)
+    return Metrics(acc, asr, asr, 1 - asr if ra is None else ra, images, images, images, classes)
 
 
 FOUND = {"before": "backdoored", "after": "no backdoor found"}
@@ -20,7 +22,7 @@ FOUND = {"before": "backdoored", "after": "no backdoor found"}
         (figures(0.9, 0.99), figures(0.9, 0.02), {}, "good", "no longer works"),
         (figures(0.9, 0.99), figures(0.9, 0.4), FOUND, "bad", "still works on 40.0 %"),
         (figures(0.9, 0.99), figures(0.8, 0.02), {}, "doubtful", "cost of 10.0 points"),
-        (figures(0.9, 0.49), figures(0.9, 0.0), FOUND, "doubtful", "did not work before either (49.0 %)"),
+        (figures(0.9, 0.45), figures(0.9, 0.0), FOUND, "doubtful", "did not work before either (45.0 %)"),
         (figures(0.9), figures(0.9), {}, "doubtful", "Nothing is known"),
         (figures(0.9), figures(0.9), FOUND, "good", "no longer finds"),
         (figures(0.9), figures(0.9), {**FOUND, "before": "no backdoor found"}, "doubtful", "found no backdoor before"),
@@ -46,6 +48,7 @@ def test_headline(before, after, audits, level, text):
 def test_what_is_relearned_at_once_was_only_hidden(cleaned, clean, level):
     relearned = {"cleaned": [0.0, cleaned], "as it came": [1.0, 1.0]}
     relearned |= {} if clean is None else {"never backdoored": [0.0, clean]}
+    relearned = {name: [figures(0.9, asr) for asr in shares] for name, shares in relearned.items()}
     found = conclude(figures(0.9, 0.99), figures(0.9, 0.0), {}, relearned, targeted=False)
     assert found.level == level
     assert any(f"cleaned {100 * cleaned:.1f} %" in reason for reason in found.reasons)
