@@ -204,11 +204,10 @@ def check_can_be_saved(checkpoint: Checkpoint) -> None:
             if checkpoint.envelope.format == "safetensors":
                 none = {path: leaf[:0] for path, leaf in checkpoint.leaves.items()}
                 _write_safetensors(replace(checkpoint, leaves=none), Path(folder) / "envelope.safetensors")
-    except CheckpointError:
-        raise
     except Exception as error:  # whatever values raise that a hostile file put beside its weights
+        cause = error.__cause__ or error
         raise CheckpointError(
-            f"what lies beside the weights can't be written back: {type(error).__name__}: {str(error)[:200]}"
+            f"what lies beside the weights can't be written back: {type(cause).__name__}: {str(cause)[:200]}"
         ) from error
 
 

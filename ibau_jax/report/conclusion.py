@@ -90,13 +90,15 @@ def _of_attack(before: Metrics, after: Metrics) -> tuple[Level, str]:
     if low_after > high and high_after > DEFEATED:
         return "bad", f"The measured attack works better than before ({change})"
     if before.n_classes == 1:
-        return "doubtful", f"{UNDECIDED.capitalize()}: all images that evaluate are of one class ({change})"
+        which = "a single image evaluates" if before.n_images == 1 else "all images that evaluate are of one class"
+        return "doubtful", f"{UNDECIDED.capitalize()}: {which} ({change})"
     if high < WORKED:
         if after.asr > before.asr and high_after >= WORKED:
             return "doubtful", f"{UNDECIDED.capitalize()} whether the attack works, before or after ({change})"
         return "doubtful", f"No success to report: the attack did not work before either ({_percent(before.asr)})"
     if low_after > DEFEATED:
-        return "bad", f"The measured attack still works on {_percent(after.asr)} of the images"
+        works = "works" if after.asr > before.asr else "still works"
+        return "bad", f"The measured attack {works} on {_percent(after.asr)} of the images"
     if low < WORKED:
         return "doubtful", f"{UNDECIDED.capitalize()} whether the attack worked before ({change})"
     if high_after > DEFEATED:
