@@ -24,14 +24,17 @@ from tests.conftest import ROOT
 ROUNDS = 4  # of a run that is interrupted
 
 
+def options(small_digits):
+    """One run's, with the published spellings."""
+    return ["--poi_path", EXAMPLE, "--dataset", small_digits, "--n_rounds", 2, "--batch_size", 20, "--K", 2, "--optim",
+            "Adam", "--lr", 0.001, "--device", "cpu", "--n-clean", 60, "--preset", "cifar10"]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, small_digits):
-    """One run, with the published spellings, and what it left."""
+    """That run, and what it left."""
     folder = tmp_path_factory.mktemp("run")
-    done = unlearn(
-        "--poi_path", EXAMPLE, "--dataset", small_digits, "--n_rounds", 2, "--batch_size", 20, "--K", 2, "--optim", "Adam",
-        "--lr", 0.001, "--device", "cpu", "--log_path", "logs", "--n-clean", 60, "--preset", "cifar10", cwd=folder,
-    )  # fmt: skip
+    done = unlearn(*options(small_digits), "--log_path", "logs", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "logs", done
 
@@ -56,7 +59,10 @@ def test_result_json(finished):
         assert all(0 <= metrics[name] <= 1 for name in ("acc", "asr", "asr_all", "ra"))
     assert [record["round"] for record in result["rounds"]] == [1, 2]
     assert all(record["perturbation_norm"] > 0 and record["seconds"] > 0 for record in result["rounds"])
-    assert result["after"] == {name: result["rounds"][-1][name] for name in ("acc", "asr", "asr_all", "ra")}
+    assert result["after"] == {name: result["rounds"][-1][name] for name in result["after"]}
+    assert (result["after"]["n_images"], result["after"]["n_classes"]) == (60, 10)
+    for name, (low, high) in result["intervals"]["after"].items():
+        assert 0 <= low <= result["after"][name] <= high <= 1
     assert result["config"]["n_clean"] == 60
     assert result["config"]["n_evaluation"] == 60
     assert (result["config"]["K"], result["config"]["optim"]) == (2, "Adam")
@@ -208,23 +214,19 @@ runpy.run_path(script, run_name="__main__")
 
 
 @pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 3, 4, 5))])
-def test_a_run_that_is_killed_while_its_results_are_put_in_place_goes_on(tmp_path, small_digits, at):
+def test_a_run_that_is_killed_while_its_results_are_put_in_place_goes_on(tmp_path, finished, small_digits, at):
     """After each of five renamings; what --resume ends with is what a run ends with that nothing happened to."""
     (tmp_path / "killed.py").write_text(KILLED)
-    arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, *FAST, "--no-audit"]
+    arguments = [*options(small_digits), "--no-audit"]
     killed = run(sys.executable, tmp_path / "killed.py", at, "out", UNLEARN[1], *arguments, cwd=tmp_path)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "out" / "result.json").exists() == (at == 5)
-    refused = unlearn(*arguments, "--out", "out", cwd=tmp_path)
-    assert (refused.returncode, "already holds" in refused.stderr) == (2, True)
-    resumed = unlearn(*arguments, "--out", "out", "--resume", cwd=tmp_path)
+    resumed = unlearn(*options(small_digits), "--out", "out", "--resume", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
-    again = unlearn(*arguments, "--out", "out", "--resume", "--overwrite", cwd=tmp_path)
+    again = unlearn(*options(small_digits), "--out", "out", "--resume", "--overwrite", cwd=tmp_path)
     assert (again.returncode, "holds this run's results already" in again.stdout) == (0, True), again.stderr
     assert not [entry for entry in (*tmp_path.iterdir(), *(tmp_path / "out").iterdir()) if entry.name[0] == "."]
-    whole = unlearn(*arguments, "--out", "whole", cwd=tmp_path)
-    assert whole.returncode == 0, whole.stderr
-    one, other = tmp_path / "out", tmp_path / "whole"
+    one, other = tmp_path / "out", finished[0]
     assert sorted(entry.name for entry in one.iterdir()) == sorted(entry.name for entry in other.iterdir())
     assert (one / "model.pth").read_bytes() == (other / "model.pth").read_bytes()
     results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
