@@ -29,8 +29,8 @@ class Options:
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """PyTorch checkpoint or Flax folder"""
     target: Annotated[Path | None, tyro.conf.Positional, option("OUT", "none with --inspect")] = None
-    """.pth, .pt, .tar, .bin, .pkl or .ckpt for PyTorch, in the original's wrapper and key order; .safetensors; else a
-    Flax folder"""
+    """.pth, .pt, .th, .t7, .tar, .bin, .pkl or .ckpt for PyTorch, in the original's wrapper and key order;
+    .safetensors; a Flax folder without a suffix, or with .flax or .orbax"""
     model: Model = None
     """architecture, or your own Flax module (that file is run; see docs/custom_model.md)"""
     num_classes: NumClasses = None

@@ -239,6 +239,7 @@ def as_csv(outcomes: Sequence[Outcome]) -> str:
             f"{when}_{name}": value
             for when in ("before", "after")
             for name, value in asdict(getattr(one, when)).items()
+            if f"{when}_{name}" in figures
         }
         writer.writerow(
             {**{name: getattr(one, name) for name in names}, **shares, "der": one.der, "seconds": one.seconds}

@@ -8,29 +8,96 @@ tried on all images, and counts alike.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from types import NoneType
+from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
+from scipy.special import betaincinv
 
 from ibau_jax.batches import make_batches, to_unit
 from ibau_jax.compilation import compiler_options
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.errors import NotFiniteError
+from ibau_jax.errors import DataError, NotFiniteError
 from ibau_jax.models.inference import NO_CLASS, classes_of, count_classes
 from ibau_jax.triggers import Attack, Stamp
+
+ENOUGH = 100  # images, below which figures are said to be uncertain
+CONFIDENCE = 0.95
+SHARES = {"acc": "n_images", "asr": "n_triggered", "asr_all": "n_triggered_all", "ra": "n_triggered"}
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Shares in [0, 1]; None where there is no attack, or no image that it applies to."""
+    """Shares in [0, 1], and on how many images they were measured.
+
+    Attributes:
+        acc, asr, asr_all, ra: the shares; None where there is no attack, or no image that it applies to.
+        n_images: images that `acc` was measured on; the counts are None where nobody counted.
+        n_triggered: triggered images that `asr` and `ra` were measured on, each attack's of several.
+        n_triggered_all: those that `asr_all` was measured on.
+        n_classes: true classes among `n_images`.
+    """
 
     acc: float
     asr: float | None = None
     asr_all: float | None = None
     ra: float | None = None
+    n_images: int | None = None
+    n_triggered: int | None = None
+    n_triggered_all: int | None = None
+    n_classes: int | None = None
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> "Metrics":
+        """The figures in a record that may hold more, such as a round of result.json.
+
+        Raises:
+            KeyError, TypeError, ValueError: one is missing, or is no share or no number of images.
+        """
+        counts: dict[str, Any] = {
+            field.name: record.get(field.name) for field in fields(cls) if field.name not in SHARES
+        }
+        shares = {name: record[name] for name in SHARES}
+        if not all(type(count) in (int, NoneType) and (count is None or count >= 0) for count in counts.values()):
+            raise ValueError("a number of images is none")
+        if not all(share is None or 0 <= share <= 1 for share in shares.values()) or shares["acc"] is None:
+            raise ValueError("a share is not between 0 and 1")
+        return cls(**shares, **counts)
+
+    @property
+    def fewest(self) -> int | None:
+        """The smaller number of the images that `acc` and `asr` were measured on; None where nobody counted."""
+        counts = [count for count in (self.n_images, self.n_triggered) if count is not None]
+        return min(counts) if counts else None
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        """The confidence interval of a share; None where there is none, or nobody counted the images."""
+        share, count = getattr(self, name), getattr(self, SHARES[name])
+        if share is None or not count or not math.isfinite(share):
+            return None
+        return confidence_interval(share, count)
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Those of all shares that have one, by name."""
+        found = {name: self.interval(name) for name in SHARES}
+        return {name: interval for name, interval in found.items() if interval is not None}
+
+
+def confidence_interval(share: float, count: int) -> tuple[float, float]:
+    """The 95 % confidence interval of a share that was measured on `count` images.
+
+    It is the one of Clopper and Pearson (1934): never narrower than it says, also of few images and of shares near
+    0 and 1. Images are taken for independent draws of those that the model will see.
+    """
+    hits, tail = round(share * count), (1 - CONFIDENCE) / 2
+    low = betaincinv(hits, count - hits + 1, tail) if hits else 0.0
+    high = betaincinv(hits + 1, count - hits, 1 - tail) if hits < count else 1.0
+    return float(low), float(high)
 
 
 def evaluate(
@@ -58,8 +125,9 @@ def evaluate(
     num_classes = count_classes(model, dataset.images.shape[1:])
     dataset.check_fits(dataset.images.shape[1:], num_classes)
     acc = float(np.mean(predict(model, dataset, batch_size=batch_size) == dataset.labels))
+    plain = Metrics(acc, n_images=len(dataset), n_classes=len(np.unique(dataset.labels)))
     if attack is None:
-        return Metrics(acc)
+        return plain
     outcomes = []
     for part in attack.aimed_at(target_label).parts(num_classes):
         victims = part.victims(dataset)
@@ -68,12 +136,31 @@ def evaluate(
         outcomes.append((triggered, part.targets(victims.labels, num_classes), victims.labels))
     triggered, targets, labels = (np.concatenate(arrays) for arrays in zip(*outcomes, strict=True))
     counted = targets != labels
-    return Metrics(
-        acc,
+    return replace(
+        plain,
         asr=_share(triggered[counted] == targets[counted]),
         asr_all=_share(triggered == targets),
         ra=_share(triggered[counted] == labels[counted]),
+        n_triggered=int(np.count_nonzero(counted)),
+        n_triggered_all=len(labels),
     )
+
+
+def check_measurable(attack: Attack, dataset: Dataset, num_classes: int) -> None:
+    """Raises DataError where no image is left to measure an attack on: all are of the class that it aims at.
+
+    Args:
+        attack: with its target.
+        dataset: the images that evaluate.
+        num_classes: of the model.
+    """
+    for part in attack.parts(num_classes):
+        labels = part.victims(dataset).labels
+        if np.all(part.targets(labels, num_classes) == labels):
+            raise DataError(
+                f"no image is left to measure {part.description} on: all {len(labels)} images that evaluate are of the "
+                "target class; choose images of other classes too"
+            )
 
 
 def predict(model: nnx.Module, dataset: Dataset, stamp: Stamp | None = None, *, batch_size: int = 200) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Tells from clean images whether a classifier has a backdoor, and which class is its target."""
 
-import json
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -16,7 +15,7 @@ class Options:
 
     python scripts/audit.py --ckpt suspicious.pth --dataset clean.npz
 
-    Exit code: 0 no backdoor found, 1 backdoored or suspicious, 2 bad input.
+    Exit code: 0 no backdoor found, 1 backdoored, suspicious or not enough images to say, 2 bad input.
     """
 
     subject: ModelOptions
@@ -39,6 +38,7 @@ def main() -> int:
     from ibau_jax.cli.device import start
     from ibau_jax.cli.job import check_plausible, load_images, load_subject
     from ibau_jax.cli.options import DataOptions
+    from ibau_jax.json_files import json_text
 
     start(options.device)
     subject = load_subject(options.subject)
@@ -48,7 +48,7 @@ def main() -> int:
     with AuditProgress("audit") as bar:
         audit = auditor(subject.model, images, on_step=bar.on_step)
     if options.json:
-        print(json.dumps(audit_record(audit)))
+        print(json_text(audit_record(audit)))
     else:
         for table in audit_tables(audit):
             console.console.print(table)
@@ -59,4 +59,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    console.run_command(main)
+    console.run_command(main, ("a smaller --audit-images",))

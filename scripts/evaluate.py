@@ -41,9 +41,10 @@ def main() -> int:
     check_plausible(subject, images, options.subject.force)
     metrics = evaluate(subject.model, images, attack)
     if options.json:
-        print(json.dumps(asdict(metrics)))
+        print(json.dumps({**asdict(metrics), "intervals": metrics.intervals()}))
     else:
         console.console.print(console.metrics_table(metrics))
+    console.warn_of_few(metrics)
     return 0
 
 

@@ -17,4 +17,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    console.run_command(main)
+    console.run_command(main, ("a smaller --microbatch", "a smaller --batch-size", "--remat"))

@@ -8,11 +8,12 @@ import torch
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from ibau_jax.checkpoints import load
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, DataError
-from ibau_jax.metrics import Metrics, evaluate, predict
+from ibau_jax.metrics import Metrics, check_measurable, confidence_interval, evaluate, predict
 from ibau_jax.triggers import Attack, load_attack
 from tests.oracles.twins import as_torch
 
@@ -52,6 +53,7 @@ def test_by_hand():
     assert metrics.asr == pytest.approx(3 / 4)  # labels 0, 1, 3, 4 became 2, 2, 3, 2
     assert metrics.ra == pytest.approx(1 / 4)
     assert metrics.asr_all == pytest.approx(4 / 6)
+    assert (metrics.n_images, metrics.n_triggered, metrics.n_triggered_all, metrics.n_classes) == (6, 4, 6, 5)
     all_to_all = Attack("test", stamped(np.asarray([1, 2, 0, 4, 0, 3]) + 1), all_to_all=True)
     metrics = evaluate(ReadsPixels(), dataset, all_to_all, batch_size=6)
     assert metrics.asr == metrics.asr_all == pytest.approx(5 / 6)  # 2 became 0, not 3
@@ -79,7 +81,7 @@ def test_against_a_count_in_python(rows, target):
 
 
 def test_without_an_attack_only_acc():
-    assert evaluate(ReadsPixels(), data([0, 1], [0, 1])) == Metrics(1.0, None, None, None)
+    assert evaluate(ReadsPixels(), data([0, 1], [0, 1])) == Metrics(1.0, n_images=2, n_classes=2)
 
 
 def test_wrong_targets_and_labels_are_refused():
@@ -110,3 +112,30 @@ def test_real_checkpoints_against_torch(shared):
     others = dataset.labels != 8
     assert metrics.acc == pytest.approx(np.mean(expected[0] == dataset.labels), abs=0.004)
     assert metrics.asr == pytest.approx(np.mean(expected[1][others] == 8), abs=0.004)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 1), (1, 1), (0, 30), (30, 30), (45, 100), (1, 10_000)])
+def test_intervals_are_exact(hits, count):
+    expected = binomtest(hits, count).proportion_ci(0.95, method="exact")
+    np.testing.assert_allclose(confidence_interval(hits / count, count), expected, atol=1e-9)
+    metrics = Metrics(hits / count, ra=hits / count, n_images=count)
+    assert metrics.intervals() == {"acc": confidence_interval(hits / count, count)}  # nobody counted triggered images
+
+
+def test_figures_come_back_from_records_of_more_and_of_older_versions():
+    old = {"acc": 0.5, "asr": None, "asr_all": None, "ra": None}
+    assert Metrics.of({**old, "round": 3}) == Metrics(0.5)
+    assert Metrics.of({**old, "n_images": 7}).n_images == 7
+    wrong = [{}, {**old, "acc": None}, {**old, "acc": 1.5}, {**old, "acc": "x"}, {**old, "asr": float("nan")}]
+    for record in [*wrong, {**old, "n_images": -1}, {**old, "n_images": "7"}, {**old, "n_images": True}]:
+        with pytest.raises((KeyError, TypeError, ValueError)):
+            Metrics.of(record)
+
+
+def test_images_of_the_target_class_alone_measure_nothing():
+    check_measurable(Attack("x", None, target_label=3), data([0, 0], [3, 2]), CLASSES)
+    check_measurable(Attack("x", None, all_to_all=True), data([0], [3]), CLASSES)
+    triggered = Attack("x", None, triggered=data([0], [3]), target_label=3)
+    for attack, labels in ((Attack("x", None, target_label=3), [3, 3]), (triggered, [1, 2])):
+        with pytest.raises(DataError, match="no image is left to measure x"):
+            check_measurable(attack, data([0, 0], labels), CLASSES)

@@ -11,17 +11,20 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
-from ibau_jax.auditing.judgement import Suspect, Verdict, anomaly_index, find_suspects, judge
+from ibau_jax.auditing.judgement import UNDECIDED, Suspect, Verdict, anomaly_index, find_suspects, judge
 from ibau_jax.auditing.search import Search, compile_search, measure, run_search
 from ibau_jax.auditing.views import VIEWS, Trigger
 from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.metrics import ENOUGH, confidence_interval
 from ibau_jax.models.inference import count_classes
 
 OnStep = Callable[[str, int, int], None]
 MIN_IMAGES = 10  # to search on, and as many to measure on
+MIN_OTHERS = 5  # of them of other classes than any one: a trigger is searched on those
+MOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -52,16 +55,19 @@ class Audit:
     """What an audit found.
 
     Attributes:
-        verdict: `backdoored`, `suspicious` or `no backdoor found`.
+        verdict: `backdoored`, `suspicious`, `no backdoor found` or `not enough images to say`.
         suspects: classes that stand out, the likeliest target first.
         views: by name.
         seconds: wall time, without compilation.
+        n_searched, n_measured: how many images the triggers were searched and measured on.
     """
 
     verdict: Verdict
     suspects: tuple[Suspect, ...]
     views: dict[str, ViewFindings] = field(repr=False)
     seconds: float = 0.0
+    n_searched: int | None = None
+    n_measured: int | None = None
 
 
 class Auditor:
@@ -89,20 +95,23 @@ class Auditor:
             earlier: of another model of this architecture: how many images still follow its triggers is measured too.
 
         Raises:
-            DataError: there are fewer than 10 images to search or to measure on, or they do not fit the model.
+            DataError: there are fewer than 10 images to search or to measure on, or of other classes than some class,
+                or they do not fit the model.
             NotFiniteError: the model computes NaN or infinity for some image, with a trigger or without.
         """
         searched, measured = self._divided(images, held_out)
         classes = count_classes(model, images.images.shape[1:])
         for some in (searched, measured):
             some.check_fits(images.images.shape[1:], classes)
+            _check_others(some)
         searches = self._searches(model, classes, searched)
         start = time.perf_counter()
         views = {
             search.view.name: _findings(search, model, searched, measured, on_step, earlier) for search in searches
         }
         suspects = find_suspects({name: findings.sizes for name, findings in views.items()})
-        return Audit(judge(suspects), suspects, views, time.perf_counter() - start)
+        verdict = _verdict(suspects, views, searched, measured)
+        return Audit(verdict, suspects, views, time.perf_counter() - start, len(searched), len(measured))
 
     def _divided(self, images: Dataset, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
         order = np.random.default_rng(self.config.seed).permutation(len(images))
@@ -125,6 +134,30 @@ class Auditor:
                 compile_search(model, classes, images, view, self.config, self.execution) for view in VIEWS.values()
             ]
         return self._compiled[kind]
+
+
+def _check_others(images: Dataset) -> None:
+    """Raises DataError where a class has too few images of other classes, which its trigger is searched on."""
+    label = int(np.bincount(images.labels).argmax())
+    others = int(np.count_nonzero(images.labels != label))
+    if others < MIN_OTHERS:
+        raise DataError(
+            f"an audit takes images of several classes: {len(images) - others} of {len(images)} are of class {label}"
+        )
+
+
+def _verdict(
+    suspects: tuple[Suspect, ...], views: dict[str, ViewFindings], searched: Dataset, measured: Dataset
+) -> Verdict:
+    """The verdict; of few images only what most images that did not search confirm."""
+    if min(len(searched), len(measured)) >= ENOUGH:
+        return judge(suspects)
+    if suspects:
+        first = suspects[0]
+        others = int(np.count_nonzero(measured.labels != first.label))
+        if confidence_interval(float(views[first.view].success[first.label]), others)[0] >= MOST:
+            return judge(suspects)
+    return UNDECIDED
 
 
 def _findings(

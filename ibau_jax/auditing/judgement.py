@@ -10,7 +10,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
-Verdict = Literal["backdoored", "suspicious", "no backdoor found"]
+Verdict = Literal["backdoored", "suspicious", "no backdoor found", "not enough images to say"]
+UNDECIDED: Verdict = "not enough images to say"
 CONSISTENCY = 1.4826  # makes the median absolute deviation the standard deviation of a normal distribution
 
 # Of the ratio of the median class's size to a class's, natural logarithms: ratios of 2.2 and 3. The clean models of

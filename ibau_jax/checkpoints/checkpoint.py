@@ -1,28 +1,40 @@
 """A classifier's checkpoint: its weights in Flax's layout, and all it takes to give the PyTorch file back."""
 
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from ibau_jax.checkpoints import flax_store
-from ibau_jax.checkpoints.conversion import Leaves, leaves_from_torch, leaves_to_torch, not_finite, torch_name
+from ibau_jax.checkpoints.conversion import (
+    Leaves,
+    check_dtypes,
+    leaves_from_torch,
+    leaves_to_torch,
+    not_finite,
+    torch_name,
+)
+from ibau_jax.checkpoints.conversion import Path as LeafPath
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.naming import StateDict, find_normalization
-from ibau_jax.checkpoints.reader import read_torch_file
+from ibau_jax.checkpoints.reader import Format, read_torch_file
 from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise, same_name
 from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError
-from ibau_jax.files import put_in_place, staging_folder
+from ibau_jax.files import put_in_place, regular_files, staging_folder
 from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
 
-TORCH_SUFFIXES = (".pth", ".pt", ".tar", ".pkl", ".bin", ".ckpt")  # `.pth.tar` is among them
+TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".pkl", ".bin", ".ckpt", ".t7")  # `.pth.tar` is among them
 SAFETENSORS_SUFFIX = ".safetensors"
+MAX_TEXT = 1000  # characters of a name in checkpoint.json
+FLAX_SUFFIXES = (".flax", ".orbax")
+Form = Literal["torch", "safetensors", "flax"]
 
 
 @dataclass(frozen=True)
@@ -102,13 +114,13 @@ class Checkpoint:
         """The same checkpoint with the weights of `model`; those that are unchanged keep the file's bits.
 
         Raises:
-            CheckpointError: `model` is another architecture.
+            CheckpointError: `model` is another architecture, or a weight is too large for the file's dtype.
         """
         model = model.model if isinstance(model, Normalized) else model
         flat = {path: np.asarray(variable[...]) for path, variable in nnx.to_flat_state(nnx.state(model))}
         if set(flat) != set(self.leaves):
             raise CheckpointError(f"the model is no {self.architecture.name}: its leaves have other names")
-        leaves = {path: _kept_if_equal(self.leaves[path], flat[path]) for path in self.leaves}
+        leaves = {path: _as_stored(path, self.leaves[path], flat[path]) for path in self.leaves}
         return replace(self, leaves=leaves)
 
     def not_finite(self) -> dict[str, int]:
@@ -120,8 +132,18 @@ class Checkpoint:
         return self.envelope.metadata()
 
 
-def _kept_if_equal(stored: np.ndarray, new: np.ndarray) -> np.ndarray:
-    return stored if np.array_equal(stored.astype(np.float32), new) else new.astype(stored.dtype)
+def _as_stored(path: LeafPath, stored: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """A leaf in the dtype of the one that it replaces, rounded to nearest; that one itself where it is the same."""
+    if np.array_equal(stored.astype(np.float32), new):
+        return stored
+    with np.errstate(over="ignore"):
+        rounded = new.astype(stored.dtype)
+    if np.isfinite(new).all() and not np.isfinite(rounded.astype(np.float32)).all():
+        raise CheckpointError(
+            f"{torch_name(path)} has grown too large for the file's {stored.dtype}; save the original model after "
+            ".float(), or try a smaller learning rate"
+        )
+    return rounded
 
 
 def load(
@@ -178,24 +200,68 @@ def possible_variants(architecture: Architecture, request: Request) -> list[Arch
     return sorted(variants(architecture), key=lambda one: not same_name(one.name, request.hints.model))
 
 
+def form_of(path: Path) -> Form:
+    """What `save` writes to a path, by its name.
+
+    A suffix that begins with a digit is part of a folder's name, as in `runs/v1.2`.
+
+    Raises:
+        CheckpointError: the name has a suffix that is none of those known.
+    """
+    suffix = path.suffix.lower()
+    if suffix in TORCH_SUFFIXES:
+        return "torch"
+    if suffix == SAFETENSORS_SUFFIX:
+        return "safetensors"
+    if suffix in (*FLAX_SUFFIXES, "", ".") or suffix[1].isdigit():
+        return "flax"
+    raise CheckpointError(
+        f"{path.name[-60:]} does not say what to write: {', '.join(TORCH_SUFFIXES)} make a PyTorch file, "
+        f"{SAFETENSORS_SUFFIX} makes a safetensors file, no suffix or {' or '.join(FLAX_SUFFIXES)} a Flax folder"
+    )
+
+
 def save(checkpoint: Checkpoint, path: str | Path) -> None:
     """Writes a checkpoint; it appears complete or not at all, and replaces what was there.
 
     Args:
         checkpoint: its weights and the file they came from.
         path: one of `TORCH_SUFFIXES` for a PyTorch file in the original's wrapper and key order, `.safetensors` for
-            the bare state dict, anything else for a Flax directory.
+            the bare state dict; without a suffix, or with one of `FLAX_SUFFIXES`, a Flax directory.
+
+    Raises:
+        CheckpointError: the name has another suffix, or the file's content can't be written back.
     """
     path = Path(path)
+    form = form_of(path)
     with staging_folder(path) as folder:
         prepared = folder / path.name
-        if path.suffix in TORCH_SUFFIXES:
+        if form == "torch":
             write_torch_file(_filled(checkpoint), prepared)
-        elif path.suffix == SAFETENSORS_SUFFIX:
+        elif form == "safetensors":
             _write_safetensors(checkpoint, prepared)
         else:
             _write_flax(checkpoint, prepared)
         put_in_place(prepared, path)
+
+
+def check_can_be_saved(checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError where `save` could not write the file back, before there is anything to lose.
+
+    All is written to a temporary folder, but for the weights.
+    """
+    try:
+        _filled(checkpoint)
+        with tempfile.TemporaryDirectory() as folder:
+            write_torch_file(checkpoint.envelope.tree, Path(folder) / "envelope.pth")
+            if checkpoint.envelope.format == "safetensors":
+                none = {path: leaf[:0] for path, leaf in checkpoint.leaves.items()}
+                _write_safetensors(replace(checkpoint, leaves=none), Path(folder) / "envelope.safetensors")
+    except Exception as error:  # whatever values raise that a hostile file put beside its weights
+        cause = error.__cause__ or error
+        raise CheckpointError(
+            f"what lies beside the weights can't be written back: {type(cause).__name__}: {str(cause)[:200]}"
+        ) from error
 
 
 def _filled(checkpoint: Checkpoint) -> Any:
@@ -233,34 +299,67 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
         )
     manifest = flax_store.read_manifest(folder)
     try:
-        architecture = _stored_architecture(folder, str(manifest["model"]), model)
-        num_classes, image_size = int(manifest["num_classes"]), int(manifest["image_size"])
-        place, source = manifest["state_dict"], manifest["source_format"]
-        tree = read_torch_file(folder / flax_store.ENVELOPE).tree
+        regular_files(folder)
+        architecture = _stored_architecture(folder, _text(manifest["model"]), model)
+        num_classes, image_size = _whole(manifest["num_classes"]), _whole(manifest["image_size"])
         Request(None, num_classes, image_size).check()
-        envelope = Envelope(tree, tuple(place["path"]), {}, source)
-        envelope = replace(envelope, names=_stored_names(place, envelope))
-        shapes = abstract_shapes(architecture, num_classes, image_size)
-        missing = {torch_name(path) for path in shapes} - set(envelope.names)
-        alternatives = () if model else tuple(map(get_architecture, manifest.get("alternatives", ())))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {error!r}") from error
-    if missing:
-        raise CheckpointError(f"{folder / flax_store.ENVELOPE} lacks {', '.join(sorted(missing))}")
-    leaves = flax_store.read_leaves(folder / flax_store.LEAVES, shapes)
-    beside = tuple(envelope.beside())
-    stored = find_normalization(StateDict(envelope.tensors()), beside, architecture.channels)
-    return Checkpoint(
-        architecture, num_classes, image_size, leaves, envelope, alternatives, stored[0] if stored else None
-    )
+        source: Format = manifest["source_format"]
+        if source not in get_args(Format):
+            raise ValueError(f"the source format {str(source)[:40]!r} is none")
+        path = tuple(map(_text, manifest["state_dict"]["path"]))
+        alternatives = (
+            () if model else tuple(get_architecture(_text(name)) for name in manifest.get("alternatives", ()))
+        )
+    except (LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {str(error)[:200]}") from error
+    envelope = Envelope(read_torch_file(folder / flax_store.ENVELOPE).tree, path, {}, source)
+    envelope = replace(envelope, names=_stored_names(folder, manifest["state_dict"], envelope))
+    shapes = abstract_shapes(architecture, num_classes, image_size)
+    stored = _stored_dtypes(folder / flax_store.ENVELOPE, envelope, [torch_name(path) for path in shapes])
+    check_dtypes(stored)
+    dtypes = {path: stored[torch_name(path)] for path in shapes}
+    leaves = flax_store.read_leaves(folder / flax_store.LEAVES, shapes, dtypes)
+    normalization = find_normalization(StateDict(envelope.tensors()), tuple(envelope.beside()), architecture.channels)
+    found = normalization[0] if normalization else None
+    return Checkpoint(architecture, num_classes, image_size, leaves, envelope, alternatives, found)
 
 
-def _stored_names(place: Mapping[str, Any], envelope: Envelope) -> dict[str, str]:
-    """The network's names of the tensors and the envelope's; earlier folders have a prefix instead."""
+def _stored_names(folder: Path, place: Mapping[str, Any], envelope: Envelope) -> dict[str, str]:
+    """The network's names of the tensors, and the envelope's; earlier folders have a prefix instead."""
+    try:
+        tensors = envelope.tensors()
+    except (LookupError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder / flax_store.ENVELOPE} has no state dict where checkpoint.json says") from error
+    try:
+        if "names" in place:
+            return {own: full for own, full in place["names"].items() if _text(full) in tensors}
+        prefix = _text(place["prefix"])
+        return {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {str(error)[:200]}") from error
+
+
+def _stored_dtypes(file: Path, envelope: Envelope, names: Sequence[str]) -> dict[str, np.dtype]:
+    """The dtypes that an envelope says its weights had."""
     tensors = envelope.tensors()
-    if "names" in place:
-        return {str(own): full for own, full in place["names"].items() if full in tensors}
-    return {name.removeprefix(place["prefix"]): name for name in tensors if name.startswith(place["prefix"])}
+    missing = [name for name in names if name not in envelope.names]
+    if missing:
+        raise CheckpointError(f"{file} lacks the tensors {', '.join(sorted(missing)[:10])}")
+    return {name: tensors[envelope.names[name]].dtype for name in names}
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]} is no text")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"a text is longer than {MAX_TEXT} characters")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{str(value)[:40]} is no whole number")
+    return value
 
 
 def _stored_architecture(folder: Path, stored: str, model: str | None) -> Architecture:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import ml_dtypes
 import numpy as np
 from flax import nnx
 
@@ -30,10 +31,14 @@ _NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-SHOWN, LONGEST = 4, 80  # tensors that a line names, and characters of a name
 FOREIGN_COUNTERS = ("n_averaged", "total_ops", "total_params")  # of weight averaging and of thop's profiler
 # What inference does not use and Flax does not have. They stay in the file as they are.
 COUNTERS = ("num_batches_tracked", *FOREIGN_COUNTERS)
+
+
+# Weights compute in float32, which holds all of the narrower ones, and are written in the dtype that they came in.
+WEIGHT_DTYPES = tuple(map(np.dtype, (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)))
+SHOWN, NAME = 3, 100  # tensors in a message, and characters of their names
 
 
 def torch_name(path: Path) -> str:
@@ -133,11 +138,12 @@ def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[s
     """The model's leaves in Flax's layout and the file's dtypes, contiguous, so that the file's storages can go.
 
     Raises:
-        CheckpointError: names or shapes do not fit; the message lists all of them.
+        CheckpointError: names or shapes do not fit, and the message lists all of them; or see `check_dtypes`.
     """
     problems = mismatch(torch_shapes(shapes), tensors)
     if problems:
         raise CheckpointError(f"the state dict does not fit the model; {problems}")
+    check_dtypes({name: tensors[name].dtype for name in map(torch_name, shapes)})
     return {path: np.asarray(to_flax(path, tensors[torch_name(path)].numpy()), order="C") for path in shapes}
 
 
@@ -159,9 +165,25 @@ def _count_not_finite(name: str, array: np.ndarray) -> int:
 
 def described_not_finite(counts: Mapping[str, int]) -> str:
     """The tensors of `not_finite` in a few words."""
-    listed = [f"{count} in {name[:LONGEST]}{'...' * (len(name) > LONGEST)}" for name, count in counts.items()]
+    listed = [f"{count} in {name[:NAME]}{'...' * (len(name) > NAME)}" for name, count in counts.items()]
     more = f" and more in {len(listed) - SHOWN} others" if len(listed) > SHOWN else ""
     return ", ".join(listed[:SHOWN]) + more
+
+
+def check_dtypes(dtypes: Mapping[str, np.dtype]) -> None:
+    """Raises CheckpointError unless the weights of these names have one of `WEIGHT_DTYPES`.
+
+    Integers and float8 are mostly quantised, by scales that lie elsewhere: their values alone are another network.
+    """
+    others = {name: dtype for name, dtype in dtypes.items() if dtype not in WEIGHT_DTYPES}
+    if others:
+        shown = ", ".join(f"{name[:NAME]} {dtype}" for name, dtype in list(others.items())[:SHOWN])
+        more = ", ..." if len(others) > SHOWN else ""
+        raise CheckpointError(
+            f"{len(others)} weights have a dtype that is not converted: {shown}{more}. "
+            "Dequantise them, or save the model after .float(); "
+            f"{', '.join(map(str, WEIGHT_DTYPES))} are taken"
+        )
 
 
 def leaves_to_torch(leaves: Mapping[Path, np.ndarray]) -> dict[str, np.ndarray]:

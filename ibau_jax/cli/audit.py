@@ -12,6 +12,7 @@ from ibau_jax.cli.console import percent, warn
 from ibau_jax.cli.progress import Bar
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION
+from ibau_jax.metrics import ENOUGH
 
 if TYPE_CHECKING:
     from ibau_jax.cli.task import Task
@@ -98,6 +99,15 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
 def verdict_lines(audit: Audit) -> Iterator[str]:
     """The verdict, and a line of evidence for every suspect."""
     yield audit.verdict
+    if (
+        audit.n_searched is not None
+        and audit.n_measured is not None
+        and min(audit.n_searched, audit.n_measured) < ENOUGH
+    ):
+        yield (
+            f"searched on {audit.n_searched} images and measured on {audit.n_measured}: on fewer than {ENOUGH} of each "
+            "an audit is uncertain"
+        )
     for suspect in audit.suspects:
         findings = audit.views[suspect.view]
         yield (
@@ -128,5 +138,7 @@ def audit_record(audit: Audit) -> dict[str, Any]:
             }
             for name, findings in audit.views.items()
         },
+        "n_searched": audit.n_searched,
+        "n_measured": audit.n_measured,
         "seconds": audit.seconds,
     }

@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +17,10 @@ from ibau_jax.cli.run_folder import versions
 from ibau_jax.comparison import Key, Outcome, Trial, as_csv, as_markdown, check_methods, key_of, outcome_of, rows
 from ibau_jax.data import Dataset, split_dataset
 from ibau_jax.errors import ConfigError, IbauError
-from ibau_jax.files import check_writable, put_all_in_place, staging_folder
+from ibau_jax.files import check_writable, put_all_in_place, staging_folder, write_text
 from ibau_jax.interruption import deferred_signals
-from ibau_jax.metrics import Metrics, evaluate
+from ibau_jax.json_files import read_json, write_json
+from ibau_jax.metrics import Metrics, check_measurable, evaluate
 from ibau_jax.triggers import Attack
 
 OUTCOMES, MARKDOWN, CSV, PLOT = "outcomes.json", "table.md", "table.csv", "table.png"
@@ -35,6 +35,7 @@ def run(options: CompareOptions) -> int:
     """
     check_methods(options.methods)
     check_writable(options.out / OUTCOMES)
+    check_writable(options.out)
     outcomes = restored(options.out / OUTCOMES)
     start(options.device)
     subjects = loaded_by_name(options)
@@ -123,6 +124,7 @@ def trial_of(subject: Subject, images: Dataset, attack: Attack, n_clean: int, se
     """A checkpoint with some of the images to unlearn, and up to `evaluated` others to measure on."""
     split = split_dataset(images, n_clean, seed)
     others = split.evaluation.first(evaluated)
+    check_measurable(attack, others, subject.checkpoint.num_classes)
     return Trial(subject.model, split.clean_set, lambda model: evaluate(model, others, attack))
 
 
@@ -154,27 +156,27 @@ def restored(file: Path) -> list[Outcome]:
     if not file.exists():
         return []
     try:
-        stored = json.loads(file.read_text())["outcomes"]
         return [
-            Outcome(**{**one, "before": Metrics(**one["before"]), "after": Metrics(**one["after"])}) for one in stored
+            Outcome(**{**one, "before": Metrics.of(one["before"]), "after": Metrics.of(one["after"])})
+            for one in read_json(file)["outcomes"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{file} is no file of outcomes ({error}); choose another --out") from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{file} is no file of outcomes ({str(error)[:200]}); choose another --out") from error
 
 
 def write(folder: Path, outcomes: Sequence[Outcome]) -> None:
     """Writes the tables and the plot."""
-    with deferred_signals(), staging_folder(folder) as staging:
-        (staging / MARKDOWN).write_text(as_markdown(outcomes))
-        (staging / CSV).write_text(as_csv(outcomes))
+    with deferred_signals(), staging_folder(folder / OUTCOMES) as staging:
+        write_text(staging / MARKDOWN, as_markdown(outcomes))
+        write_text(staging / CSV, as_csv(outcomes))
         plot(outcomes, staging / PLOT)
         content = {
             "device": device_name(),
             "versions": versions(),
             "outcomes": [asdict(outcome) for outcome in outcomes],
         }
-        (staging / OUTCOMES).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        put_all_in_place(staging, folder, (MARKDOWN, CSV, PLOT, OUTCOMES))
+        write_json(staging / OUTCOMES, content, indent=1)
+        put_all_in_place(staging, folder, (OUTCOMES, MARKDOWN, CSV, PLOT))  # the others are made of the first one
 
 
 def plot(outcomes: Sequence[Outcome], file: Path) -> None:

@@ -1,8 +1,12 @@
 """What a person sees: errors as one line, and tables."""
 
+import codecs
+import io
 import os
+import re
 import sys
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -16,24 +20,36 @@ if TYPE_CHECKING:
 
 BAD_INPUT = 2
 INTERRUPTED, TERMINATED = 130, 143
+ASCII = "ibau_jax.ascii"  # the name of an error handler for encoding
+LOOKALIKES = {
+    "→": "->", "‖": "||", "δ": "delta", "±": "+/-", "·": "*", "×": "x", "–": "-", "—": "-", "\N{MINUS SIGN}": "-",
+    "“": '"', "”": '"', "’": "'", "•": "*", "…": "...",
+    **dict.fromkeys("─━═╌╍┄┅┈┉", "-"), **dict.fromkeys("│┃║", "|"), **dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼┏┓┗┛┡┩╇╡╞╪", "+"),
+}  # fmt: skip
 SUMMARISED = ("acc", "asr", "ra")
+INTERVAL = "95 % interval"
 LABELS = {"acc": "ACC", "asr": "ASR", "asr_all": "ASR (all images)", "ra": "RA"}
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
 
 
-def run_command(command: Callable[[], int]) -> None:
+def run_command(command: Callable[[], int], spare: Sequence[str] = ()) -> None:
     """Runs a script's main function and exits: 2 after one line where the input is to blame, 130 interrupted, 143
-    terminated.
+    terminated. `spare` are the script's options that spare memory.
     """
     end_on_sigterm()
+    show_all_characters()
     try:
         sys.exit(command())
     except IbauError as error:
         fail(str(error))
-    except MemoryError:
-        fail("out of memory; try a smaller --batch-size")
+    except MemoryError as error:
+        fail(_out_of_memory(error, spare))
+    except RuntimeError as error:  # JAX's class of errors, which is not imported for --help, is a RuntimeError
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        fail(_out_of_memory(error, spare))
     except BrokenPipeError:  # the reader of our output is gone, as in `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -45,6 +61,33 @@ def run_command(command: Callable[[], int]) -> None:
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(INTERRUPTED)
+
+
+def _out_of_memory(error: BaseException, spare: Sequence[str]) -> str:
+    """What to do about it, and how much was asked for, where that is known."""
+    asked = re.search(r"allocat\w* ([\d.]+ ?\w*)", str(error))
+    how_much = f" ({asked[1].strip()} were asked for)" if asked else ""
+    advice = f"try {' or '.join(spare)}" if spare else "try fewer or smaller images, or a machine with more memory"
+    return f"out of memory{how_much}; {advice}"
+
+
+def show_all_characters() -> None:
+    """Makes standard output and error show any character: one that their encoding lacks by what ASCII has for it."""
+    codecs.register_error(ASCII, _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ASCII)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    shown = (LOOKALIKES.get(character) or _plain(character) for character in error.object[error.start : error.end])
+    return "".join(shown), error.end
+
+
+def _plain(character: str) -> str:
+    """A letter without its accents, where it has any, else a question mark."""
+    return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode() or "?"
 
 
 def fail(message: str) -> None:
@@ -77,14 +120,36 @@ def percent(share: float | None) -> str:
 
 def before_after(before: "Metrics", after: "Metrics") -> Table:
     """The table at the end of a run."""
-    table = Table("", "before", "after", "change", title="Before and after")
+    table = Table("", "before", "after", "change", INTERVAL, title=f"Before and after, on {_counts(after)}")
     for name, label in LABELS.items():
         old, new = getattr(before, name), getattr(after, name)
         if old is not None and new is not None:
-            table.add_row(label, percent(old), percent(new), f"{100 * (new - old):+.2f}")
+            change = f"{100 * (new - old):+.2f}"
+            table.add_row(label, percent(old), percent(new), change, interval_text(after.interval(name)))
     for column in table.columns[1:]:
         column.justify = "right"
     return table
+
+
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """A confidence interval in percent."""
+    return "-" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def _counts(metrics: "Metrics") -> str:
+    """On how many images it was measured."""
+    if metrics.n_images is None:
+        return "images that nobody counted"
+    triggered = "" if metrics.n_triggered is None else f" and {metrics.n_triggered} triggered ones"
+    return f"{metrics.n_images} images{triggered}"
+
+
+def warn_of_few(metrics: "Metrics") -> None:
+    """Prints a warning where few images were measured on."""
+    from ibau_jax.metrics import ENOUGH
+
+    if metrics.fewest is not None and metrics.fewest < ENOUGH:
+        warn(f"only {metrics.fewest} image{'s' * (metrics.fewest != 1)} measured: below {ENOUGH} figures are uncertain")
 
 
 def summary_table(records: list[dict[str, Any]]) -> Table:
@@ -119,11 +184,12 @@ def comparison_table(rows: list[dict[str, Any]]) -> Table:
 
 def metrics_table(metrics: "Metrics") -> Table:
     """One evaluation."""
-    table = Table("", "share", title="Evaluation")
-    table.columns[1].justify = "right"
+    table = Table("", "share", INTERVAL, title=f"Evaluation on {_counts(metrics)}")
+    for column in table.columns[1:]:
+        column.justify = "right"
     for name, label in LABELS.items():
         if getattr(metrics, name) is not None:
-            table.add_row(label, percent(getattr(metrics, name)))
+            table.add_row(label, percent(getattr(metrics, name)), interval_text(metrics.interval(name)))
     return table
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from ibau_jax.batches import to_unit
 from ibau_jax.checkpoints import Checkpoint, load, save
+from ibau_jax.checkpoints.checkpoint import form_of
 from ibau_jax.checkpoints.conversion import described_not_finite
 from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
 from ibau_jax.checkpoints.inspection import Report, inspect_file, normalization_name
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 NOT_CONVERTIBLE = 1
+FORMS = {"torch": "PyTorch", "safetensors": "safetensors", "flax": "Flax folder"}
 SHOWN_KEYS = 3  # the JSON has all of them
 
 
@@ -68,10 +71,13 @@ def convert(
     """
     if comparison:
         comparison.check()
+    form = form_of(target)
     if target.exists() and not overwrite:
         raise ConfigError(f"{target} is there already; add --overwrite or choose another OUT")
     if target.is_dir() and not is_flax_checkpoint(target):
         raise ConfigError(f"{target} is a folder that holds something other than a Flax checkpoint; choose another OUT")
+    if source.is_dir() and Path(os.path.realpath(source)) in Path(os.path.realpath(target)).parents:
+        raise ConfigError(f"{target} lies in the Flax folder {source}, which is read; choose another OUT")
     check_writable(target)
     checkpoint = load(
         source, model=request.model, num_classes=request.num_classes, image_size=request.image_size, key=key
@@ -86,7 +92,7 @@ def convert(
     yield f"{source}: {checkpoint.summary()}, {values:,} values in {len(checkpoint.leaves)} leaves"
     if counts := checkpoint.not_finite():
         console.warn(f"{source}: weights or statistics are not finite, and kept so: {described_not_finite(counts)}")
-    yield f"written: {target}"
+    yield f"written: {target} ({FORMS[form]})"
 
 
 def compared(checkpoint: Checkpoint, torch_file: Path, comparison: Comparison) -> Iterator[str]:

@@ -26,4 +26,4 @@ def defend(task: "Task") -> None:
         done = Round(1, none, 0.0, 0.0, 0.0, time.perf_counter() - start)
         bar.on_evaluation()
         task.take_in(task.state.after(done, model, task.state.optimizer_state), bar)
-    task.result = Result(model, (done,), 1, "completed", 0.0, done.seconds)
+    task.end(Result(model, (done,), 1, "completed", 0.0, done.seconds))

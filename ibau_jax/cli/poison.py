@@ -1,12 +1,10 @@
 """Making a poisoned model: read, train, evaluate, write."""
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,19 +20,21 @@ from ibau_jax.cli.device import device_name, start
 from ibau_jax.cli.poison_options import PoisonOptions
 from ibau_jax.cli.poison_plan import Plan, description, identity, prepare
 from ibau_jax.cli.progress import Bar
-from ibau_jax.cli.run_folder import RESULT, versions
+from ibau_jax.cli.run_folder import RESULT, check_folder, finished_result, versions
 from ibau_jax.cli.stored import Content, StoredSteps, leaves_of_tree, tree_of_leaves
 from ibau_jax.data.sources import EMBEDDED
-from ibau_jax.errors import ConfigError
+from ibau_jax.errors import IbauError
 from ibau_jax.execution import Execution
-from ibau_jax.files import check_writable, put_all_in_place, staging_folder
+from ibau_jax.files import put_all_in_place, staging_folder
 from ibau_jax.interruption import deferred_signals
+from ibau_jax.json_files import write_json
 from ibau_jax.metrics import Metrics
 from ibau_jax.models import Normalized
 from ibau_jax.training import Trained, TrainState, fresh_state, train
 from ibau_jax.triggers import TRIGGERS, planted, write_triggers
 
 MODEL, PICTURE = "model.pth", "triggers.png"
+RESULTS = (MODEL, TRIGGERS, PICTURE, RESULT)  # the last one says that all are there
 SHOWN = 8  # images in the picture
 
 
@@ -45,28 +45,41 @@ def run(options: PoisonOptions) -> int:
         IbauError: the input is to blame; nothing was written.
     """
     begin = time.perf_counter()
-    check_folder(options.out, options.overwrite)
+    check_folder(options.out, RESULTS, overwrite=options.overwrite or options.resume)
     start(options.device)
     plan = prepare(options)
     progress = StoredSteps(options.out, identity(options, plan), "epoch")
+    if options.resume and is_finished(options, progress):
+        progress.remove()
+        console.console.print(
+            f"{console.escaped(str(options.out))} holds this training's results already", soft_wrap=True
+        )
+        return 0
     console.describe(description(options, plan))
     with _resumable(progress):
         model, attacks = trained(plan, options, progress)
     plan = replace(plan, attacks=attacks)
     metrics = plan.evaluate(model)
     console.console.print(console.metrics_table(metrics))
+    console.warn_of_few(metrics)
     write(options, plan, model, metrics, time.perf_counter() - begin)
     progress.remove()
     console.console.print(f"{options.out / MODEL} written", soft_wrap=True)
     return 0
 
 
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raises ConfigError, and writes nothing, if results can't be written to `folder` or are there already."""
-    there = [name for name in (MODEL, TRIGGERS, PICTURE, RESULT) if (folder / name).exists()]
-    if there and not overwrite:
-        raise ConfigError(f"{folder} already holds {', '.join(there)}; add --overwrite or choose another --out")
-    check_writable(folder / RESULT)
+def is_finished(options: PoisonOptions, progress: StoredSteps) -> bool:
+    """Whether the results of the very training that is to be resumed are there.
+
+    Raises:
+        ConfigError: those of another one are, and not to be overwritten. What a process that was killed has put in
+            place without result.json, which is the last, is replaced.
+    """
+    if not (progress.exists() and options.overwrite) and finished_result(options.out, progress.identity):
+        return True
+    half_placed = not (options.out / RESULT).exists()
+    check_folder(options.out, RESULTS, overwrite=options.overwrite or half_placed)
+    return False
 
 
 def trained(plan: Plan, options: PoisonOptions, progress: StoredSteps) -> Trained:
@@ -108,10 +121,12 @@ def _state(fresh: TrainState, leaves: Any, content: Content) -> TrainState:
 
 @contextmanager
 def _resumable(progress: StoredSteps) -> Iterator[None]:
-    """Says how to go on, where something interrupts training after an epoch."""
+    """Says how to go on, where something else than bad input interrupts training after an epoch."""
     try:
         yield
-    except KeyboardInterrupt:
+    except IbauError:
+        raise
+    except (Exception, KeyboardInterrupt):
         if progress.exists():
             console.errors.print("interrupted; the same command with --resume goes on")
         raise
@@ -125,7 +140,7 @@ def write(options: PoisonOptions, plan: Plan, model: nnx.Module, metrics: Metric
         hints["dataset"] = plan.test.name
     metadata = {"acc": round(100 * metrics.acc, 3), "epoch": plan.config.epochs, KEY: hints}
     checkpoint = fresh_checkpoint(plan.architecture, plan.num_classes, plan.image_size, bare, metadata)
-    with deferred_signals(), staging_folder(options.out) as staging:
+    with deferred_signals(), staging_folder(options.out / RESULT) as staging:
         save(checkpoint, staging / MODEL)
         if plan.attacks:
             write_triggers(plan.attacks, staging / TRIGGERS)
@@ -135,12 +150,14 @@ def write(options: PoisonOptions, plan: Plan, model: nnx.Module, metrics: Metric
             "config": identity(options, plan),
             "device": device_name(),
             "versions": versions(),
+            "status": "completed",
             "metrics": asdict(metrics),
+            "intervals": metrics.intervals(),
             "sha256": digest,
             "seconds": seconds,
         }
-        (staging / RESULT).write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        put_all_in_place(staging, options.out, (MODEL, TRIGGERS, PICTURE, RESULT))
+        write_json(staging / RESULT, content)
+        put_all_in_place(staging, options.out, RESULTS)
 
 
 def picture(plan: Plan) -> Image.Image:

@@ -15,7 +15,7 @@ from ibau_jax.cli.stored import Content
 from ibau_jax.config import TrainConfig
 from ibau_jax.data import Dataset, load_dataset
 from ibau_jax.errors import ConfigError
-from ibau_jax.metrics import Metrics, evaluate
+from ibau_jax.metrics import Metrics, check_measurable, evaluate
 from ibau_jax.models import NORMALIZATIONS, Architecture, find_architecture
 from ibau_jax.models.normalized import normalized
 from ibau_jax.poisoning import Poison
@@ -75,6 +75,8 @@ def prepare(options: PoisonOptions) -> Plan:
         together(attacks).parts(num_classes)
         poison.chosen(training.labels, num_classes, config.seed)
     test.check_fits(shape, num_classes)
+    if attacks:
+        check_measurable(together(attacks), test, num_classes)
     architecture = normalized(architecture, NORMALIZATIONS[options.normalize])
     return Plan(architecture, num_classes, training, test, config, attacks, poison)
 

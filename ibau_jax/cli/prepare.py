@@ -3,10 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
+from ibau_jax.checkpoints.checkpoint import check_can_be_saved
 from ibau_jax.cli import console
 from ibau_jax.cli.job import Subject, attack_on, check_plausible, load_split, load_subject
+from ibau_jax.cli.options import OutputOptions
 from ibau_jax.cli.plan import Planned
 from ibau_jax.cli.relearn import check_relearning
+from ibau_jax.cli.run_folder import RESULT, check_apart, check_folder, finished_result
 from ibau_jax.cli.task import Task
 from ibau_jax.cli.unlearn_options import UnlearnOptions
 from ibau_jax.config import UnlearnConfig
@@ -14,9 +17,12 @@ from ibau_jax.data import Split
 from ibau_jax.defences import get_defence
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
+from ibau_jax.files import check_free
 from ibau_jax.member import initial_state
-from ibau_jax.metrics import Metrics
+from ibau_jax.metrics import check_measurable
 from ibau_jax.triggers import Attack
+
+BYTES_A_WEIGHT = 20  # on the disk, in float32: results hold it twice, and a state with the two averages of Adam
 
 
 def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, alone: bool) -> Task:
@@ -28,8 +34,14 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         IbauError: the input is to blame.
     """
     subject = load_subject(planned.subject)
+    check_apart(planned.folder, subject.path)
+    check_can_be_saved(subject.checkpoint)
+    if subject.checkpoint.num_classes < 2:
+        raise ConfigError(f"{subject.path} knows one class only; there is no backdoor to unlearn")
     split = load_split(options.data, subject, planned.config.seed)
     attack = attack_on(subject, options.attack, split.used)
+    if attack is not None:
+        check_measurable(attack, split.evaluation, subject.checkpoint.num_classes)
     preset, config = options.method.suited(planned.config, len(split.clean_set))
     defence, tuning, constants = None, None, {"preset": preset, **asdict(config)}
     if options.method.method != "ibau":
@@ -55,14 +67,33 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         tuning=tuning,
     )
     check_relearning(task, options.relearning)
-    for images in (split.evaluation, split.clean_set) if options.data.clean_set else (split.evaluation,):
-        check_plausible(subject, images, planned.subject.force)
-    if options.output.resume and (alone or task.progress.exists()):
-        task.state, stored = task.progress.restore_state(fresh)
-        task.records, task.before = stored["rounds"], Metrics(**stored["before"])
-    elif task.progress.exists():
-        console.console.print("an interrupted run is there; it is replaced (--resume would go on with it)")
+    _take_up(task, options.output, alone)
+    if task.finished is None:
+        check_free(planned.folder, BYTES_A_WEIGHT * sum(leaf.size for leaf in subject.checkpoint.leaves.values()))
+        for images in (split.evaluation, split.clean_set) if options.data.clean_set else (split.evaluation,):
+            check_plausible(subject, images, planned.subject.force)
     return task
+
+
+def _take_up(task: Task, output: OutputOptions, alone: bool) -> None:
+    """Goes on with an interrupted run, where `--resume` asks for that, or takes a finished one as it is.
+
+    A run that was killed while its results were put in place has no result.json: all is written again.
+    """
+    waits = task.progress.exists()
+    if not output.resume:
+        if waits:
+            console.console.print("an interrupted run is there; it is replaced (--resume would go on with it)")
+        return
+    if not (waits and output.overwrite):
+        task.finished = finished_result(task.folder, task.settings)
+        if task.finished is not None:
+            return
+    resumed = alone or waits
+    half_placed = resumed and not (task.folder / RESULT).exists()
+    check_folder(task.folder, overwrite=output.overwrite or half_placed)
+    if resumed:
+        task.state, task.before, task.records = task.progress.restore_state(task.state)
 
 
 def _settings(subject: Subject, split: Split, attack: Attack | None, execution: Execution) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class RoundProgress:
         self.progress.update(self.task, description=f"{self._round(self.number)} evaluation")
 
     def on_before(self, name: str, metrics: "Metrics") -> None:
-        """Prints the figures of the model as it came."""
+        """Prints the figures of the original model."""
         self._print(name, f"before     {_figures(metrics)}")
 
     def on_suspects(self, name: str, labels: Collection[int]) -> None:

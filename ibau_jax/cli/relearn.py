@@ -3,6 +3,7 @@
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from flax import nnx
 from rich.table import Table
 
@@ -11,8 +12,9 @@ from ibau_jax.cli.job import check_plausible, load_subject
 from ibau_jax.cli.options import RelearnOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import TrainConfig
+from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, IbauError, NotFiniteError
-from ibau_jax.metrics import evaluate
+from ibau_jax.metrics import check_measurable, evaluate
 from ibau_jax.models.normalized import normalized
 from ibau_jax.relearning import Relearned, relearn, tempting_set
 
@@ -31,6 +33,7 @@ def check_relearning(task: "Task", options: RelearnOptions) -> None:
     if task.attack is None:
         raise ConfigError("--relearn puts triggers on images; name the attack by --attack")
     tempting_set(task.clean_set, task.attack, task.num_classes, options.config(task.config.seed))
+    check_measurable(task.attack, _evaluated(task), task.num_classes)
     if options.clean_ckpt is not None:
         task.reference = _loaded(task, options)
 
@@ -42,7 +45,7 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
     assert task.attack is not None
     config = options.config(task.config.seed)
     tempting = tempting_set(task.clean_set, task.attack, task.num_classes, config)
-    some = task.split.evaluation.first(EVALUATED)
+    some = _evaluated(task)
     models = {CLEANED: task.result.model, AS_IT_CAME: task.model}
     with Bar() as bar:
         job = bar.add_task("relearning", total=config.epochs)
@@ -61,6 +64,13 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
             )
         except NotFiniteError as error:  # fine-tuning diverged: no reason to lose the run's results
             warn(f"{task.name} has no relearning check: {error}")
+
+
+def _evaluated(task: "Task") -> Dataset:
+    """Random images that did not unlearn: where they are apart from the clean set, they may be in order of classes."""
+    images = task.split.evaluation
+    order = np.random.default_rng(task.config.seed).permutation(len(images))
+    return images.take(np.sort(order[:EVALUATED]))
 
 
 def _loaded(task: "Task", options: RelearnOptions) -> nnx.Module:

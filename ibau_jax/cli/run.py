@@ -39,8 +39,9 @@ def run(options: UnlearnOptions) -> int:
         console.mute()
     execution = chosen_execution(options)
     for run in planned:
-        check_folder(run.folder, options.output.overwrite)
-    tasks, failures = _prepared(planned, options, execution)
+        check_folder(run.folder, overwrite=options.output.overwrite or options.output.resume)
+    prepared, failures = _prepared(planned, options, execution)
+    tasks = [task for task in prepared if task.finished is None]
     _describe(tasks)
     with _resumable(tasks):
         for group in _groups(tasks):
@@ -58,19 +59,33 @@ def run(options: UnlearnOptions) -> int:
             if task.name not in failures:
                 failures |= _attempt(task.name, partial(_finish, task, begin, len(planned)), len(planned))
     if len(planned) > 1:
-        _summarise(planned, tasks, failures)
-    if not tasks:
+        _summarise(planned, prepared, failures)
+    if not prepared:
         return console.BAD_INPUT
-    diverged = [task for task in tasks if task.result and task.result.status == "diverged"]
-    return SOME_FAILED if failures or diverged else 0
+    if is_first_process():
+        _forget(prepared, failures)
+    return SOME_FAILED if failures or any(task.status == "diverged" for task in prepared) else 0
+
+
+def _forget(tasks: list[Task], failures: dict[str, str]) -> None:
+    """Deletes the states of runs whose results are there: of several only now, so that --resume finds them all."""
+    for task in tasks:
+        if task.name not in failures:
+            task.progress.remove()
+        if task.finished is not None and len(tasks) == 1:
+            console.console.print(
+                f"{console.escaped(str(task.folder))} holds this run's results already", soft_wrap=True
+            )
 
 
 @contextmanager
 def _resumable(tasks: list[Task]) -> Iterator[None]:
-    """Says how to go on, where something interrupts a run after a round."""
+    """Says how to go on, where something else than bad input interrupts a run after a round."""
     try:
         yield
-    except KeyboardInterrupt:
+    except IbauError:
+        raise
+    except (Exception, KeyboardInterrupt):
         if any(task.progress.exists() for task in tasks):
             rounds = ", ".join(sorted({str(len(task.records)) for task in tasks}))
             console.errors.print(f"interrupted after round {rounds}; the same command with --resume goes on")
@@ -157,7 +172,7 @@ def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[s
         members = [member(task) for task in tasks]
         results = unlearn_many(members, execution=execution, on_round=on_round, on_batch=bar.on_batch)
     for task, result in zip(tasks, results, strict=True):
-        task.result = result
+        failures |= _attempt(task.name, partial(task.end, result), count)
         if result.status == "completed" and len(result.rounds) < task.config.n_rounds:
             name = f"{console.escaped(task.name)}: " if count > 1 else ""
             why = "it was taken back" if result.rounds[-1].undone else "the short cut is closed"

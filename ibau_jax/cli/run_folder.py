@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,8 +13,9 @@ from typing import Any
 from ibau_jax.aims import Suspects
 from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.errors import ConfigError
-from ibau_jax.files import check_writable, put_all_in_place, staging_folder
+from ibau_jax.files import check_writable, put_all_in_place, staging_folder, write_text
 from ibau_jax.interruption import deferred_signals
+from ibau_jax.json_files import json_text, read_json, write_json
 from ibau_jax.metrics import Metrics
 from ibau_jax.report.figures import plot_perturbations
 from ibau_jax.result import Round
@@ -21,19 +23,49 @@ from ibau_jax.result import Round
 RESULT, SUMMARY, REPORT = "result.json", "summary.json", "report.html"
 FLAX, PERTURBATION = "flax", "perturbation.png"
 MODELS = {"zip": "model.pth", "legacy": "model.pth", "pickle": "model.pth", "safetensors": "model.safetensors"}
+RESULTS = (*sorted(set(MODELS.values())), FLAX, PERTURBATION, REPORT, RESULT)  # the last one says that all are there
 PACKAGES = ("ibau-jax", "jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
 
 
-def check_folder(folder: Path, overwrite: bool) -> None:
-    """Raises ConfigError, and writes nothing, if results can't be written to `folder` or are there already."""
+def check_folder(folder: Path, names: Sequence[str] = RESULTS, *, overwrite: bool) -> None:
+    """Raises ConfigError, and writes nothing, if results can't be written to `folder`.
+
+    Args:
+        folder: where to.
+        names: what results are called.
+        overwrite: whether they may be there already.
+    """
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--out {folder} is a file, not a folder")
-    there = [name for name in (RESULT, REPORT, FLAX, PERTURBATION, *MODELS.values()) if (folder / name).exists()]
+    if not Path(os.path.abspath(folder)).name:
+        raise ConfigError(f"--out {folder} is no folder of its own; name one below it")
+    there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
+        raise ConfigError(f"{folder} already holds {', '.join(there)}; add --overwrite or choose another --out")
+    check_writable(folder)  # where its state waits, beside it
+    check_writable(folder / names[-1])
+
+
+def check_apart(folder: Path, checkpoint: Path, names: Sequence[str] = RESULTS) -> None:
+    """Raises ConfigError if writing `names` to `folder` would change the checkpoint that was read."""
+    out, source = Path(os.path.realpath(folder)), Path(os.path.realpath(checkpoint))
+    if source.is_dir() and (out == source or source in out.parents):
+        raise ConfigError(f"--out {folder} lies in the Flax folder {checkpoint}, which is read; choose another --out")
+    written = [out / name for name in names]
+    if any(place == source or place in source.parents for place in written):
         raise ConfigError(
-            f"{folder} already holds {', '.join(sorted(set(there)))}; add --overwrite or choose another --out"
+            f"the results in --out {folder} would replace {checkpoint}, which is read; choose another --out"
         )
-    check_writable(folder / RESULT)
+
+
+def finished_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:
+    """What result.json in `folder` holds, where it is of a run of the same `config`; it is written last."""
+    try:
+        result = read_json(folder / RESULT)
+        same = result["config"] == json.loads(json_text(config))
+        return result if same and isinstance(result["status"], str) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None  # there is none, or of something else: `check_folder` says so
 
 
 def write_results(
@@ -56,23 +88,23 @@ def write_results(
         The cleaned model's file.
     """
     model = MODELS[checkpoint.envelope.format]
-    with deferred_signals(), staging_folder(folder) as staging:
+    with deferred_signals(), staging_folder(folder / RESULT) as staging:
         save(checkpoint, staging / model)
         save(checkpoint, staging / FLAX)
         if any(len(done.perturbation) for done in rounds):
             plot_perturbations(rounds, staging / PERTURBATION)
         digest = hashlib.sha256((staging / model).read_bytes()).hexdigest()
         result = {**result, "cleaned": {"file": model, "sha256": digest}}
-        (staging / REPORT).write_text(report(result))
-        (staging / RESULT).write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-        put_all_in_place(staging, folder, (*sorted(set(MODELS.values())), FLAX, PERTURBATION, REPORT, RESULT))
+        write_text(staging / REPORT, report(result))
+        write_json(staging / RESULT, result)
+        put_all_in_place(staging, folder, RESULTS)
     return folder / model
 
 
 def write_summary(folder: Path, records: list[dict[str, Any]]) -> None:
     """Writes what came of several runs to `folder`/summary.json."""
-    with staging_folder(folder) as staging:
-        (staging / SUMMARY).write_text(json.dumps(records, indent=2, allow_nan=False) + "\n")
+    with staging_folder(folder / SUMMARY) as staging:
+        write_json(staging / SUMMARY, records)
         put_all_in_place(staging, folder, (SUMMARY,))
 
 

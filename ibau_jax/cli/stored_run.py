@@ -14,6 +14,7 @@ from flax import nnx
 from ibau_jax.aims import Suspects
 from ibau_jax.checkpoints.conversion import Leaves
 from ibau_jax.cli.stored import Content, StoredSteps, leaves_of_tree, tree_of_leaves
+from ibau_jax.metrics import Metrics
 from ibau_jax.result import Round, Standing, State
 
 FIGURES = ("perturbation_norm", "inner_loss", "outer_loss", "seconds", "undone")
@@ -36,8 +37,10 @@ class StoredRun(StoredSteps):
         }
         self.store(len(state.rounds), _leaves_of(state), content)
 
-    def restore_state(self, fresh: State) -> tuple[State, Content]:
-        """The last stored state that is whole and what was found; `fresh` is the state before the first round.
+    def restore_state(self, fresh: State) -> tuple[State, Metrics, list[dict[str, Any]]]:
+        """The last stored state that is whole, the original model's figures, and the rounds as result.json has them.
+
+        `fresh` is the state before the first round.
 
         Raises:
             ConfigError: see `StoredSteps.restore`.
@@ -45,7 +48,8 @@ class StoredRun(StoredSteps):
         return self.restore(
             lambda leaves, content: (
                 _restored(fresh, leaves, content),
-                {name: content[name] for name in ("before", "rounds")},
+                Metrics.of(content["before"]),
+                [{**record, **asdict(Metrics.of(record))} for record in content["rounds"]],
             )
         )
 
@@ -66,20 +70,33 @@ def _leaves_of(state: State) -> Leaves:
 
 def _restored(fresh: State, leaves: Leaves, stored: Content) -> State:
     graph, weights = nnx.split(fresh.model)
+    if [record["round"] for record in stored["rounds"]] != list(range(1, len(stored["rounds"]) + 1)):
+        raise ValueError("rounds are missing")
     suspects = {path[1]: leaf for path, leaf in leaves.items() if path[0] == "suspects"}
     return State(
         nnx.merge(graph, tree_of_leaves("model", weights, leaves)),
         tree_of_leaves("optimizer", fresh.optimizer_state, leaves),
         tuple(_round(record, leaves["perturbation", record["round"]]) for record in stored["rounds"]),
         Suspects(**suspects) if suspects else None,
-        Standing(**stored["initial"]) if stored["initial"] else None,
-        stored["mirrored"],
+        _standing(stored["initial"]),
+        bool(stored["mirrored"]),
         nnx.merge(graph, tree_of_leaves("best", weights, leaves)) if ("best", 0) in leaves else None,
-        tuple(Standing(**standing) for standing in stored["rehearsed"]),
-        stored["pace"],
+        tuple(Standing(**standing) for standing in map(_numbers, stored["rehearsed"])),
+        float(stored["pace"]),
     )
 
 
+def _standing(record: dict[str, Any] | None) -> Standing | None:
+    return Standing(**_numbers(record)) if record else None
+
+
 def _round(record: dict[str, Any], perturbation: np.ndarray) -> Round:
-    standing = Standing(**record["standing"]) if record["standing"] else None
-    return Round(record["round"], perturbation, standing=standing, **{name: record[name] for name in FIGURES})
+    figures = _numbers({name: record[name] for name in FIGURES})
+    return Round(record["round"], perturbation, standing=_standing(record["standing"]), **figures)
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, Any]:
+    """The record, TypeError unless all its values are numbers."""
+    if not all(isinstance(value, (int, float)) for value in record.values()):
+        raise TypeError("a figure is no number")
+    return record

@@ -1,7 +1,7 @@
 """One run from its checked input to its written results."""
 
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ibau_jax.defences import Defence, TuneConfig
 from ibau_jax.errors import ConfigError, NotFiniteError
 from ibau_jax.execution import Execution
 from ibau_jax.metrics import Metrics, evaluate, predict
+from ibau_jax.models import Normalized
 from ibau_jax.relearning import Relearned
 from ibau_jax.report import Conclusion, conclude, gather, render
 from ibau_jax.result import Result, State
@@ -45,6 +46,7 @@ class Task:
         reference: a model that never had the backdoor, where one was named.
         relearned: what fine-tuning with triggered images did to which model, where that was asked for.
         defence, tuning: another method than I-BAU, and its constants.
+        finished: what result.json holds, where an earlier process has finished this run.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Task:
     relearned: dict[str, Relearned] = field(default_factory=dict)
     defence: Defence | None = None
     tuning: TuneConfig | None = None
+    finished: dict[str, Any] | None = field(default=None, repr=False)
 
     @property
     def num_classes(self) -> int:
@@ -82,6 +85,13 @@ class Task:
         return self.split.clean_set
 
     @property
+    def status(self) -> str | None:
+        """How it ended; None where it has not."""
+        if self.finished is not None:
+            return str(self.finished["status"])
+        return self.result.status if self.result else None
+
+    @property
     def progress(self) -> StoredRun:
         """Where an interrupted run waits."""
         return StoredRun(self.folder, self.settings)
@@ -90,8 +100,25 @@ class Task:
         """Evaluates on the images that do not unlearn."""
         return evaluate(model, self.split.evaluation, self.attack)
 
+    def as_written(self, model: nnx.Module) -> nnx.Module:
+        """A model with the weights that its file would hold: those in the file's dtypes are rounded.
+
+        Raises:
+            CheckpointError: one is too large for its dtype.
+        """
+        written = self.subject.checkpoint.with_weights(model).model()
+        normalization = self.subject.normalization
+        return Normalized(written, normalization) if normalization else written
+
+    def end(self, result: Result) -> None:
+        """Takes the result; from here on its model is the one that the file will hold."""
+        self.result = replace(result, model=self.as_written(result.model))
+
     def take_in(self, state: State, bar: RoundProgress) -> None:
-        """Evaluates, stores and shows a round. The first process does so; the others go on and wait for it."""
+        """Evaluates, stores and shows a round. The first process does so; the others go on and wait for it.
+
+        The figures are those of the weights as a file would hold them; the unlearning goes on from its own.
+        """
         self.state = state
         if not is_first_process():
             return
@@ -99,7 +126,7 @@ class Task:
             self.before = self.evaluate(self.model)
             bar.on_before(self.name, self.before)
         try:
-            metrics = self.evaluate(state.model)
+            metrics = self.evaluate(self.as_written(state.model))
         except NotFiniteError as error:
             raise NotFiniteError(f"after round {state.rounds[-1].number} {error}. Try a smaller --lr") from error
         self.records.append(round_record(state.rounds[-1], metrics))
@@ -138,7 +165,6 @@ class Task:
         content["seconds"]["total"] = time.perf_counter() - begin
         cleaned = self.subject.checkpoint.with_weights(self.result.model)
         model_file = write_results(self.folder, content, cleaned, self.result.rounds, self.report)
-        self.progress.remove()
         if self.result.status == "diverged":
             console.warn(
                 f"{self.name} stopped: a loss became NaN or infinite in round {len(self.result.rounds) + 1}; "
@@ -165,7 +191,7 @@ class Task:
         assert self.before is not None
         assert self.result is not None
         verdicts = {when: audit.verdict for when, audit in self.audits.items()}
-        relearned = {name: found.asr for name, found in self.relearned.items()}
+        relearned = {name: found.figures for name, found in self.relearned.items()}
         standing = self.result.rounds[self.result.kept_round - 1].standing
         residual = standing.residual if standing else None
         return conclude(
@@ -174,6 +200,7 @@ class Task:
             verdicts,
             relearned,
             targeted=self.config.targeted,
+            num_classes=self.num_classes,
             residual=residual,
             suspect=self._lingering(),
         )
@@ -187,8 +214,7 @@ class Task:
     def after(self) -> Metrics:
         """The figures after the round that is kept."""
         assert self.result is not None
-        record = self.records[self.result.kept_round - 1]
-        return Metrics(**{name: record[name] for name in Metrics.__dataclass_fields__})
+        return Metrics.of(self.records[self.result.kept_round - 1])
 
     def content(self) -> dict[str, Any]:
         """What result.json holds. Seconds of resumed rounds count, those of an interrupted round do not."""
@@ -205,6 +231,7 @@ class Task:
             "versions": versions(),
             "before": asdict(self.before),
             "after": asdict(self.after()),
+            "intervals": {"before": self.before.intervals(), "after": self.after().intervals()},
             "audit": {when: audit_record(audit) for when, audit in self.audits.items()} or None,
             "conclusion": asdict(self.conclusion()),
             "initial": asdict(self.state.initial) if self.state.initial else None,
@@ -226,6 +253,10 @@ class Task:
             "seed": self.config.seed,
             "lr": self.config.lr,
         }
+        if self.finished is not None:
+            audits = {when: audit["verdict"] for when, audit in (self.finished["audit"] or {}).items()}
+            figures = {name: self.finished[name] for name in ("status", "before", "after")}
+            return {**record, "folder": str(self.folder), **({"verdicts": audits} if audits else {}), **figures}
         if error or self.result is None or self.before is None:
             return {**record, "status": "failed", "before": None, "after": None, "error": error or "no result"}
         status = {"status": self.result.status, "folder": str(self.folder)}

@@ -1,16 +1,23 @@
-"""What a run amounts to, in a sentence: never more than its figures say."""
+"""What a run amounts to, in a sentence: never more than its figures say.
 
+A share that was measured on some images is known to a confidence interval (`Metrics.interval`). It is above or below a
+threshold where all of its interval is; where it is not, there are not enough images to say.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeGuard
 
-from ibau_jax.auditing.judgement import Suspect, Verdict
-from ibau_jax.metrics import Metrics
+from ibau_jax.auditing.judgement import UNDECIDED, Suspect, Verdict
+from ibau_jax.metrics import CONFIDENCE, ENOUGH, Metrics
 
 Level = Literal["good", "doubtful", "bad"]
 WORKED = 0.5  # an attack that succeeds less often than this did not work
 DEFEATED = 0.1  # and one that succeeds less often than this works no longer
 COSTLY = 0.03  # accuracy lost
 OPEN = 0.1  # images that still follow a short cut
+NORMAL = 1.96  # standard errors of CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -32,35 +39,41 @@ def conclude(
     before: Metrics,
     after: Metrics,
     audits: dict[str, Verdict],
-    relearned: dict[str, list[float]] | None = None,
+    relearned: Mapping[str, Sequence[Metrics]] | None = None,
     *,
     targeted: bool,
+    num_classes: int | None = None,
     residual: float | None = None,
     suspect: Suspect | None = None,
 ) -> Conclusion:
     """Weighs a run's figures.
 
     Args:
-        before: of the model as it came, on images that did not unlearn.
+        before: of the original model, on images that did not unlearn.
         after: of the cleaned model, on the same images.
         audits: the verdicts, by `before` and `after`, where it was audited.
-        relearned: the attack's success before and after each epoch of fine-tuning with triggered images, by model, the
-            cleaned one first.
+        relearned: the figures before and after each epoch of fine-tuning with triggered images, by model, the cleaned
+            one first.
         targeted: whether the unlearning closed the very short cuts that an audit looks for.
+        num_classes: of the model.
         residual: the share of clean images that still follow the suspects' short cuts, where that was measured.
         suspect: the class suspected before, where it is still the one that the smallest trigger leads to.
     """
-    level, headline = _of_attack(before.asr, after.asr) if before.asr is not None else _of_audits(audits)
-    lost = before.acc - after.acc
-    if lost > COSTLY and level != "bad":
-        level, headline = "doubtful", f"{headline}, at the cost of {100 * lost:.1f} points of accuracy"
-    if level == "good" and relearned and _returns(relearned):
-        level, headline = "doubtful", f"{headline}, but it is relearned within an epoch"
+    level, headline = _of_attack(before, after) if before.asr is not None else _of_audits(audits)
+    for worse in (
+        _of_accuracy(before, after),
+        _of_rightness(before, after),
+        _of_relearned(relearned or {}),
+        _of_classes(before, num_classes),
+    ):
+        if worse and level != "bad":
+            level, headline = "doubtful", f"{headline}, {worse}"
     open_to = residual if residual and residual > OPEN else None
     if level == "good" and open_to and before.asr is None:
         level, headline = "doubtful", f"{headline}, but the short cut to the suspected class is still open"
     reasons = (
         *_figures(before, after),
+        *_of_few(before),
         *_of_trust(audits, targeted),
         *_of_suspect(suspect),
         *_of_residual(open_to),
@@ -69,35 +82,109 @@ def conclude(
     return Conclusion(level, headline, reasons)
 
 
-def _of_attack(before: float | None, after: float | None) -> tuple[Level, str]:
-    assert before is not None
-    if after is None or before < WORKED:
-        return "doubtful", f"No success to report: the attack did not work before either ({100 * before:.1f} %)"
-    if after <= DEFEATED:
-        return "good", "The measured attack no longer works"
-    return "bad", f"The measured attack still works on {100 * after:.1f} % of the images"
+def _of_attack(before: Metrics, after: Metrics) -> tuple[Level, str]:
+    if not _known(before.asr) or not _known(after.asr):
+        return "bad", "Nothing is known of success: the attack's success is no number"
+    (low, high), (low_after, high_after) = _interval(before, "asr"), _interval(after, "asr")
+    change = f"{_percent(before.asr)} → {_percent(after.asr)}"
+    if low_after > high and high_after > DEFEATED:
+        return "bad", f"The measured attack works better than before ({change})"
+    if before.n_classes == 1:
+        which = "a single image evaluates" if before.n_images == 1 else "all images that evaluate are of one class"
+        return "doubtful", f"{UNDECIDED.capitalize()}: {which} ({change})"
+    if high < WORKED:
+        if after.asr > before.asr and high_after >= WORKED:
+            return "doubtful", f"{UNDECIDED.capitalize()} whether the attack works, before or after ({change})"
+        return "doubtful", f"No success to report: the attack did not work before either ({_percent(before.asr)})"
+    if low_after > DEFEATED:
+        works = "works" if after.asr > before.asr else "still works"
+        return "bad", f"The measured attack {works} on {_percent(after.asr)} of the images"
+    if low < WORKED:
+        return "doubtful", f"{UNDECIDED.capitalize()} whether the attack worked before ({change})"
+    if high_after > DEFEATED:
+        return "doubtful", f"{UNDECIDED.capitalize()} whether the attack still works ({change})"
+    return "good", "The measured attack no longer works"
 
 
 def _of_audits(audits: dict[str, Verdict]) -> tuple[Level, str]:
     if "after" not in audits:
         return "doubtful", "Nothing is known of success: no attack was named, and nothing was audited"
+    if audits["after"] == UNDECIDED:
+        return "doubtful", f"{UNDECIDED.capitalize()} whether a backdoor is left"
     if audits["after"] != "no backdoor found":
         return "bad", f"The audit of the cleaned model says: {audits['after']}"
+    if audits.get("before") == UNDECIDED:
+        return "doubtful", f"{UNDECIDED.capitalize()} whether there was a backdoor"
     if audits.get("before") == "no backdoor found":
         return "doubtful", "No success to report: the audit found no backdoor before either"
     return "good", "The audit no longer finds a backdoor"
 
 
-def _returns(relearned: dict[str, list[float]]) -> bool:
+def _of_accuracy(before: Metrics, after: Metrics) -> str | None:
+    """What was lost of the accuracy, where it is much."""
+    lost = before.acc - after.acc
+    if not math.isfinite(lost):
+        return "and the accuracy is no number"
+    if lost <= COSTLY:
+        return None
+    cost = f"at the cost of {100 * lost:.1f} points of accuracy"
+    if before.n_images is None or lost > _chance(before, after):
+        return cost
+    return f"{cost}, which may be chance on {before.n_images} images"
+
+
+def _chance(before: Metrics, after: Metrics) -> float:
+    """By how much two accuracies on as many images differ by chance, at most, as if the images were not the same."""
+    assert before.n_images is not None
+    variance = sum(metrics.acc * (1 - metrics.acc) for metrics in (before, after)) / before.n_images
+    return NORMAL * math.sqrt(variance)
+
+
+def _of_rightness(before: Metrics, after: Metrics) -> str | None:
+    """Whether triggered images are now taken for other classes, neither the target nor their own."""
+    if before.asr is None or after.ra is None or not _known(after.asr) or after.asr >= WORKED:
+        return None
+    if _interval(after, "ra")[1] >= _interval(after, "acc")[0] / 2:
+        return None
+    return f"but of triggered images only {_percent(after.ra)} are classified rightly"
+
+
+def _of_relearned(relearned: Mapping[str, Sequence[Metrics]]) -> str | None:
     """Whether the cleaned model follows the trigger after an epoch, where one that never had the backdoor does not."""
-    cleaned, *others = (asr[1] for asr in relearned.values())
-    return cleaned >= WORKED and (len(others) < 2 or others[-1] < WORKED)
+    if not relearned:
+        return None
+    (low, high), *others = (_interval(figures[1], "asr") for figures in relearned.values())
+    if high < WORKED or (len(others) > 1 and others[-1][0] >= WORKED):
+        return None
+    if low >= WORKED and (len(others) < 2 or others[-1][1] < WORKED):
+        return "but it is relearned within an epoch"
+    return f"and there are {UNDECIDED} whether it is relearned"
 
 
-def _of_relearning(relearned: dict[str, list[float]]) -> tuple[str, ...]:
+def _of_classes(before: Metrics, num_classes: int | None) -> str | None:
+    """Where images of most classes are missing."""
+    if num_classes is None or before.n_classes is None or 2 * before.n_classes >= num_classes or before.n_classes == 1:
+        return None
+    return f"on images of only {before.n_classes} of the {num_classes} classes"
+
+
+def _known(share: float | None) -> TypeGuard[float]:
+    return share is not None and math.isfinite(share)
+
+
+def _interval(metrics: Metrics, name: str) -> tuple[float, float]:
+    """A share's confidence interval; all shares are possible where nobody counted the images."""
+    return metrics.interval(name) or (0.0, 1.0)
+
+
+def _percent(share: float | None) -> str:
+    return "unknown" if share is None else f"{100 * share:.1f} %"
+
+
+def _of_relearning(relearned: Mapping[str, Sequence[Metrics]]) -> tuple[str, ...]:
     if not relearned:
         return ()
-    each = ", ".join(f"{name} {100 * asr[1]:.1f} %" for name, asr in relearned.items())
+    each = ", ".join(f"{name} {_percent(figures[1].asr)}" for name, figures in relearned.items())
     return (f"attack success after an epoch of fine-tuning with triggered images: {each}",)
 
 
@@ -105,7 +192,7 @@ def _of_residual(residual: float | None) -> tuple[str, ...]:
     if residual is None:
         return ()
     return (
-        f"{100 * residual:.1f} % of clean images still follow the suspected short cut of the model as it came: "
+        f"{100 * residual:.1f} % of clean images still follow the suspected short cut of the original model: "
         "more clean images or more rounds (--n-clean, --n-rounds) may close it",
     )
 
@@ -121,10 +208,29 @@ def _of_suspect(suspect: Suspect | None) -> tuple[str, ...]:
 
 
 def _figures(before: Metrics, after: Metrics) -> tuple[str, ...]:
-    accuracy = f"accuracy {100 * before.acc:.1f} → {100 * after.acc:.1f} % on images that did not unlearn"
+    accuracy = f"accuracy {_change(before, after, 'acc')} that did not unlearn"
     if before.asr is None or after.asr is None:
         return (accuracy,)
-    return (accuracy, f"attack success {100 * before.asr:.1f} → {100 * after.asr:.1f} %")
+    return (accuracy, f"attack success {_change(before, after, 'asr')} with the trigger")
+
+
+def _change(before: Metrics, after: Metrics, name: str) -> str:
+    """A share before and after, its confidence interval after, and on how many images."""
+    old, new, interval = getattr(before, name), getattr(after, name), after.interval(name)
+    text = f"{100 * old:.1f} → {100 * new:.1f} %"
+    if interval is None:
+        return f"{text} on images"
+    low, high = (f"{100 * bound:.1f}" for bound in interval)
+    count = before.n_images if name == "acc" else before.n_triggered
+    return f"{text} ({100 * CONFIDENCE:.0f} % interval {low} to {high}) on {count} images"
+
+
+def _of_few(before: Metrics) -> tuple[str, ...]:
+    """A warning where few images measured."""
+    count = before.fewest
+    if count is None or count >= ENOUGH:
+        return ()
+    return (f"only {count} image{'s' * (count != 1)} evaluated: figures of fewer than {ENOUGH} are uncertain",)
 
 
 def _of_trust(audits: dict[str, Verdict], targeted: bool) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float
+from markupsafe import Markup
 from PIL import Image
 
 from ibau_jax.result import Round
@@ -25,7 +26,7 @@ CURVES = {
 }
 
 
-def picture(image: Float[np.ndarray, "h w c"]) -> str:
+def picture(image: Float[np.ndarray, "h w c"]) -> Markup:
     """An image in [0, 1] as a PNG."""
     pixels = np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
     stream = io.BytesIO()
@@ -46,7 +47,9 @@ def blended(trigger: Any) -> Float[np.ndarray, "h w c"]:
     return 0.5 * (1 - mask) + mask * pattern
 
 
-def curves(before: dict[str, Any], records: Sequence[dict[str, Any]], initial: dict[str, Any] | None) -> dict[str, str]:
+def curves(
+    before: dict[str, Any], records: Sequence[dict[str, Any]], initial: dict[str, Any] | None
+) -> dict[str, Markup]:
     """The figures round by round, by theme; rounds that were undone have a hollow mark.
 
     Args:
@@ -103,8 +106,8 @@ def _svg(figure: "Figure") -> bytes:
     return stream.getvalue()
 
 
-def _url(content: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+def _url(content: bytes, kind: str) -> Markup:
+    return Markup(f"data:{kind};base64,{base64.b64encode(content).decode()}")
 
 
 def plot_perturbations(rounds: Sequence[Round], file: Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from ibau_jax.auditing import Audit
 from ibau_jax.auditing.judgement import below_median
@@ -13,6 +14,7 @@ from ibau_jax.report.evidence import Evidence
 from ibau_jax.report.figures import blended, curves, picture, signed
 
 SHOWN = 12  # classes; the others are folded away
+MAX_TEXT, KEPT = 2000, "\n\N{NO-BREAK SPACE}"  # characters of a text from a file; what is not printable, and shown
 MEASURES = {"acc": "ACC", "asr": "ASR", "asr_all": "ASR, all images", "ra": "RA"}
 
 
@@ -28,11 +30,15 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
     environment = Environment(
         loader=PackageLoader("ibau_jax.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.filters |= {"percent": _percent, "value": _value}
+    environment.finalize = _shown
+    environment.filters |= {"percent": _percent, "value": _value, "interval": _interval}
     return environment.get_template("report.html.j2").render(
         result=result,
         conclusion=conclusion,
-        measures=[(label, result["before"][name], result["after"][name]) for name, label in MEASURES.items()],
+        measures=[
+            (label, result["before"][name], result["after"][name], result["intervals"]["after"].get(name))
+            for name, label in MEASURES.items()
+        ],
         curves=curves(result["before"], result["rounds"], result["initial"]),
         unlearned=[_unlearned(entry) for entry in evidence.unlearned],
         views=_views(audits),
@@ -45,6 +51,18 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
 
 def _percent(share: float | None) -> str:
     return "–" if share is None or np.isnan(share) else f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return "–" if interval is None else f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _shown(value: Any) -> Any:
+    """A text from a file, cut short, and without characters that only control how the others are shown."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    printable = "".join(character if character.isprintable() or character in KEPT else "?" for character in value)
+    return printable if len(printable) <= MAX_TEXT else f"{printable[:MAX_TEXT]}..."
 
 
 def _value(value: Any) -> str:

@@ -3,15 +3,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ibau_jax.auditing import audit
+from ibau_jax.auditing.auditor import ViewFindings
+from ibau_jax.auditing.auditor import _verdict as judged
 from ibau_jax.auditing.judgement import (
     BACKDOORED,
     SUSPICIOUS,
+    UNDECIDED,
     anomaly_index,
     confidence,
     find_suspects,
     judge,
     lingering,
 )
+from ibau_jax.data import Dataset
+from ibau_jax.errors import DataError
+from tests.test_selection import Brightness
 
 EVEN = np.full(10, 8.0)
 
@@ -72,3 +79,31 @@ def test_a_class_lingers_where_a_smallest_trigger_still_leads_to_it():
     assert (found.label, found.view, round(found.ratio, 3)) == (3, "perturbation", 1.6)
     assert lingering(3, sizes | {"perturbation": with_ratio(1.6, label=5)}).view == "patch"
     assert lingering(3, {"patch": with_ratio(1.3, label=5)}) is None
+
+
+def found(success):
+    sizes, shares = with_ratio(5), np.full(10, success)
+    return {"patch": ViewFindings("pixels", sizes, shares, shares, sizes, None)}
+
+
+@pytest.mark.parametrize(
+    ("images", "success", "stands_out", "verdict"),
+    [
+        (99, 0.9, False, UNDECIDED),
+        (100, 0.9, False, "no backdoor found"),
+        (99, 0.9, True, "backdoored"),  # 89 of other classes: at least 82 % follow
+        (20, 0.6, True, UNDECIDED),  # 18 of other classes: at least 36 % follow
+        (200, 0.6, True, "backdoored"),
+    ],
+)
+def test_few_images_say_only_what_others_confirm(images, success, stands_out, verdict):
+    labels = np.arange(images) % 10
+    data, views = Dataset(np.zeros((images, 2, 2, 3), np.uint8), labels), found(success)
+    suspects = find_suspects({"patch": with_ratio(5)}) if stands_out else ()
+    assert judged(suspects, views, data, data) == verdict
+
+
+def test_images_of_one_class_are_not_audited():
+    images = Dataset(np.zeros((30, 4, 4, 1), np.uint8), np.zeros(30, np.int64))
+    with pytest.raises(DataError, match="15 of 15 are of class 0"):
+        audit(Brightness(), images)

@@ -1,12 +1,14 @@
 """What `scripts/unlearn.py` can't do: one line, exit code 2, and nothing left behind."""
 
 import os
+import shutil
 import sys
 
 import numpy as np
 import pytest
 import torch
 
+from ibau_jax.checkpoints import load, save
 from tests.cli.commands import EXAMPLE, FAST, UNLEARN, run, unlearn
 from tests.conftest import ROOT
 
@@ -28,6 +30,22 @@ def images(tmp_path, x, y):
 
 def zeros(*shape):
     return np.zeros(shape, np.uint8)
+
+
+def link(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    return tmp_path / "link"
+
+
+def flax(tmp_path):
+    save(load(EXAMPLE), tmp_path / "flax")
+    return tmp_path / "flax"
+
+
+def at_home(tmp_path):
+    (tmp_path / "run").mkdir()
+    shutil.copy(EXAMPLE, tmp_path / "run" / "model.pth")
+    return ["--ckpt", tmp_path / "run" / "model.pth", "--out", tmp_path / "run"]
 
 
 BAD = {
@@ -72,6 +90,13 @@ BAD = {
     "nothing to resume": (lambda t: ["--ckpt", EXAMPLE, "--resume"], "no interrupted run"),
     "unknown device": (lambda t: ["--ckpt", EXAMPLE, "--device", "abacus"], "abacus"),
     "no such device": (lambda t: ["--ckpt", EXAMPLE, "--device", "tpu"], "no device"),
+    "out is a dangling link": (lambda t: ["--ckpt", EXAMPLE, "--out", link(t)], "is a link to"),
+    "out in the Flax folder": (lambda t: ["--ckpt", flax(t), "--out", t / "flax" / "run"], "lies in the Flax folder"),
+    "out replaces the checkpoint": (lambda t: [*at_home(t), "--overwrite"], "would replace"),
+    "evaluation images of the target": (
+        lambda t: images(t, zeros(60, 32, 32, 3), np.full(60, 3)),
+        "no image is left to measure badnets",
+    ),
     "wrong deviation": (lambda t: ["--ckpt", EXAMPLE, "--std", 0, 1, 1], "deviations positive"),
 }
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -15,20 +16,25 @@ from PIL import Image
 
 from ibau_jax.checkpoints import load
 from ibau_jax.cli.unlearn_options import MethodOptions
+from ibau_jax.data import load_dataset, split_dataset
+from ibau_jax.models.small_vgg import torch_module
 from tests.cli.commands import AUDIT, CONVERT, EVALUATE, EXAMPLE, FAST, UNLEARN, run, unlearn
 from tests.conftest import ROOT
 
 ROUNDS = 4  # of a run that is interrupted
 
 
+def options(small_digits):
+    """One run's, with the published spellings."""
+    return ["--poi_path", EXAMPLE, "--dataset", small_digits, "--n_rounds", 2, "--batch_size", 20, "--K", 2, "--optim",
+            "Adam", "--lr", 0.001, "--device", "cpu", "--n-clean", 60, "--preset", "cifar10"]  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, small_digits):
-    """One run, with the published spellings, and what it left."""
+    """That run, and what it left."""
     folder = tmp_path_factory.mktemp("run")
-    done = unlearn(
-        "--poi_path", EXAMPLE, "--dataset", small_digits, "--n_rounds", 2, "--batch_size", 20, "--K", 2, "--optim", "Adam",
-        "--lr", 0.001, "--device", "cpu", "--log_path", "logs", "--n-clean", 60, "--preset", "cifar10", cwd=folder,
-    )  # fmt: skip
+    done = unlearn(*options(small_digits), "--log_path", "logs", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "logs", done
 
@@ -53,7 +59,10 @@ def test_result_json(finished):
         assert all(0 <= metrics[name] <= 1 for name in ("acc", "asr", "asr_all", "ra"))
     assert [record["round"] for record in result["rounds"]] == [1, 2]
     assert all(record["perturbation_norm"] > 0 and record["seconds"] > 0 for record in result["rounds"])
-    assert result["after"] == {name: result["rounds"][-1][name] for name in ("acc", "asr", "asr_all", "ra")}
+    assert result["after"] == {name: result["rounds"][-1][name] for name in result["after"]}
+    assert (result["after"]["n_images"], result["after"]["n_classes"]) == (60, 10)
+    for name, (low, high) in result["intervals"]["after"].items():
+        assert 0 <= low <= result["after"][name] <= high <= 1
     assert result["config"]["n_clean"] == 60
     assert result["config"]["n_evaluation"] == 60
     assert (result["config"]["K"], result["config"]["optim"]) == (2, "Adam")
@@ -186,6 +195,66 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path,
     assert [[r["acc"], r["perturbation_norm"], r["standing"]] for r in records[0]] == [
         [r["acc"], r["perturbation_norm"], r["standing"]] for r in records[1]
     ]
+
+
+KILLED = """
+import os, runpy, signal, sys
+at, out, script = int(sys.argv[1]), os.path.abspath(sys.argv[2]), sys.argv[3]
+count, real = 0, os.replace
+def replace(source, target):
+    global count
+    real(source, target)
+    count += os.path.dirname(os.path.abspath(target)) == out
+    if count == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+os.replace = replace
+sys.argv = [script, "--out", out, *sys.argv[4:]]
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 3, 4, 5))])
+def test_a_run_that_is_killed_while_its_results_are_put_in_place_goes_on(tmp_path, finished, small_digits, at):
+    """After each of five renamings; what --resume ends with is what a run ends with that nothing happened to."""
+    (tmp_path / "killed.py").write_text(KILLED)
+    arguments = [*options(small_digits), "--no-audit"]
+    killed = run(sys.executable, tmp_path / "killed.py", at, "out", UNLEARN[1], *arguments, cwd=tmp_path)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (tmp_path / "out" / "result.json").exists() == (at == 5)
+    resumed = unlearn(*options(small_digits), "--out", "out", "--resume", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    again = unlearn(*options(small_digits), "--out", "out", "--resume", "--overwrite", cwd=tmp_path)
+    assert (again.returncode, "holds this run's results already" in again.stdout) == (0, True), again.stderr
+    assert not [entry for entry in (*tmp_path.iterdir(), *(tmp_path / "out").iterdir()) if entry.name[0] == "."]
+    one, other = tmp_path / "out", finished[0]
+    assert sorted(entry.name for entry in one.iterdir()) == sorted(entry.name for entry in other.iterdir())
+    assert (one / "model.pth").read_bytes() == (other / "model.pth").read_bytes()
+    results = [json.loads((folder / "result.json").read_text()) for folder in (one, other)]
+    for name in ("before", "after", "intervals", "conclusion", "cleaned", "config"):
+        assert results[0][name] == results[1][name], name
+
+
+def test_figures_are_those_of_the_file(tmp_path, small_digits):
+    """Of bfloat16 weights, by PyTorch: rounded, they classify differently than those that unlearned."""
+    content = torch.load(EXAMPLE, weights_only=True)
+    content["net"] = {
+        name: tensor.bfloat16() if tensor.is_floating_point() else tensor for name, tensor in content["net"].items()
+    }
+    torch.save(content, tmp_path / "x.pth")
+    arguments = ["--ckpt", "x.pth", "--dataset", small_digits, *FAST, "--lr", 0.005, "--no-audit", "--out", "out"]
+    done = unlearn(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    module = torch_module(10)
+    module.load_state_dict(torch.load(tmp_path / "out" / "model.pth", weights_only=True)["net"])  # as float32
+    assert next(iter(load(tmp_path / "out" / "model.pth").leaves.values())).dtype == ml_dtypes.bfloat16
+    images = split_dataset(load_dataset(str(small_digits), (32, 32, 3)), 40, result["config"]["seed"]).evaluation
+    pixels = torch.tensor(images.images.transpose(0, 3, 1, 2)).float() / 255
+    with torch.no_grad():
+        said = module.eval()(pixels).argmax(1).numpy()
+    assert result["after"]["n_images"] == len(images) == 80
+    assert result["after"]["acc"] == pytest.approx(np.mean(said == images.labels), abs=1e-9)
+    assert result["rounds"][-1]["acc"] == result["after"]["acc"]
 
 
 @pytest.mark.slow

@@ -1,10 +1,13 @@
 """Where an interrupted run waits: the same state comes back, whatever happens to the files."""
 
+import hashlib
+import json
 import os
 import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +27,7 @@ from tests.test_minimax import Tiny, tiny_data
 
 CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, min_batches=4, max_acc_drop=1.0, held_out=0.0, folds=2)
 IDENTITY = {"seed": 2, "reach": (2.0, 8.0)}
+FIGURES = {"acc": 0.5, "asr": None, "asr_all": None, "ra": None, "n_images": 40}
 RECORD = ("perturbation_norm", "inner_loss", "outer_loss", "seconds", "undone")
 
 
@@ -38,13 +42,13 @@ def states():
 
 def record(done):
     standing = vars(done.standing) if done.standing else None
-    return {"round": done.number, "standing": standing, **{name: getattr(done, name) for name in RECORD}}
+    return {"round": done.number, "standing": standing, **FIGURES, **{name: getattr(done, name) for name in RECORD}}
 
 
 def stored_run(folder, states, identity=IDENTITY):
     run = StoredRun(folder / "run", identity)
     for state in states:
-        run.store_state(state, {"before": {"acc": 0.5}, "rounds": [record(done) for done in state.rounds]})
+        run.store_state(state, {"before": FIGURES, "rounds": [record(done) for done in state.rounds]})
     return run
 
 
@@ -70,9 +74,10 @@ def fresh(states):
 def test_the_last_state_comes_back_and_goes_on_bit_by_bit(tmp_path, states):
     model, data, done = states
     run = stored_run(tmp_path, done[:2])
-    state, found = run.restore_state(fresh(states))
+    state, before, records = run.restore_state(fresh(states))
     assert_same(state, done[1])
-    assert found["before"] == {"acc": 0.5}
+    assert (before.acc, before.n_images, before.asr) == (0.5, 40, None)
+    assert [record["round"] for record in records] == [1, 2]
     went_on = []
     unlearn(model, data, CONFIG, state=state, on_round=went_on.append)
     assert_same(went_on[-1], done[2])
@@ -82,7 +87,7 @@ def test_the_last_state_comes_back_and_goes_on_bit_by_bit(tmp_path, states):
 
 def test_only_the_last_two_rounds_stay_and_nothing_of_a_killed_process(tmp_path, states):
     run = stored_run(tmp_path, states[2][:2])
-    (run.folder / ".round-00003.half").mkdir()
+    (run.folder / ".round-00003.half.staging").mkdir()
     stored_run(tmp_path, states[2][2:])
     assert sorted(entry.name for entry in run.folder.iterdir()) == ["round-00002", "round-00003"]
 
@@ -98,9 +103,85 @@ def test_a_damaged_state_is_noticed_and_the_round_before_is_taken(tmp_path_facto
         victim.write_bytes(content[: data.draw(st.integers(0, 10**6)) % len(content)])
     else:
         victim.unlink()
-    state, found = run.restore_state(fresh(states))
+    state, _, records = run.restore_state(fresh(states))
     assert_same(state, states[2][0])
-    assert len(found["rounds"]) == 1
+    assert len(records) == 1
+
+
+def signed_again(folder, change):
+    """Changes state.json as somebody would who knows how its checksum is made."""
+    content = json.loads((folder / "state.json").read_text())
+    content.pop("checksum")
+    change(content)
+    text = json.dumps(content, sort_keys=True)
+    content["checksum"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "state.json").write_text(json.dumps(content))
+
+
+def put(*keys, value):
+    def change(content):
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+TAMPERED = {
+    "identity list": put("identity", value=[1]),
+    "identity null": put("identity", value=None),
+    "digests list": put("digests", value=[]),
+    "digests text": put("digests", value="x"),
+    "leaves number": put("leaves", value=5),
+    "leaves path a number": put("leaves", value=[[5, [3]]]),
+    "leaves path elsewhere": put("leaves", value=[[["..", "..", "etc"], [3]]]),
+    "leaves path of lists": put("leaves", value=[[[["x"]], [3]]]),
+    "leaves none": put("leaves", value=[]),
+    "leaves shape": put("leaves", 0, 1, value=[10**6]),
+    "before list": put("before", value=[1]),
+    "before text": put("before", "acc", value="x"),
+    "before missing": lambda content: content.pop("before"),
+    "rounds missing": lambda content: content.pop("rounds"),
+    "rounds number": put("rounds", value=3),
+    "rounds fewer": lambda content: content["rounds"].pop(0),
+    "round number": put("rounds", 0, "round", value="1"),
+    "round figure": put("rounds", 0, "inner_loss", value="x"),
+    "round accuracy": put("rounds", 0, "acc", value=7),
+    "standing": put("rounds", 0, "standing", value={"acc": "x"}),
+    "pace": put("pace", value="fast"),
+    "rehearsed": put("rehearsed", value=[5]),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_a_tampered_state_falls_back_to_the_round_before(tmp_path, states, capsys, name):
+    run = stored_run(tmp_path, states[2][:2])
+    signed_again(run.folder / "round-00002", TAMPERED[name])
+    state, _, records = run.restore_state(fresh(states))
+    assert_same(state, states[2][0])
+    assert len(records) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_change_without_its_checksum_is_noticed_and_strange_entries_are_no_steps(tmp_path, states):
+    run = stored_run(tmp_path, states[2][:2])
+    file = run.folder / "round-00002" / "state.json"
+    file.write_text(file.read_text().replace('"pace": 1.0', '"pace": 2.0'))
+    (run.folder / "round-99999").touch()
+    (run.folder / "round-x").mkdir()
+    assert_same(run.restore_state(fresh(states))[0], states[2][0])
+    signed_again(run.folder / "round-00001", lambda content: None)
+    os.mkfifo(run.folder / "round-00001" / "leaves" / "pipe")
+    with pytest.raises(ConfigError, match="damaged"):
+        run.restore_state(fresh(states))
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_folder_without_a_name_of_its_own(tmp_path, monkeypatch, name):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    expected = {".": tmp_path / "a" / ".b.partial", "..": tmp_path / ".a.partial"}[name]
+    assert StoredRun(Path(name), {}).folder == expected
 
 
 def test_when_all_are_damaged_it_says_so_and_deletes_nothing(tmp_path, states):

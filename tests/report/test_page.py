@@ -105,7 +105,8 @@ def result():
         "device": "cpu",
         "versions": {"jax": "0.0"},
         "before": figures,
-        "after": {name: record[name] for name in figures},
+        "after": {name: record[name] for name in figures} | {"n_images": 5, "n_triggered": 4},
+        "intervals": {"before": {}, "after": {"asr": (0.0123, 0.456)}},
         "initial": standing,
         "suspects": [{"label": 2, "norm": 0.8, "found_after_rounds": 0}, {"label": 0, "norm": 1.2, "found_after_rounds": 1}],
         "kept_round": 1,
@@ -138,6 +139,8 @@ def test_the_verdict_comes_first_and_all_is_there(page):
     assert places == sorted(places)
     for part in (
         "3.1\N{NO-BREAK SPACE}%",
+        "1.2 to 45.6\N{NO-BREAK SPACE}%",
+        "classified rightly, of 5.",
         "\N{MINUS SIGN}95.9",
         "abc123",
         "def456",
