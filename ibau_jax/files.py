@@ -2,12 +2,23 @@
 
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from ibau_jax.errors import ConfigError
+
+
+def check_regular(path: Path) -> None:
+    """Raises ConfigError where `path` is there but no regular file: opening a pipe waits, and a device has no end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says why that fails
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{path} is no regular file but a folder, a pipe, a socket or a device")
 
 
 def check_writable(target: Path) -> None:

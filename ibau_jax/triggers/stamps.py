@@ -14,6 +14,8 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
+from ibau_jax.triggers.ranges import BRIGHTNESS, LEVELS
+
 Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
 Stamp: TypeAlias = Callable[[Images], Float[Array, "n h w c"]]
 
@@ -25,6 +27,9 @@ class Patch:
     rows: slice
     columns: slice
     value: float = 1.0
+
+    def __post_init__(self) -> None:
+        BRIGHTNESS.check("value", self.value)
 
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
         """The images with the patch."""
@@ -90,6 +95,9 @@ class Quantised:
 
     levels: int
     dithered: bool = False
+
+    def __post_init__(self) -> None:
+        LEVELS.check("levels", self.levels)
 
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
         """The images with `levels` values a channel."""
