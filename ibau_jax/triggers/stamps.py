@@ -14,6 +14,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
+from ibau_jax.errors import ConfigError
 from ibau_jax.triggers.ranges import BRIGHTNESS, LEVELS
 
 Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
@@ -67,6 +68,10 @@ class Warp:
     """
 
     grid: Float[np.ndarray, "h w 2"]
+
+    def __post_init__(self) -> None:
+        if self.grid.ndim != 3 or self.grid.shape[2] != 2:
+            raise ConfigError(f"a warp's grid has the shape {self.grid.shape}; it must be height x width x 2")
 
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
         """The warped images."""
