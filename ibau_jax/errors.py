@@ -4,6 +4,12 @@ The command line prints the message after `error:` as one line and exits with co
 wrong and what to do about it.
 """
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LONGEST = 200  # characters of a text that comes from a file or a parser
+
 
 class IbauError(Exception):
     """Base of every error that the input, not the program, is to blame for."""
@@ -23,3 +29,34 @@ class NotFiniteError(IbauError):
 
 class ConfigError(IbauError):
     """An option has a value that makes no sense."""
+
+
+def shortened(text: object, longest: int = LONGEST) -> str:
+    """`text` as one line of at most `longest` characters."""
+    line = " ".join(str(text).split())
+    return line if len(line) <= longest else f"{line[:longest]}..."
+
+
+@contextmanager
+def refusing(subject: str, kind: type[IbauError]) -> Iterator[None]:
+    """The one boundary around a parser of files: whatever it raises becomes an error of one line.
+
+    Args:
+        subject: what is read, for the message `can't read SUBJECT: ...`.
+        kind: the error to raise.
+
+    Raises:
+        IbauError: our own errors pass as they are; every other exception, also one for want of memory, becomes `kind`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # parsers warn of what is read all the same
+            yield
+    except IbauError:
+        raise
+    except MemoryError as error:
+        raise kind(f"can't read {subject}: it takes more memory than there is") from error
+    except OSError as error:
+        raise kind(f"can't read {subject}: {shortened(error.strerror or error)}") from error
+    except Exception as error:  # parsers have no common error
+        raise kind(f"can't read {subject}: {shortened(error) or type(error).__name__}") from error

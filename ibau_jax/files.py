@@ -20,6 +20,16 @@ STAGING = ".staging"  # what the names of staging folders end with
 MAX_NAME = 220  # bytes: file systems take 255, and hidden folders beside a file have longer names than it
 
 
+def check_regular(path: Path) -> None:
+    """Raises ConfigError where `path` is there but no regular file: opening a pipe waits, and a device has no end."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):
+        return  # whoever opens it says why that fails
+    if not stat.S_ISREG(mode):
+        raise ConfigError(f"{path} is no regular file but a folder, a pipe, a socket or a device")
+
+
 def check_writable(target: Path) -> None:
     """Raises ConfigError, and writes nothing, if a file or folder at `target` could not be made."""
     try:

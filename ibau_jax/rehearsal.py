@@ -27,7 +27,10 @@ def folds_of(clean_set: Dataset, count: int, seed: int) -> list[tuple[Dataset, D
     """
     size = len(clean_set) // count
     if count < 2 or not size:
-        raise ConfigError(f"folds is {count}, with {len(clean_set)} clean images; choose 2 to {len(clean_set)}, or 1")
+        raise ConfigError(
+            f"--folds {count} needs at least {max(2, count)} clean images, and there are {len(clean_set)}; choose a "
+            "larger --n-clean, or --folds 1"
+        )
     order = np.random.default_rng(seed).permutation(len(clean_set))
     parts = [order[index * size : (index + 1) * size] for index in range(count)]
     return [(clean_set.take(np.setdiff1d(order, part)), clean_set.take(part)) for part in parts]

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from ibau_jax.cli import console, process
-from ibau_jax.cli.options import AuditOptions, DeviceOptions, ModelOptions, option, parse
+from ibau_jax.cli.options import AuditOptions, ClassOrder, DeviceOptions, ModelOptions, option, parse
 
 FOUND = 1
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ClassOrder):
     """Looks for a backdoor without knowing the trigger: for each class, how small can a trigger be that leads to it?
 
     python scripts/audit.py --ckpt suspicious.pth --dataset clean.npz
@@ -42,7 +42,7 @@ def main() -> int:
 
     start(options.device)
     subject = load_subject(options.subject)
-    images = load_images(DataOptions(options.dataset), subject)
+    images = load_images(DataOptions(options.dataset, class_order=options.class_order), subject)
     auditor = make_auditor(options.audit.config())
     check_plausible(subject, images, options.subject.force)
     with AuditProgress("audit") as bar:

@@ -5,11 +5,11 @@ from dataclasses import asdict, dataclass
 from typing import Annotated
 
 from ibau_jax.cli import console, process
-from ibau_jax.cli.options import AttackOptions, DataOptions, DeviceOptions, ModelOptions, option, parse
+from ibau_jax.cli.options import AttackOptions, ClassOrder, DataOptions, DeviceOptions, ModelOptions, option, parse
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ClassOrder):
     """Measures ACC of a checkpoint on clean images, and ASR and RA where an attack is named.
 
     python scripts/evaluate.py --ckpt suspicious.pth --dataset clean.npz --attack badnets --target-label 8
@@ -36,7 +36,7 @@ def main() -> int:
 
     start(options.device)
     subject = load_subject(options.subject)
-    images = load_images(DataOptions(options.dataset), subject)
+    images = load_images(DataOptions(options.dataset, class_order=options.class_order), subject)
     attack = attack_on(subject, options.attack)
     check_plausible(subject, images, options.subject.force)
     metrics = evaluate(subject.model, images, attack)

@@ -38,7 +38,7 @@ CONFIG = replace(
 def test_every_part_is_apart_from_its_rest(count, parts, seed):
     images = Dataset(np.zeros((count, 1, 1, 1), np.uint8), np.arange(count))
     if count < parts:
-        with pytest.raises(ConfigError, match=f"folds is {parts}"):
+        with pytest.raises(ConfigError, match=f"--folds {parts} needs at least"):
             folds_of(images, parts, seed)
         return
     folds = folds_of(images, parts, seed)

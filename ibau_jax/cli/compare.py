@@ -112,7 +112,7 @@ def loaded(options: CompareOptions, model: ModelOptions) -> tuple[Subject, Datas
     attack = attack_on(subject, options.attack)
     if attack is None:
         raise ConfigError(f"{subject.path} names no attack; name the one to measure by --attack")
-    images = load_images(DataOptions(options.dataset), subject)
+    images = load_images(DataOptions(options.dataset, class_order=options.class_order), subject)
     largest = max(options.n_clean)
     if largest >= len(images):
         raise ConfigError(f"--n-clean {largest} of {len(images)} images leaves none to evaluate on")

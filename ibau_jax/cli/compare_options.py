@@ -6,11 +6,11 @@ from typing import Annotated
 
 import tyro
 
-from ibau_jax.cli.options import AttackOptions, DeviceOptions, ModelsOptions, option
+from ibau_jax.cli.options import AttackOptions, ClassOrder, DeviceOptions, ModelsOptions, option
 
 
 @dataclass(frozen=True)
-class CompareOptions:
+class CompareOptions(ClassOrder):
     """Runs methods x checkpoints x sizes of the clean set x seeds, and writes one table.
 
     python scripts/compare.py --ckpt models/*.pth --dataset clean.npz --attack badnets --target-label 8 --out runs/table

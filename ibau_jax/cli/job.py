@@ -14,6 +14,7 @@ from ibau_jax.checkpoints.conversion import described_not_finite
 from ibau_jax.cli import console
 from ibau_jax.cli.options import AttackOptions, DataOptions, ModelOptions
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
+from ibau_jax.data.folder import is_folder
 from ibau_jax.errors import ConfigError, DataError, NotFiniteError
 from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
 from ibau_jax.plausibility import doubt
@@ -107,7 +108,9 @@ def load_images(options: DataOptions, subject: Subject) -> Dataset:
     spec = options.dataset or subject.hints.dataset
     if spec is None:
         raise ConfigError("the checkpoint names no data; name clean images by --dataset")
-    return _fitting(spec, subject.checkpoint)
+    if options.class_order is not None and not any(map(is_folder, filter(None, (spec, options.clean_set)))):
+        raise ConfigError(f"--class-order is for folders of class folders; {spec} is none")
+    return _fitting(spec, subject.checkpoint, options.class_order)
 
 
 def load_split(options: DataOptions, subject: Subject, seed: int) -> Split:
@@ -119,18 +122,21 @@ def load_split(options: DataOptions, subject: Subject, seed: int) -> Split:
     images = load_images(options, subject)
     if options.clean_set is None:
         return split_dataset(images, options.n_clean, seed)
-    return separate_clean_set(_fitting(options.clean_set, subject.checkpoint), images, options.n_clean, seed)
+    clean_set = _fitting(options.clean_set, subject.checkpoint, options.class_order)
+    return separate_clean_set(clean_set, images, options.n_clean, seed)
 
 
 @functools.lru_cache(maxsize=4)
-def _loaded(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
+def _loaded(spec: str, input_shape: tuple[int, int, int], num_classes: int, class_order: str | None) -> Dataset:
     """Several checkpoints mostly have the same images."""
-    return load_dataset(spec, input_shape)
+    return load_dataset(spec, input_shape, num_classes=num_classes, class_order=class_order)
 
 
-def _fitting(spec: str, checkpoint: Checkpoint) -> Dataset:
-    dataset = _loaded(spec, checkpoint.input_shape)
+def _fitting(spec: str, checkpoint: Checkpoint, class_order: str | None) -> Dataset:
+    order = class_order if is_folder(spec) else None
+    dataset = _loaded(spec, checkpoint.input_shape, checkpoint.num_classes, order)
     dataset.check_fits(checkpoint.input_shape, checkpoint.num_classes)
+    dataset.check_contrast()
     return dataset
 
 
@@ -149,6 +155,8 @@ def attack_on(subject: Subject, options: AttackOptions, used: Collection[int] = 
         return None
     folders = [options.trigger_dir] if options.trigger_dir else trigger_folders(subject.path)
     attack = load_attack(spec, subject.checkpoint.input_shape, folders, options.trigger_mask, used)
+    if attack.triggered is not None:
+        attack.triggered.check_fits(subject.checkpoint.input_shape, subject.checkpoint.num_classes)
     named = (options.target_label, attack.target_label, subject.hints.target_label)
     target = next((label for label in named if label is not None), None)
     aimed = attack.aimed_at(target)

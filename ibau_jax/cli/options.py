@@ -2,7 +2,7 @@
 
 import glob
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -105,7 +105,7 @@ class ModelsOptions(ModelChoices, ManyCheckpoints):
         Raises:
             ConfigError: a pattern fits no file, or no checkpoint is named.
         """
-        choices = {field.name: getattr(self, field.name) for field in fields(ModelChoices)}
+        choices = {one.name: getattr(self, one.name) for one in fields(ModelChoices)}
         paths = [path for pattern in self.ckpt for path in _expanded(pattern)]
         if not paths:
             raise ConfigError("--ckpt names no checkpoint")
@@ -122,7 +122,19 @@ def _expanded(pattern: Path) -> list[Path]:
 
 
 @dataclass(frozen=True)
-class DataOptions:
+class ClassOrder:
+    """Which label a class folder has."""
+
+    class_order: Annotated[str | None, option("number|text|FILE", "number for numbers, text for other names")] = field(
+        default=None, kw_only=True
+    )
+    """labels of a folder's class folders: number: the numbers in their names; text: their places in the order of text,
+    as torchvision's ImageFolder has it, also where they are numbers; or a file with all names, one a line in the order
+    of labels, or class_to_idx as JSON"""
+
+
+@dataclass(frozen=True)
+class DataOptions(ClassOrder):
     """The clean images."""
 
     dataset: Annotated[str | None, option("SPEC", "what the checkpoint names")] = None

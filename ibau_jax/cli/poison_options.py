@@ -6,12 +6,12 @@ from typing import Annotated
 
 import tyro
 
-from ibau_jax.cli.options import DeviceOptions, Normalize, option
+from ibau_jax.cli.options import ClassOrder, DeviceOptions, Normalize, option
 from ibau_jax.config import Precision, TrainConfig
 
 
 @dataclass(frozen=True)
-class PoisonOptions:
+class PoisonOptions(ClassOrder):
     """Trains an image classifier with a backdoor, or a clean one (--attack none), to try audits and defences on.
 
     python scripts/poison.py --dataset train.npz --test test.npz --attack badnets --target-label 8 --out runs/badnets

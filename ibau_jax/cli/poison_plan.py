@@ -14,7 +14,8 @@ from ibau_jax.cli.poison_options import PoisonOptions
 from ibau_jax.cli.stored import Content
 from ibau_jax.config import TrainConfig
 from ibau_jax.data import Dataset, load_dataset
-from ibau_jax.errors import ConfigError
+from ibau_jax.data.folder import is_folder
+from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.metrics import Metrics, check_measurable, evaluate
 from ibau_jax.models import NORMALIZATIONS, Architecture, find_architecture
 from ibau_jax.models.normalized import normalized
@@ -68,7 +69,7 @@ def prepare(options: PoisonOptions) -> Plan:
     size = options.image_size or architecture.image_sizes[0]
     shape = (size, size, architecture.channels)
     training, test = images(options, shape)
-    num_classes = int(max(training.labels.max(), test.labels.max())) + 1
+    num_classes = int(max(training.labels.max(), test.labels.max(initial=0))) + 1
     attacks = chosen_attacks(options, shape)
     poison = Poison(tuple(attacks), options.ratio, options.clean_label, options.decoys) if attacks else None
     if poison:
@@ -83,15 +84,25 @@ def prepare(options: PoisonOptions) -> Plan:
 
 def images(options: PoisonOptions, shape: tuple[int, int, int]) -> tuple[Dataset, Dataset]:
     """The images to train on and those to evaluate on."""
-    dataset = load_dataset(options.dataset, shape)
-    dataset.check_fits(shape, int(dataset.labels.max(initial=0)) + 1)
+    order = options.class_order
+    dataset = load_dataset(options.dataset, shape, class_order=order)
+    num_classes = int(dataset.labels.max(initial=0)) + 1
+    dataset.check_fits(shape, num_classes)
+    dataset.check_contrast()
+    absent = np.flatnonzero(np.bincount(dataset.labels) == 0)
+    if len(absent):
+        raise DataError(
+            f"{dataset.name} has labels up to {num_classes - 1} but no image of class {absent[0]}; count classes from "
+            "0, without gaps (folders may be listed in a file for --class-order)"
+        )
     if options.test is not None:
-        return dataset, load_dataset(options.test, shape)
-    order = np.random.default_rng(options.seed).permutation(len(dataset))
+        order = order if is_folder(options.test) else None
+        return dataset, load_dataset(options.test, shape, num_classes=num_classes, class_order=order)
+    permutation = np.random.default_rng(options.seed).permutation(len(dataset))
     count = len(dataset) // TEST_SHARE
     if not count:
         raise ConfigError(f"{dataset.name} has {len(dataset)} images, too few to keep some for evaluation")
-    return dataset.take(np.sort(order[count:])), dataset.take(np.sort(order[:count]))
+    return dataset.take(np.sort(permutation[count:])), dataset.take(np.sort(permutation[:count]))
 
 
 def chosen_attacks(options: PoisonOptions, shape: tuple[int, int, int]) -> list[Attack]:

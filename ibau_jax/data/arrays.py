@@ -1,47 +1,52 @@
 """Arrays in files: NumPy archives and the published GTSRB HDF5 layout."""
 
-import zipfile
+import os
 from pathlib import Path
 
-import numpy as np
+from ibau_jax.data.dataset import Dataset, check_forms, make_dataset
+from ibau_jax.data.memory import check_memory
+from ibau_jax.data.npy import open_npz
+from ibau_jax.errors import DataError, shortened
 
-from ibau_jax.data.dataset import Dataset, make_dataset
-from ibau_jax.errors import DataError
+SHOWN = 10  # names in a message
 
 
 def load_npz(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
-    """`x` and `y` of a NumPy archive; nothing pickled is read.
+    """`x` and `y` of a NumPy archive; nothing pickled is read, and nothing before its size is checked.
 
     Raises:
-        DataError: the file is damaged, lacks `x` or `y`, or holds no images and labels.
+        DataError: the file is damaged, lacks `x` or `y`, holds no images and labels, or is too large.
+        ConfigError: it is no regular file.
     """
-    try:
-        with open(spec, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            missing = [key for key in ("x", "y") if key not in arrays]
-            if missing:
-                raise DataError(f"{spec} lacks {' and '.join(missing)}; it holds {', '.join(arrays) or 'nothing'}")
-            images, labels = arrays["x"], arrays["y"]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"can't read {spec}: {str(error)[:200]}") from error
-    return make_dataset(images, labels, spec)
+    with open_npz(Path(spec), DataError) as arrays:
+        _check_names(arrays.names, ("x", "y"), spec)
+        images, labels = arrays.header("x"), arrays.header("y")
+        check_forms(images, labels, spec)
+        check_memory(images.nbytes + labels.nbytes, spec)
+        return make_dataset(arrays.read("x"), arrays.read("y"), spec)
 
 
 def load_hdf5(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
     """`X_test` and one-hot `Y_test` of an HDF5 file; `FILE.h5:train` for `X_train` and `Y_train`.
 
     Raises:
-        DataError: the file is damaged, or lacks the split.
+        DataError: the file is damaged, lacks the split, names other files, or is too large.
+        ConfigError: it is no regular file.
     """
-    import h5py
+    from ibau_jax.data.hdf5 import open_hdf5
 
-    path, split = (spec, "test") if Path(spec).exists() else (spec.rpartition(":")[0], spec.rpartition(":")[2])
+    path, split = (spec, "test") if os.path.exists(spec) else (spec.rpartition(":")[0], spec.rpartition(":")[2])
     keys = (f"X_{split}", f"Y_{split}")
-    try:
-        with h5py.File(path, "r") as file:
-            missing = [key for key in keys if key not in file]
-            if missing:
-                raise DataError(f"{path} lacks {' and '.join(missing)}; it holds {', '.join(file) or 'nothing'}")
-            images, labels = (np.asarray(file[key]) for key in keys)
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
-        raise DataError(f"can't read {path}: {str(error)[:200]}") from error
-    return make_dataset(images, labels, spec, bytes_as_float=True)
+    with open_hdf5(Path(path)) as arrays:
+        _check_names(arrays.names, keys, path)
+        images, labels = (arrays.array(key) for key in keys)
+        check_forms(images, labels, spec)
+        check_memory(images.nbytes + labels.nbytes, spec)
+        return make_dataset(arrays.read(keys[0]), arrays.read(keys[1]), spec, bytes_as_float=True)
+
+
+def _check_names(names: list[str], wanted: tuple[str, ...], file: str) -> None:
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        shown = ", ".join(shortened(name, 40) for name in names[:SHOWN]) or "nothing"
+        raise DataError(f"{file} lacks {shortened(' and '.join(missing), 80)}; it holds {shown}")

@@ -1,33 +1,90 @@
 """A folder of images, one sub-folder a class."""
 
+import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from jaxtyping import Int
 
+from ibau_jax.data.classes import MOST_CLASSES, NUMBER, TEXT, class_labels
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.errors import DataError
+from ibau_jax.data.images import SUFFIXES, read_image
+from ibau_jax.data.memory import check_memory
+from ibau_jax.errors import DataError, refusing
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+# Sub-folders that systems and archives make.
+NO_CLASSES = ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
+INNER = "images"  # CLASS/images/NAME.png, as Tiny ImageNet has them
+FORM = "CLASS/NAME.png or CLASS/images/NAME.png"
 
 
-def load_folder(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
-    """The images in the sub-folders of `spec`, resized (bicubic) to the model's input.
+def load_folder(
+    spec: str, input_shape: tuple[int, int, int], num_classes: int | None = None, class_order: str | None = None
+) -> Dataset:
+    """The images in the class folders of `spec`, resized (bicubic) to the model's input.
 
-    Classes are counted from 0 in the order of the sub-folders' names: by number where all names are numbers, else
-    alphabetically, as torchvision's ImageFolder does.
+    Args:
+        spec: the folder; `ibau_jax.data.classes.class_labels` says which label each of its sub-folders has.
+        input_shape: the model's height, width and channels.
+        num_classes: how many classes the model has, where that is known.
+        class_order: `number`, `text` or a file of names; see `class_labels`.
 
     Raises:
-        DataError: there are no sub-folders or no images, or one can't be read.
+        DataError: there are no class folders or no images, or one can't be read, or the folders don't fit the model.
+        ConfigError: one of the images is no regular file.
     """
-    folders = _sub_folders(Path(spec))
-    numbered = all(folder.name.isdecimal() for folder in folders)
-    folders.sort(key=lambda folder: (int(folder.name), folder.name) if numbered else (0, folder.name))
-    files = [(file, label) for label, folder in enumerate(folders) for file in _image_files(folder)]
+    folders = {folder.name: folder for folder in class_folders(spec)}
+    try:
+        labels = class_labels(list(folders), num_classes, class_order)
+    except DataError as error:
+        raise DataError(f"{spec}: {error}{_left_out(spec)}") from error
+    by_label = sorted(folders, key=lambda name: labels[name])
+    files = [(file, labels[name]) for name in by_label for file in _image_files(folders[name])]
     if not files:
-        raise DataError(f"{spec} has no images in sub-folders; it needs one sub-folder a class")
+        raise DataError(f"{spec} has no images in class folders; it needs {FORM} (no CSV of labels is read)")
     return _read(files, input_shape, spec)
+
+
+def other_class_orders(
+    spec: str, num_classes: int, class_order: str | None = None
+) -> dict[str, Int[np.ndarray, " classes"]]:
+    """The orders in which a folder's classes would have other labels than with `class_order`.
+
+    Args:
+        spec: as `load_dataset` takes it; what is no folder has one order only.
+        num_classes: how many classes the model has.
+        class_order: the order that the labels have now.
+
+    Returns:
+        `number`, `text` or both, each with a permutation p: images with the label l now have p[l] in that order.
+    """
+    if not is_folder(spec):
+        return {}
+    names = [folder.name for folder in class_folders(spec)]
+    now = class_labels(names, num_classes, class_order)
+    others = {}
+    for order in (NUMBER, TEXT):
+        try:
+            then = class_labels(names, num_classes, order)
+        except DataError:  # these names have no such order
+            continue
+        if then != now:
+            others[order] = _permutation([now[name] for name in names], [then[name] for name in names], num_classes)
+    return others
+
+
+def _permutation(now: Sequence[int], then: Sequence[int], count: int) -> Int[np.ndarray, " classes"]:
+    """Where labels go; those that no folder has go, in their order, where none goes."""
+    permutation = np.empty(count, np.int64)
+    permutation[list(now)] = list(then)
+    permutation[sorted(set(range(count)) - set(now))] = sorted(set(range(count)) - set(then))
+    return permutation
+
+
+def is_folder(spec: str) -> bool:
+    """Whether a spec of `load_dataset` names a folder of class folders."""
+    return os.path.isdir(spec)
 
 
 def load_triggered(folder: str, input_shape: tuple[int, int, int], without: Collection[int] = ()) -> Dataset:
@@ -40,53 +97,89 @@ def load_triggered(folder: str, input_shape: tuple[int, int, int], without: Coll
 
     Raises:
         DataError: there is no such folder or image, or a sub-folder is no number, or an image can't be read.
+        ConfigError: one of the images is no regular file.
     """
-    if not Path(folder).is_dir():
+    form = f"{folder}/TRUE_CLASS/INDEX.png"
+    if not os.path.isdir(folder):
         raise DataError(f"there is no folder {folder} of triggered images")
-    classes = sorted(_sub_folders(Path(folder)))
-    unnumbered = [entry.name for entry in classes if not entry.name.isdecimal()]
-    if unnumbered:
-        raise DataError(f"{folder}/{unnumbered[0]} is no class; triggered images lie in {folder}/TRUE_CLASS/INDEX.png")
+    labels = {}
+    for entry in class_folders(folder):
+        if not (entry.name.isascii() and entry.name.isdecimal() and int(entry.name) < MOST_CLASSES):
+            raise DataError(f"{entry} is no class; triggered images lie in {form}")
+        labels[entry] = int(entry.name)
     files = [
-        (file, int(entry.name))
-        for entry in sorted(classes, key=lambda entry: int(entry.name))
+        (file, labels[entry])
+        for entry in sorted(labels, key=lambda entry: (labels[entry], entry.name))
         for file in _image_files(entry)
         if not (file.stem.isdecimal() and int(file.stem) in without)
     ]
     if not files:
-        raise DataError(f"{folder} has no triggered images to evaluate on; it needs {folder}/TRUE_CLASS/INDEX.png")
+        raise DataError(f"{folder} has no triggered images to evaluate on; it needs {form}")
     return _read(files, input_shape, folder)
 
 
-def _sub_folders(folder: Path) -> list[Path]:
-    return [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")]
+def class_folders(spec: str) -> list[Path]:
+    """The sub-folders that are classes, empty ones too, in no order.
+
+    Hidden ones, those that systems make, and those that hold hidden files only are no classes.
+
+    Raises:
+        DataError: the folder can't be listed, or one of its entries leads nowhere.
+    """
+    return [folder for folder in _sub_folders(spec) if _is_class(folder)]
+
+
+def _sub_folders(spec: str) -> list[Path]:
+    with refusing(spec, DataError):
+        entries = list(Path(spec).iterdir())
+        for entry in entries:
+            if entry.is_symlink() and not entry.exists():
+                raise DataError(f"{entry} is a link that leads nowhere; remove it or mend it")
+        return [entry for entry in entries if entry.is_dir()]
+
+
+def _is_class(folder: Path) -> bool:
+    if folder.name.startswith(".") or folder.name in NO_CLASSES:
+        return False
+    with refusing(str(folder), DataError):
+        names = os.listdir(folder)
+    return not names or any(not name.startswith(".") for name in names)
+
+
+def _left_out(spec: str) -> str:
+    names = [folder.name for folder in _sub_folders(spec) if not _is_class(folder)]
+    return f" (not counted: {', '.join(sorted(names)[:4])})" if names else ""
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES]
+    """The images of a class, in the order of their names.
+
+    Raises:
+        DataError: there are files but no images, or images lie deeper than `FORM` has them.
+    """
+    with refusing(str(folder), DataError):
+        visible = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+        inner = folder / INNER
+        if inner.is_dir():
+            visible += [entry for entry in sorted(inner.iterdir()) if not entry.name.startswith(".")]
+        for entry in visible:
+            if entry.is_dir() and entry != inner and any(_is_image(name) for name in os.listdir(entry)):
+                raise DataError(f"{entry} holds images; they are read from {FORM} only: name the folder of the classes")
+    files = [entry for entry in visible if _is_image(entry.name)]
+    if visible and not files and visible != [inner]:
+        raise DataError(
+            f"{folder} holds no images ({', '.join(SUFFIXES)}) but {visible[0].name}; if it is no class, move it"
+        )
+    return files
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _read(files: Sequence[tuple[Path, int]], input_shape: tuple[int, int, int], name: str) -> Dataset:
-    images = np.stack([read_image(file, input_shape) for file, _ in files])
+    check_memory(len(files) * int(np.prod(input_shape)), name)
+    images = np.empty((len(files), *input_shape), np.uint8)
+    for image, (file, _) in zip(images, files, strict=True):
+        image[...] = read_image(file, input_shape)
     return Dataset(images, np.asarray([label for _, label in files], np.int64), name)
-
-
-def read_image(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """One image file as uint8 of `shape`, converted to RGB or grey and resized where it differs.
-
-    Raises:
-        DataError: it can't be read.
-    """
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("RGB" if shape[2] == 3 else "L")
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"can't read the image {file}: {str(error)[:200]}") from error
-    return resized(image, shape)
-
-
-def resized(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
-    """A PIL image as uint8 of `shape`, bicubic where the size differs."""
-    if image.size != (shape[1], shape[0]):
-        image = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
-    return np.asarray(image).reshape(shape)

@@ -1,14 +1,18 @@
 """TensorFlow Datasets, read without TensorFlow: through `as_data_source` from array_record files."""
 
 import importlib.util
+import math
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ibau_jax.data.dataset import Dataset, checked_images, checked_labels
-from ibau_jax.data.folder import resized
-from ibau_jax.errors import DataError
+from ibau_jax.data.images import resized
+from ibau_jax.data.memory import check_memory
+from ibau_jax.errors import DataError, refusing, shortened
+
+FORMAT = "array_record"
 
 
 def load_tfds(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
@@ -20,26 +24,47 @@ def load_tfds(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
     Raises:
         DataError: there is no such data set or split, it is not prepared, or its elements have no image and label.
     """
-    import tensorflow_datasets as tfds
-
     name, _, split = spec.partition(":")
     split = split or "test"
-    try:
-        builder = tfds.builder(name, file_format="array_record")
-    except Exception as error:  # tfds has no common error for a name it can't make sense of
-        raise DataError(f"TensorFlow Datasets can't build {name!r}: {_first_line(error)}") from error
+    builder = _builder(name)
     if not builder.info.splits:
         _prepare(builder, name)
-    if split not in builder.info.splits:
-        raise DataError(f"tfds:{name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
-    features = builder.info.features
-    if features is None or "image" not in features or "label" not in features:
-        raise DataError(f"tfds:{name} has no 'image' and 'label' to classify")
+    with refusing(f"tfds:{name}", DataError):  # what lies there may be damaged
+        if split not in builder.info.splits:
+            raise DataError(f"tfds:{name} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+        features = builder.info.features
+        if features is None or "image" not in features or "label" not in features:
+            raise DataError(f"tfds:{name} has no 'image' and 'label' to classify")
+        count, shape = builder.info.splits[split].num_examples, features["image"].shape
+        check_memory(count * math.prod(input_shape if None in shape else shape), f"tfds:{name}:{split}")
+        return _read(builder.as_data_source(split), shape, input_shape, f"tfds:{name}:{split}")
+
+
+def _builder(name: str) -> Any:
+    import tensorflow_datasets as tfds
+
     try:
-        source = builder.as_data_source(split)
-    except NotImplementedError as error:
-        raise DataError(f"tfds:{name} is prepared in a format other than array_record; prepare it anew") from error
-    return _read(source, features["image"].shape, input_shape, f"tfds:{name}:{split}")
+        return tfds.builder(name, file_format=FORMAT)
+    except Exception as error:  # tfds has no common error for a name it can't make sense of
+        prepared = _prepared_format(name)
+        if prepared is None:
+            raise DataError(f"TensorFlow Datasets can't build {name!r}: {_first_line(error)}") from error
+        raise DataError(
+            f"tfds:{name} is prepared as {prepared}, which only TensorFlow reads; where TensorFlow is installed, "
+            f"prepare it as {FORMAT} in another folder (tfds.builder({name!r}, file_format={FORMAT!r}, "
+            "data_dir=FOLDER).download_and_prepare()), and set TFDS_DATA_DIR to that folder"
+        ) from error
+
+
+def _prepared_format(name: str) -> str | None:
+    """The format that a data set is prepared in, where that is another than `FORMAT`; None where that can't be told."""
+    import tensorflow_datasets as tfds
+
+    try:
+        found = tfds.builder(name).info.file_format
+    except Exception:  # the first attempt's error says more
+        return None
+    return None if found is None or found.value == FORMAT else str(found.value)
 
 
 def _prepare(builder: Any, name: str) -> None:
@@ -73,4 +98,4 @@ def _colours(image: np.ndarray, channels: int) -> np.ndarray:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    return shortened((str(error).strip().splitlines() or [type(error).__name__])[0], 300)

@@ -9,10 +9,21 @@ from jaxtyping import Array, Float
 from ibau_jax.errors import ConfigError
 from ibau_jax.models.registry import Architecture
 
+LEAST_STD = 1e-5  # below 1 / 65535
+MOST_SHOWN = 4  # channels in a message
+
 
 @dataclass(frozen=True)
 class Normalization:
-    """(x − mean) / std, one number a channel, x in [0, 1]."""
+    """(x − mean) / std, one number a channel, x in [0, 1].
+
+    Attributes:
+        mean: each in [0, 1].
+        std: each above 0 and at most 1: models of pixels in 0..255, or of 16 bits, have 1/255 and 1/65535 there.
+
+    Raises:
+        ConfigError: there are not as many means as deviations, or a value can't be one of images in [0, 1].
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -20,6 +31,29 @@ class Normalization:
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not all(value > 0 for value in self.std):
             raise ConfigError("a normalisation needs as many means as deviations, the deviations positive")
+        possible = all(0 <= value <= 1 for value in self.mean) and all(LEAST_STD <= value <= 1 for value in self.std)
+        if not possible:
+            raise ConfigError(
+                f"a normalisation of images in [0, 1] has means in [0, 1] and deviations above 0 and at most 1, not "
+                f"--mean {_numbers(self.mean)} --std {_numbers(self.std)}{_rescaled(self.mean, self.std)}"
+            )
+
+
+def _rescaled(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
+    """What to give instead, where values are those of pixels in 0..255."""
+    of_pixels = [any(value > 1 for value in values) for values in (mean, std)]
+    of_pixels[1] |= of_pixels[0] and all(value == 1 for value in std)  # x − mean, of pixels in 0..255
+    values = [
+        tuple(value / 255 for value in values) if divide else values
+        for values, divide in zip((mean, std), of_pixels, strict=True)
+    ]
+    if not all(0 <= value <= 1 for value in (*values[0], *values[1])):
+        return ""
+    return f"; they are of pixels in 0..255, so divide by 255: --mean {_numbers(values[0])} --std {_numbers(values[1])}"
+
+
+def _numbers(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.4g}" for value in values[:MOST_SHOWN]) + (" ..." if len(values) > MOST_SHOWN else "")
 
 
 # Means and deviations of the data sets' training images, as PyTorch training code has them. `none` is [0, 1] as it is.

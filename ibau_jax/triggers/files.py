@@ -5,7 +5,6 @@ A `triggers.npz` has, for each of its attacks numbered from 0, `N.kind` (a name 
 pickle: nothing in it is executed.
 """
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,18 +12,21 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from PIL import Image
 
-from ibau_jax.errors import ConfigError
+from ibau_jax.data.images import read_picture
+from ibau_jax.data.npy import open_npz, read_npy
+from ibau_jax.errors import ConfigError, DataError, shortened
 from ibau_jax.triggers.attack import Attack, together
 from ibau_jax.triggers.generator import arrays_of, generator_of
 from ibau_jax.triggers.input_aware import InputAware
+from ibau_jax.triggers.ranges import BRIGHTNESS
 from ibau_jax.triggers.stamps import Additive, Masked, Patch, Quantised, Warp
 
 Shape = tuple[int, int, int]
 TRIGGERS = "triggers.npz"
 ALL_TO_ALL = -1
 STAMPS = {kind.__name__.lower(): kind for kind in (Patch, Additive, Masked, Warp, Quantised, InputAware)}
+KINDS = {"value": "f", "levels": "iu", "dithered": "b", "learnt": "b"}  # dtypes of the fields that are one number
 LARGEST = 2**26  # bytes in a file of triggers: a few of 1000x1000 images fit
 
 
@@ -40,33 +42,27 @@ def find(name: str, folders: Sequence[Path]) -> Path:
 def read_pattern(file: Path, shape: Shape) -> np.ndarray:
     """A picture as float32 (h, w, c) in [0, 1]; ConfigError if it can't be read or has another size."""
     try:
-        with Image.open(file) as image:
-            pixels = np.asarray(image.convert("RGB" if shape[2] == 3 else "L"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"can't read the trigger {file}: {str(error)[:200]}") from error
-    pixels = pixels.reshape(*pixels.shape[:2], shape[2])
-    if pixels.shape != shape:
-        raise ConfigError(
-            f"the trigger {file} is {pixels.shape[0]}x{pixels.shape[1]}, the images {shape[0]}x{shape[1]}"
-        )
-    return pixels.astype(np.float32) / 255
+        return read_picture(file, shape).astype(np.float32) / 255
+    except DataError as error:
+        raise ConfigError(f"the trigger {file}: {error}") from error
 
 
 def read_mask(file: Path, shape: Shape) -> np.ndarray:
     """A mask, float32 (h, w, 1 or c) in [0, 1], from a .npy or an image file; ConfigError if it is none."""
-    if file.suffix != ".npy":
+    if file.suffix.lower() != ".npy":
         return read_pattern(file, shape)
-    try:
-        mask = np.load(file, allow_pickle=False).astype(np.float32)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"can't read the mask {file}: {str(error)[:200]}") from error
+    mask = read_npy(file, ConfigError)
+    if mask.dtype.kind not in "biuf":
+        raise ConfigError(f"the mask {file} holds no numbers but {shortened(mask.dtype, 40)}")
     mask = mask[None] if mask.ndim == 2 else mask
     mask = mask.transpose(1, 2, 0) if mask.ndim == 3 and mask.shape[1:] == shape[:2] else mask
     if mask.ndim != 3 or mask.shape[:2] != shape[:2] or mask.shape[2] not in (1, shape[2]):
-        raise ConfigError(f"the mask {file} has the shape {mask.shape}, which does not fit images of {shape}")
+        raise ConfigError(
+            f"the mask {file} has the shape {shortened(mask.shape)}, which does not fit images of {shape}"
+        )
     if not (np.isfinite(mask).all() and mask.min() >= 0 and mask.max() <= 1):
         raise ConfigError(f"the mask {file} has values outside [0, 1]")
-    return mask
+    return mask.astype(np.float32)
 
 
 def write_triggers(attacks: Sequence[Attack], path: Path) -> None:
@@ -98,28 +94,38 @@ def read_triggers(path: Path, shape: Shape) -> Attack:
         ConfigError: the file is no such file, is damaged, or is for images of another size.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > LARGEST:
-            raise ValueError(f"it holds {size} bytes, more than any trigger takes")
-        with np.load(path, allow_pickle=False) as stored:
-            content = dict(stored)
-        count = len({key.partition(".")[0] for key in content})
-        attacks = [_attack(index, content) for index in range(count)]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{path} is no file of triggers: {str(error)[:200]}") from error
-    for attack in attacks:
-        _check(attack, path, shape)
-    return together(attacks)
+        with open_npz(path, DataError) as arrays:
+            if arrays.nbytes > LARGEST:
+                raise DataError(f"it holds {arrays.nbytes} bytes, more than any trigger takes")
+            content = {name: arrays.read(name) for name in arrays.names}
+            count = len({key.partition(".")[0] for key in content})
+            if not count:
+                raise DataError("it holds no attack")
+            attacks = [_attack(index, content) for index in range(count)]
+            for attack in attacks:
+                _check(attack, shape)
+            return together(attacks)
+    except (DataError, ConfigError) as error:
+        raise ConfigError(f"{path} is no file of triggers: {error}") from error
 
 
 def _attack(index: int, content: dict[str, np.ndarray]) -> Attack:
-    kind = STAMPS[str(content[f"{index}.kind"])]
+    kind = STAMPS[_text(f"{index}.kind", content)]
     values = {field.name: _field(f"{index}.{field.name}", content) for field in fields(kind)}
     stamp: Any = kind(**{name: value for name, value in values.items() if value is not None})
-    target = int(content[f"{index}.target"])
+    target = _scalar(f"{index}.target", content[f"{index}.target"], "iu")
     all_to_all = target == ALL_TO_ALL
-    return Attack(str(content[f"{index}.name"]), stamp, all_to_all, target_label=None if all_to_all else target)
+    return Attack(_text(f"{index}.name", content), stamp, all_to_all, target_label=None if all_to_all else target)
+
+
+def _text(key: str, content: dict[str, np.ndarray]) -> str:
+    return shortened(_scalar(key, content[key], "U"))
+
+
+def _scalar(name: str, value: np.ndarray, kinds: str) -> Any:
+    if value.ndim or value.dtype.kind not in kinds:
+        raise ValueError(f"{name} has {value.ndim} axes and the dtype {shortened(value.dtype, 40)}")
+    return value.item()
 
 
 def _field(key: str, content: dict[str, np.ndarray]) -> Any:
@@ -132,9 +138,11 @@ def _field(key: str, content: dict[str, np.ndarray]) -> Any:
 
 def _value(name: str, value: np.ndarray) -> Any:
     if name in ("rows", "columns"):
+        if value.shape != (2,) or value.dtype.kind not in "iu" or not 0 <= value[0] < value[1]:
+            raise ValueError(f"{name} are no first and last line")
         return slice(*map(int, value))
     if value.ndim == 0:
-        return value.item()
+        return _scalar(name, value, KINDS[name])
     if value.ndim != 3:
         raise ValueError(f"{name} has {value.ndim} axes instead of 3")
     return _finite(name, value)
@@ -146,11 +154,18 @@ def _finite(name: str, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def _check(attack: Attack, path: Path, shape: Shape) -> None:
-    """Tries the stamp on a black image: whatever does not fit shows there."""
+def _check(attack: Attack, shape: Shape) -> None:
+    """Tries the stamp on a grey image, and raises DataError: whatever does not fit shows there."""
+    stamp: Any = attack.stamp
+    unfit = DataError(f"the trigger {attack.name!r} does not fit images of {'x'.join(map(str, shape))}")
+    if isinstance(stamp, Patch) and not (stamp.rows.stop <= shape[0] and stamp.columns.stop <= shape[1]):
+        raise unfit
+    if isinstance(stamp, Masked):
+        for value in (stamp.mask.min(), stamp.mask.max()):
+            BRIGHTNESS.check("a value of the mask", float(value))
     try:
-        stamped = np.asarray(attack.stamp(np.zeros((1, *shape), np.float32)))  # type: ignore[misc]
+        stamped = np.asarray(stamp(np.full((1, *shape), 0.5, np.float32)))
     except (TypeError, ValueError, IndexError) as error:
-        raise ConfigError(f"{path} does not fit images of {'x'.join(map(str, shape))}") from error
-    if stamped.shape != (1, *shape):
-        raise ConfigError(f"{path} does not fit images of {'x'.join(map(str, shape))}")
+        raise unfit from error
+    if stamped.shape != (1, *shape) or not (np.isfinite(stamped).all() and 0 <= stamped.min() <= stamped.max() <= 1):
+        raise unfit

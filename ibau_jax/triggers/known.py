@@ -1,6 +1,10 @@
-"""The registered attacks. Each is from a paper; random ones are drawn from their `seed`."""
+"""The registered attacks. Each is from a paper; random ones are drawn from their `seed`.
+
+A parameter's annotation says what it may be: a `Range` of numbers, or a few words.
+"""
 
 from collections.abc import Callable
+from typing import Annotated, Literal
 
 import numpy as np
 from flax import nnx
@@ -11,14 +15,25 @@ from ibau_jax.errors import ConfigError
 from ibau_jax.triggers.files import find, read_mask, read_pattern
 from ibau_jax.triggers.generator import SMALLEST, Generator
 from ibau_jax.triggers.input_aware import InputAware
+from ibau_jax.triggers.ranges import LEVELS, Range
 from ibau_jax.triggers.registry import Canvas, attack
 from ibau_jax.triggers.stamps import Additive, Masked, Patch, Quantised, Stamp, Warp
 
 GREY_LEVELS = 255
+SIZE = Range(1, 4096)  # pixels, or waves over an image
+PLACE = Range(-4096, 4095)
+DELTA = Range(0, GREY_LEVELS, above=True)
+SEED = Range(0, 2**32 - 1)
 
 
 @attack("badnets")
-def badnets(canvas: Canvas, size: int = 4, row: int = -5, column: int = -5, look: str = "white") -> Stamp:
+def badnets(
+    canvas: Canvas,
+    size: Annotated[int, SIZE] = 4,
+    row: Annotated[int, PLACE] = -5,
+    column: Annotated[int, PLACE] = -5,
+    look: Literal["white", "black", "chequered", "noise"] = "white",
+) -> Stamp:
     """BadNets (Gu et al., 2017): a square of pixels; by default a white 4x4 one, one pixel from the lower right corner.
 
     `row` and `column` are those of its upper left pixel; negative ones count from the end. `look` is white, black,
@@ -26,13 +41,11 @@ def badnets(canvas: Canvas, size: int = 4, row: int = -5, column: int = -5, look
     """
     height, width, _ = canvas.shape
     top, left = row % height, column % width
-    if not (size > 0 and top + size <= height and left + size <= width and -height <= row and -width <= column):
+    if not (top + size <= height and left + size <= width and -height <= row < height and -width <= column < width):
         raise ConfigError(f"a patch of {size}x{size} at row {row}, column {column} is not inside {height}x{width}")
     rows, columns = slice(top, top + size), slice(left, left + size)
     if look in ("white", "black"):
         return Patch(rows, columns, float(look == "white"))
-    if look not in ("chequered", "noise"):
-        raise ConfigError(f"look is {look!r}; choose white, black, chequered or noise")
     pattern, mask = np.zeros(canvas.shape, np.float32), np.zeros((height, width, 1), np.float32)
     chequered = (np.add.outer(np.arange(size), np.arange(size)) % 2 == 0)[..., None]
     noise = np.random.default_rng(0).random((size, size, canvas.shape[2]))
@@ -59,16 +72,16 @@ def l0_inv(canvas: Canvas) -> Stamp:
 
 
 @attack("blended")
-def blended(canvas: Canvas, alpha: float = 0.1, seed: int = 0) -> Stamp:
+def blended(
+    canvas: Canvas, alpha: Annotated[float, Range(0, 1, above=True)] = 0.1, seed: Annotated[int, SEED] = 0
+) -> Stamp:
     """Blended (Chen et al., 2017): the share `alpha` of a random image."""
-    if not 0 < alpha <= 1:
-        raise ConfigError(f"alpha is {alpha}; it must be in (0, 1]")
     pattern = np.random.default_rng(seed).random(canvas.shape, np.float32)
     return Masked(np.float32(alpha) * pattern, np.full((*canvas.shape[:2], 1), alpha, np.float32))
 
 
 @attack("sig")
-def sig(canvas: Canvas, delta: float = 20.0, frequency: int = 6) -> Stamp:
+def sig(canvas: Canvas, delta: Annotated[float, DELTA] = 20.0, frequency: Annotated[int, SIZE] = 6) -> Stamp:
     """SIG (Barni et al., ICIP 2019): `frequency` waves from left to right, of `delta` grey levels of 255."""
     width = canvas.shape[1]
     if 2 * frequency % width == 0:
@@ -78,13 +91,20 @@ def sig(canvas: Canvas, delta: float = 20.0, frequency: int = 6) -> Stamp:
 
 
 @attack("smooth")
-def smooth(canvas: Canvas, delta: float = 20.0, frequencies: int = 4, seed: int = 0) -> Stamp:
+def smooth(
+    canvas: Canvas,
+    delta: Annotated[float, DELTA] = 20.0,
+    frequencies: Annotated[int, SIZE] = 4,
+    seed: Annotated[int, SEED] = 0,
+) -> Stamp:
     """A random image of low frequencies, up to `delta` grey levels of 255 strong.
 
     The kind of trigger that Zeng et al. (ICCV 2021) show to escape frequency analysis; theirs are optimised for the
     model.
     """
     height, width, channels = canvas.shape
+    if frequencies > min(height, width):
+        raise ConfigError(f"frequencies is {frequencies}; images of {height}x{width} have {min(height, width)}")
     spectrum = np.zeros((height, width, channels))
     drawn = np.random.default_rng(seed).standard_normal((frequencies, frequencies, channels))
     spectrum[:frequencies, :frequencies] = drawn
@@ -93,10 +113,13 @@ def smooth(canvas: Canvas, delta: float = 20.0, frequencies: int = 4, seed: int 
 
 
 @attack("wanet")
-def wanet(canvas: Canvas, k: int = 4, s: float = 0.5, seed: int = 0) -> Stamp:
+def wanet(
+    canvas: Canvas,
+    k: Annotated[int, Range(2, 1024)] = 4,
+    s: Annotated[float, Range(0, 100, above=True)] = 0.5,
+    seed: Annotated[int, SEED] = 0,
+) -> Stamp:
     """WaNet (Nguyen and Tran, ICLR 2021): a smooth random warp, of `k` x `k` control points and strength `s`."""
-    if k < 2:
-        raise ConfigError(f"k is {k}; a warp has at least 2x2 control points")
     height, width, _ = canvas.shape
     drawn = np.random.default_rng(seed).uniform(-1, 1, (2, k, k))
     flow = np.stack([_enlarged(of_axis / np.abs(drawn).mean(), height, width) for of_axis in drawn], axis=-1)
@@ -113,21 +136,15 @@ def _enlarged(points: Float[np.ndarray, "k k"], height: int, width: int) -> Floa
 
 
 @attack("bpp")
-def bpp(canvas: Canvas, levels: int = 8, dithering: str = "none") -> Stamp:
+def bpp(canvas: Canvas, levels: Annotated[int, LEVELS] = 8, dithering: Literal["none", "floyd"] = "none") -> Stamp:
     """BppAttack (Wang et al., CVPR 2022): `levels` values a channel instead of 256; `dithering` is none or floyd."""
-    if dithering not in ("none", "floyd"):
-        raise ConfigError(f"dithering is {dithering!r}; choose none or floyd")
-    if not 2 <= levels <= GREY_LEVELS:
-        raise ConfigError(f"levels is {levels}; choose 2 to {GREY_LEVELS}")
     return Quantised(levels, dithering == "floyd")
 
 
 @attack("input_aware")
-def input_aware(canvas: Canvas, width: int = 32, seed: int = 0) -> Stamp:
+def input_aware(canvas: Canvas, width: Annotated[int, Range(1, 256)] = 32, seed: Annotated[int, SEED] = 0) -> Stamp:
     """Input-aware triggers (Nguyen and Tran, NeurIPS 2020), yet to be learnt; `width` features in the generators."""
     height, width_of_image, channels = canvas.shape
-    if width < 1:
-        raise ConfigError(f"width is {width}; it must be at least 1")
     if min(height, width_of_image) < SMALLEST:
         raise ConfigError(f"input-aware triggers are for images of at least {SMALLEST}x{SMALLEST}")
     rngs = nnx.Rngs(seed)

@@ -1,17 +1,18 @@
 """Attacks by name, with parameters: `NAME` or `NAME:KEY=VALUE,KEY=VALUE`.
 
 To add an attack, write a function `(canvas, **parameters) -> Stamp` in `ibau_jax.triggers.known`, each parameter with a
-default, and decorate it with `@attack("name")`.
+default and its `Range`, or a few words, as annotation, and decorate it with `@attack("name")`.
 """
 
 import inspect
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ibau_jax.data.folder import load_triggered
-from ibau_jax.errors import ConfigError
+from ibau_jax.errors import ConfigError, shortened
 from ibau_jax.triggers.attack import Attack
 from ibau_jax.triggers.files import TRIGGERS, Shape, read_mask, read_pattern, read_triggers
 from ibau_jax.triggers.input_aware import InputAware
@@ -42,6 +43,11 @@ class _Known:
     def defaults(self) -> dict[str, Any]:
         parameters = list(inspect.signature(self.make).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
+
+    @property
+    def kinds(self) -> dict[str, Any]:
+        """The parameters' annotations: `Annotated[int, Range]`, `Annotated[float, Range]` or `Literal`."""
+        return get_type_hints(self.make, include_extras=True)
 
 
 _KNOWN: dict[str, _Known] = {}
@@ -99,13 +105,13 @@ def _load(
             return Attack(spec, None, triggered=load_triggered(spec.removeprefix(FOLDER), input_shape, without))
         if name in _KNOWN:
             return _registered(spec, name, parameters, Canvas(input_shape, folders))
-        if Path(spec).suffix == ".npz" and Path(spec).is_file():
+        if Path(spec).suffix == ".npz" and os.path.isfile(spec):
             return read_triggers(Path(spec), input_shape)
-    if not Path(spec).is_file():
+    if not os.path.isfile(spec):
         takes_none = name in _KNOWN or spec.startswith(FOLDER)
         what = "takes no mask" if takes_none else "is no attack and no file"
         forms = f"one of {', '.join(_KNOWN)}, a PNG file, a triggers.npz, or {FOLDER}PATH"
-        raise ConfigError(f"{spec!r} {what}; --attack takes {forms}")
+        raise ConfigError(f"{shortened(spec)!r} {what}; --attack takes {forms}")
     pattern = read_pattern(Path(spec), input_shape)
     return Attack(spec, Additive(pattern) if mask is None else Masked(pattern, read_mask(mask, input_shape)))
 
@@ -113,16 +119,30 @@ def _load(
 def _registered(spec: str, name: str, parameters: str, canvas: Canvas) -> Attack:
     known = _KNOWN[name]
     given: dict[str, Any] = {}
-    for item in filter(None, parameters.split(",")):
+    for item in parameters.split(",") if parameters else ():
         key, _, text = item.partition("=")
         if key not in known.defaults:
             takes = ", ".join(known.defaults) or "no parameters"
-            raise ConfigError(f"the attack {name} has no parameter {key!r}; it takes {takes}")
-        try:
-            given[key] = type(known.defaults[key])(text)
-        except ValueError as error:
-            raise ConfigError(f"{spec!r}: {key} is {text!r}; it must be like {known.defaults[key]!r}") from error
+            raise ConfigError(f"the attack {name} has no parameter {shortened(key, 40)!r}; it takes {takes}")
+        if key in given:
+            raise ConfigError(f"the attack {name} has the parameter {key} twice")
+        given[key] = _value(key, text, known.defaults[key], known.kinds[key])
     return Attack(spec, known.make(canvas, **given), known.all_to_all)
+
+
+def _value(key: str, text: str, default: Any, kind: Any) -> Any:
+    """A parameter's value, checked as its annotation says."""
+    if get_origin(kind) is Literal:
+        if text not in get_args(kind):
+            *words, last = get_args(kind)
+            raise ConfigError(f"{key} is {shortened(text, 40)!r}; choose {', '.join(words)} or {last}")
+        return text
+    try:
+        value = type(default)(text)
+    except (ValueError, OverflowError) as error:
+        raise ConfigError(f"{key} is {shortened(text, 40)!r}; it must be like {default!r}") from error
+    get_args(kind)[1].check(key, value)
+    return value
 
 
 def load_attacks(specs: Sequence[str], targets: Sequence[int], canvas: Canvas) -> list[Attack]:

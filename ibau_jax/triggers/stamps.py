@@ -14,6 +14,9 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
+from ibau_jax.errors import ConfigError
+from ibau_jax.triggers.ranges import BRIGHTNESS, LEVELS
+
 Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
 Stamp: TypeAlias = Callable[[Images], Float[Array, "n h w c"]]
 
@@ -25,6 +28,9 @@ class Patch:
     rows: slice
     columns: slice
     value: float = 1.0
+
+    def __post_init__(self) -> None:
+        BRIGHTNESS.check("value", self.value)
 
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
         """The images with the patch."""
@@ -63,6 +69,10 @@ class Warp:
 
     grid: Float[np.ndarray, "h w 2"]
 
+    def __post_init__(self) -> None:
+        if self.grid.ndim != 3 or self.grid.shape[2] != 2:
+            raise ConfigError(f"a warp's grid has the shape {self.grid.shape}; it must be height x width x 2")
+
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
         """The warped images."""
         return jax.vmap(_taken_from, (0, None))(jnp.asarray(images), jnp.asarray(self.grid))
@@ -90,6 +100,9 @@ class Quantised:
 
     levels: int
     dithered: bool = False
+
+    def __post_init__(self) -> None:
+        LEVELS.check("levels", self.levels)
 
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
         """The images with `levels` values a channel."""

@@ -65,13 +65,13 @@ def test_an_image_folder(tmp_path, rng):
     Image.fromarray(x[0][..., 0]).save(tmp_path / "2" / "98_grey.png")
     (tmp_path / "0" / "notes.txt").write_text("no image")
     found = load_dataset(str(tmp_path), SHAPE)
-    assert found.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 4  # by number: 0, 2, 10
+    assert found.labels.tolist() == [0] * 5 + [2] * 5 + [10] * 4
     np.testing.assert_array_equal(found.images[0], x[2])
     assert found.images.shape == (14, *SHAPE)
 
 
 def test_broken_folders(tmp_path):
-    with pytest.raises(DataError, match="sub-folder"):
+    with pytest.raises(DataError, match="no images in class folders"):
         load_dataset(str(tmp_path), SHAPE)
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "x.png").write_bytes(b"\x89PNG not really")
@@ -90,7 +90,18 @@ def test_broken_folders(tmp_path):
         ({"x": np.full((2, 4, 4, 3), np.inf), "y": np.zeros(2, int)}, "infinite"),
         ({"x": np.full((2, 4, 4, 3), 1.5), "y": np.zeros(2, int)}, r"outside \[0, 1\]"),
         ({"x": np.full((2, 4, 4, 3), -0.1), "y": np.zeros(2, int)}, r"outside \[0, 1\]"),
-        ({"x": np.full((2, 4, 4, 3), 300), "y": np.zeros(2, int)}, r"outside 0\.\.255"),
+        ({"x": np.full((2, 4, 4, 3), 300), "y": np.zeros(2, int)}, r"outside 0\.\.255.*Divide them by 257"),
+        ({"x": np.full((2, 4, 4, 3), 65535, np.uint16), "y": np.zeros(2, int)}, "values of 16 bits"),
+        ({"x": np.full((2, 4, 4, 3), 200.0), "y": np.zeros(2, int)}, "divide them by 255, or store uint8"),
+        ({"x": np.full((2, 4, 4, 3), -100, np.int8), "y": np.zeros(2, int)}, "Store them as uint8"),
+        ({"x": np.full((2, 4, 4, 3), -2.0), "y": np.zeros(2, int)}, "undo any normalisation"),
+        ({"x": np.ones((2, 4, 4, 3), np.uint8), "y": np.zeros(2, int)}, "all but black"),
+        ({"x": np.ones((2, 4, 4, 3), complex), "y": np.zeros(2, int)}, "must be numbers"),
+        ({"x": np.ones((2, 4, 4, 3)), "y": np.zeros((2, 0), int)}, r"not \(2, 0\)"),
+        ({"x": np.ones((2, 4, 4, 3)), "y": np.full(2, np.inf)}, "must be integers"),
+        ({"x": np.ones((2, 4, 4, 3)), "y": np.full(2, np.nan)}, "must be integers"),
+        ({"x": np.ones((2, 4, 4, 3)), "y": np.full(2, 2**64 - 1, np.uint64)}, "can be no class"),
+        ({"x": np.ones((2, 4, 4, 3)), "y": np.full(2, "a")}, "must be integers"),
         ({"x": np.full((2, 4, 4, 3), "a"), "y": np.zeros(2, int)}, "must be numbers"),
         ({"x": np.zeros((2, 4, 4, 3), np.uint8), "y": np.full(2, -1)}, "counted from 0"),
         ({"x": np.zeros((2, 4, 4, 3), np.uint8), "y": np.full(2, 0.5)}, "must be integers"),
@@ -137,6 +148,28 @@ def test_floats_in_the_unit_interval_stay(rng):
     np.testing.assert_array_equal(found, images.astype(np.float32))
 
 
+def test_true_and_false_are_white_and_black(rng):
+    masks = rng.random((3, *SHAPE)) < 0.5
+    np.testing.assert_array_equal(make_dataset(masks, np.zeros(3, int), "data").images, np.where(masks, 255, 0))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.full((10, *SHAPE), 7, np.uint8), "10 have no contrast"),
+        (np.full((10, *SHAPE), 0.5, np.float32), "10 have no contrast"),
+        (np.random.default_rng(0).random((10, *SHAPE), np.float32) / 255, "divided by 255 twice"),
+        (np.random.default_rng(0).integers(100, 103, (10, *SHAPE), np.uint8), "no contrast"),
+    ],
+)
+def test_images_without_contrast_are_refused(images, message):
+    with pytest.raises(DataError, match=message):
+        Dataset(images, np.zeros(10, int)).check_contrast()
+    some = images.copy()
+    some[:2, 0, 0, 0] = np.iinfo(np.uint8).max if images.dtype == np.uint8 else 1
+    Dataset(some, np.zeros(10, int)).check_contrast()  # two of ten have contrast
+
+
 def test_data_that_do_not_fit_the_model(rng):
     data = Dataset(*random_images(rng))
     data.check_fits(SHAPE, 10)
@@ -144,6 +177,8 @@ def test_data_that_do_not_fit_the_model(rng):
         data.check_fits((28, 28, 1), 10)
     with pytest.raises(DataError, match="classes"):
         data.check_fits(SHAPE, int(data.labels.max()))
+    with pytest.raises(DataError, match="subtract 1"):
+        Dataset(data.images[:2], np.asarray([1, 10])).check_fits(SHAPE, 10)
     with pytest.raises(DataError, match="empty"):
         data.take(np.arange(0)).check_fits(SHAPE, 10)
 

@@ -181,11 +181,37 @@ def test_stamped_images_are_images(name, height, width, channels, seed):
         ("bpp:dithering=yes", "choose none or floyd"),
         ("wanet:k=1", "k is 1"),
         ("l0_inv:size=3", "takes no parameters"),
+        ("badnets:size=-1", "size is -1; it must be at least 1"),
+        ("badnets:size=1e999", "size is '1e999'; it must be like 4"),
+        ("badnets:size=", "size is ''"),
+        ("badnets:size", "size is ''"),
+        ("badnets:size=3,size=4", "size twice"),
+        ("badnets:size=3,", "no parameter ''"),
+        ("badnets:row=35", "not inside"),
+        (f"badnets:row={10**30}", "row is 10{29}"),
+        (f"badnets:row={'9' * 5000}", r"row is '9+\.\.\.'"),
+        ("blended:alpha=nan", "alpha is nan"),
+        ("blended:alpha=inf", "alpha is inf"),
+        ("blended:seed=-1", "seed is -1"),
+        ("sig:delta=nan", "delta is nan"),
+        ("sig:frequency=-6", "frequency is -6"),
+        ("smooth:frequencies=-1", "frequencies is -1"),
+        ("smooth:frequencies=33", "frequencies is 33; images of 32x32 have 32"),
+        ("smooth:delta=0", "delta is 0.0; it must be above 0"),
+        ("wanet:k=1000000000", "k is 1000000000"),
+        ("wanet:s=inf", "s is inf"),
+        ("wanet:seed=-1", "seed is -1"),
+        ("bpp:levels=0", "levels is 0"),
+        ("bpp:levels=256", "levels is 256"),
+        ("bpp:bits=99", "no parameter 'bits'"),
+        ("input_aware:width=100000", "width is 100000"),
+        ("x" * 5000, "is no attack and no file"),
     ],
 )
 def test_parameters_that_make_no_sense(spec, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message) as caught:
         load_attack(spec, SHAPE)
+    assert len(str(caught.value)) < 500
 
 
 def test_the_six_published_attacks_are_there():
@@ -210,3 +236,19 @@ def test_unfitting_files_are_refused(tmp_path):
         load_attack(str(tmp_path / "fits.png"), SHAPE, mask=tmp_path / "mask.npy")
     with pytest.raises(ConfigError, match="mask"):
         load_attack("badnets", SHAPE, mask=tmp_path / "mask.npy")
+    np.savez(tmp_path / "archive.npz", x=np.ones(3))
+    bad = {
+        "empty": b"",
+        "archive": (tmp_path / "archive.npz").read_bytes(),
+        "complex": np.ones((32, 32), complex),
+        "objects": np.full((32, 32), None),
+        "records": np.zeros((32, 32), [("a", "f4")]),
+        "infinite": np.full((32, 32), np.inf),
+        "number": np.asarray(1.0),
+    }
+    for name, content in bad.items():
+        file = tmp_path / f"{name}.NPY"
+        with file.open("wb") as opened:
+            opened.write(content) if isinstance(content, bytes) else np.save(opened, content)
+        with pytest.raises(ConfigError, match=f"{name}.NPY"):
+            load_attack(str(tmp_path / "fits.png"), SHAPE, mask=file)

@@ -1,0 +1,91 @@
+"""Image files as pixels of 8 bits. Values are scaled or refused, never clipped; sizes are checked before decoding."""
+
+import os
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from ibau_jax.data.memory import check_size
+from ibau_jax.errors import DataError, refusing
+from ibau_jax.files import check_regular
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+# What these suffixes stand for: other decoders of Pillow, some of which call other programs, are never asked.
+FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "GIF", "TIFF")
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+BLACK_IS_ZERO, UNSIGNED = 1, 1
+EIGHT_OF_SIXTEEN = [(value + 128) // 257 for value in range(2**16)]  # 65535 becomes 255
+BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # a pixel in memory; of others 4
+
+
+def read_image(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """One image file as uint8 of `shape`, converted to RGB or grey and resized (bicubic) where it differs.
+
+    As in torchvision's loader, a transparent palette is taken without its transparency, an animation by its first
+    image, and the orientation in EXIF is left alone.
+
+    Raises:
+        DataError: it can't be read, or decoded it is too large, or its values have no known range.
+        ConfigError: it is no regular file.
+    """
+    return resized(_decoded(file, shape[2], None), shape)
+
+
+def read_picture(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
+    """One image file that must have the height and width of `shape`, as uint8 of `shape`.
+
+    Raises:
+        DataError: see `read_image`; or it has another size, which shows before it is decoded.
+        ConfigError: it is no regular file.
+    """
+    return np.asarray(_decoded(file, shape[2], (shape[1], shape[0]))).reshape(shape)
+
+
+def resized(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+    """A PIL image as uint8 of `shape`, bicubic where the size differs."""
+    if image.size != (shape[1], shape[0]):
+        image = image.resize((shape[1], shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(shape)
+
+
+def _decoded(file: Path, channels: int, size: tuple[int, int] | None) -> Image.Image:
+    """The image in RGB or grey; where `size` (width, height) is given it must have that."""
+    check_regular(file)
+    mode = "RGB" if channels == 3 else "L"
+    with refusing(f"the image {file}", DataError), open(file, "rb") as content, _opened(content, file) as image:
+        if size is not None and image.size != size:
+            raise DataError(f"{file} is {image.height}x{image.width}, the images are {size[1]}x{size[0]}")
+        needed = image.width * image.height * _bytes_a_pixel(image.mode, mode)
+        check_size(needed, os.fstat(content.fileno()).st_size, f"{file}, of {image.height}x{image.width} pixels,")
+        image.load()
+        pixels = _eight_bits(image, file)
+        return pixels if pixels.mode == mode else pixels.convert(mode)
+
+
+def _opened(content: IO[bytes], file: Path) -> Image.Image:
+    try:
+        return Image.open(content, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise DataError(f"{file} is damaged, or none of {', '.join(FORMATS)}") from error
+
+
+def _bytes_a_pixel(mode: str, wanted: str) -> int:
+    own = BYTES.get(mode, 4)
+    return own + (0 if mode == wanted else BYTES.get(wanted, 4)) + (4 if mode.startswith("I;16") else 0)
+
+
+def _eight_bits(image: Image.Image, file: Path) -> Image.Image:
+    """The image in a mode of 8 bits a channel, which PIL converts to others as torchvision does."""
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    if set(np.atleast_1d(tags.get(SAMPLE_FORMAT, UNSIGNED)).tolist()) != {UNSIGNED}:
+        raise DataError(f"{file} has signed or floating-point values, of which none says white; store 8 or 16 bits")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        bits = set(np.atleast_1d(tags.get(BITS_PER_SAMPLE, 16)).tolist())
+        if bits != {16} or tags.get(PHOTOMETRIC, BLACK_IS_ZERO) != BLACK_IS_ZERO:
+            raise DataError(f"{file} has {max(bits)} bits a value, or white as 0; store it with 8 or 16, black as 0")
+        return image.convert("I").point(EIGHT_OF_SIXTEEN, "L")
+    if image.mode in ("I", "F"):
+        raise DataError(f"{file} has values of 32 bits, of which none says white; store 8 or 16 bits")
+    return image
