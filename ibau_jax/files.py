@@ -1,13 +1,36 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and files that are files."""
 
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ibau_jax.errors import ConfigError
+
+
+def check_regular(path: Path) -> None:
+    """Raises OSError unless `path` leads to a regular file: opening a pipe waits for ever, opening a device may act."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file to read its bytes.
+
+    Raises:
+        OSError: it can't be opened, or is a folder, pipe, socket or device, or became one after it was looked at.
+    """
+    check_regular(path)
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(file, "rb")
 
 
 def check_writable(target: Path) -> None:
