@@ -144,7 +144,9 @@ def _checked_span(file: IO[bytes], member: zipfile.ZipInfo) -> tuple[int, int]:
         unpacked, packed = struct.unpack("<2Q", fields[ZIP64][:16])
     there = (member.CRC, member.compress_size, member.file_size)
     later = bool(flags & DESCRIPTOR)
-    told = all(one == other or (later and not one) for one, other in zip((checksum, packed, unpacked), there, strict=True))
+    told = all(
+        one == other or (later and not one) for one, other in zip((checksum, packed, unpacked), there, strict=True)
+    )
     same_name = raw_name.decode("utf-8" if flags & UTF8 else "cp437") == member.orig_filename
     if not told or not same_name or (flags, method) != (member.flag_bits, member.compress_type):
         raise CheckpointError(f"{AMBIGUOUS}: its directory says other than the header of {name!r}: refused")

@@ -117,7 +117,7 @@ def load(
         return _load_flax(path, model)
     file = read_torch_file(path)
     try:
-        envelope = open_envelope(file.tree, file.format, key)
+        envelope = replace(open_envelope(file.tree, file.format, key), dialect=file.dialect)
         return _opened(envelope, Request(model, num_classes, image_size, read_hints(envelope.metadata())))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -137,14 +137,15 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
 
     Args:
         checkpoint: its weights and the file they came from.
-        path: one of `TORCH_SUFFIXES` for a PyTorch file in the original's wrapper and key order, `.safetensors` for
-            the bare state dict, anything else for a Flax directory.
+        path: one of `TORCH_SUFFIXES` for a PyTorch file in the original's format (zip where that was safetensors),
+            wrapper and key order, `.safetensors` for the bare state dict, anything else for a Flax directory.
     """
     path = Path(path)
     with staging_folder(path) as folder:
         prepared = folder / path.name
         if path.suffix in TORCH_SUFFIXES:
-            write_torch_file(_filled(checkpoint), prepared)
+            envelope = checkpoint.envelope
+            write_torch_file(_filled(checkpoint), prepared, envelope.format, envelope.dialect)
         elif path.suffix == SAFETENSORS_SUFFIX:
             _write_safetensors(checkpoint, prepared)
         else:
@@ -168,7 +169,7 @@ def _write_safetensors(checkpoint: Checkpoint, path: Path) -> None:
 def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir()
     flax_store.write_leaves(checkpoint.leaves, folder / flax_store.LEAVES)
-    write_torch_file(checkpoint.envelope.tree, folder / flax_store.ENVELOPE)
+    write_torch_file(checkpoint.envelope.tree, folder / flax_store.ENVELOPE, "zip", checkpoint.envelope.dialect)
     manifest = {
         "model": checkpoint.architecture.name,
         "num_classes": checkpoint.num_classes,
@@ -189,8 +190,8 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
         architecture = _stored_architecture(folder, str(manifest["model"]), model)
         num_classes, image_size = int(manifest["num_classes"]), int(manifest["image_size"])
         place, source = manifest["state_dict"], manifest["source_format"]
-        tree = read_torch_file(folder / flax_store.ENVELOPE).tree
-        envelope = Envelope(tree, tuple(place["path"]), str(place["prefix"]), source)
+        file = read_torch_file(folder / flax_store.ENVELOPE)
+        envelope = Envelope(file.tree, tuple(place["path"]), str(place["prefix"]), source, file.dialect)
         Request(None, num_classes, image_size).check()
         shapes = abstract_shapes(architecture, num_classes, image_size)
         missing = {torch_name(path) for path in shapes} - {

@@ -9,7 +9,7 @@ import numpy as np
 
 from ibau_jax.checkpoints.conversion import is_counter
 from ibau_jax.checkpoints.reader import Format
-from ibau_jax.checkpoints.values import TorchTensor
+from ibau_jax.checkpoints.values import Dialect, TorchTensor
 from ibau_jax.errors import CheckpointError
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict", "netC")  # the entry to take, in this order
@@ -26,12 +26,14 @@ class Envelope:
         path: the keys that lead from `tree` to the state dict; `()` where the file is the state dict.
         prefix: what every name in the state dict began with, such as `module.`.
         format: the file format it came in.
+        dialect: how its pickle spells what is beside the weights.
     """
 
     tree: Any = field(repr=False)
     path: tuple[str, ...]
     prefix: str
     format: Format
+    dialect: Dialect = field(default=Dialect(), repr=False)
 
     def state_dict(self) -> Mapping[str, Any]:
         """The (emptied) state dict inside `tree`, in its original key order."""

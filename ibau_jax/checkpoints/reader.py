@@ -37,6 +37,7 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     **{"F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz), "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz)},
 }
 
+
 @dataclass(frozen=True)
 class TorchFile:
     """What a file holds: a tree of plain data and `TorchTensor`s, the format it was in, and how its pickle spells it.
@@ -122,9 +123,7 @@ def _known_by_its_head(head: bytes) -> str:
 # The zip format: NAME/data.pkl, one entry NAME/data/KEY a storage.
 
 
-def _read_archive(
-    archive: Archive, budget: Budget, refused: dict[GlobalName, None] | None
-) -> tuple[Any, Dialect]:
+def _read_archive(archive: Archive, budget: Budget, refused: dict[GlobalName, None] | None) -> tuple[Any, Dialect]:
     pickles = [name for name in archive.names() if name.split("/")[-1] == "data.pkl"]
     if any(name.split("/")[-1] == "constants.pkl" for name in archive.names()):
         raise CheckpointError("this is a TorchScript archive; save the model's state_dict() with torch.save instead")

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from flax import nnx
 
 from ibau_jax.checkpoints.conversion import Mismatch, Path, leaf_shapes, mismatch
-from ibau_jax.checkpoints.hints import MAX_IMAGE_SIZE, Hints
+from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
 from ibau_jax.models import Architecture, architectures, find_architecture, name_patterns
 from ibau_jax.models.layers import ABSTRACT
 
-MAX_CLASSES = 10**6  # a damaged file may name any number
 SHOWN = 2  # names of each kind of mismatch, where several architectures are described
 RUNNERS_UP = 3
 

@@ -372,7 +372,9 @@ class _Machine:
 
     def check_protocol(self, number: int) -> None:
         if number > MAX_PROTOCOL:
-            raise CheckpointError(f"the pickle is of protocol {number}, which Python does not know; the file is damaged")
+            raise CheckpointError(
+                f"the pickle is of protocol {number}, which Python does not know; the file is damaged"
+            )
         self.protocol = self.protocol or number
 
 
