@@ -112,7 +112,7 @@ def _end(file: IO[bytes], budget: Budget) -> tuple[int, int]:
 
 
 def _checked_starts(file: IO[bytes], members: list[zipfile.ZipInfo], directory: int) -> dict[int, int]:
-    """Where each member's bytes begin, by where its header does; header and directory agree, and no byte is left over."""
+    """Where each member's bytes begin, by where its header does; no byte of the file is left over."""
     starts, place = {}, 0
     for member in sorted(members, key=lambda member: member.header_offset):
         if member.header_offset != place:
@@ -131,7 +131,7 @@ def _checked_span(file: IO[bytes], member: zipfile.ZipInfo) -> tuple[int, int]:
     if member.flag_bits & ENCRYPTED:
         raise CheckpointError(f"the archive's member {name!r} is encrypted; unpack it and save it again")
     if member.compress_type not in METHODS:
-        raise CheckpointError(f"the archive's member {name!r} is compressed by neither DEFLATE nor not at all: refused")
+        raise CheckpointError(f"the archive's member {name!r} is compressed by something else than DEFLATE: refused")
     header = _read_at(file, member.header_offset, LOCAL.size)
     if len(header) != LOCAL.size or not header.startswith(b"PK\3\4"):
         raise damaged(f"{name!r} has no header")

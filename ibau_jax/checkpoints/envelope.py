@@ -9,7 +9,7 @@ import numpy as np
 
 from ibau_jax.checkpoints.conversion import is_counter
 from ibau_jax.checkpoints.reader import Format
-from ibau_jax.checkpoints.values import Dialect, TorchTensor
+from ibau_jax.checkpoints.values import OWN_DIALECT, Dialect, TorchTensor
 from ibau_jax.errors import CheckpointError
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict", "netC")  # the entry to take, in this order
@@ -33,7 +33,7 @@ class Envelope:
     path: tuple[str, ...]
     prefix: str
     format: Format
-    dialect: Dialect = field(default=Dialect(), repr=False)
+    dialect: Dialect = field(default=OWN_DIALECT, repr=False)
 
     def state_dict(self) -> Mapping[str, Any]:
         """The (emptied) state dict inside `tree`, in its original key order."""

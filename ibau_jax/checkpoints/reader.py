@@ -16,7 +16,7 @@ import numpy as np
 from ibau_jax.checkpoints.archive import Archive, damaged
 from ibau_jax.checkpoints.budget import Budget
 from ibau_jax.checkpoints.unpickle import checked_tree, unpickle, unpickle_with_dialect
-from ibau_jax.checkpoints.values import STORAGE_DTYPES, Dialect, GlobalName, Storage, TorchTensor
+from ibau_jax.checkpoints.values import OWN_DIALECT, STORAGE_DTYPES, Dialect, GlobalName, Storage, TorchTensor
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.files import open_regular
 
@@ -48,7 +48,7 @@ class TorchFile:
     tree: Any
     format: Format
     refused: tuple[GlobalName, ...] = ()
-    dialect: Dialect = Dialect()
+    dialect: Dialect = OWN_DIALECT
 
 
 def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
@@ -88,7 +88,7 @@ def _read(file: IO[bytes], refused: dict[GlobalName, None] | None) -> tuple[Any,
         return tree, "zip", dialect
     # Before pickles, which begin with a byte that one in 32 lengths begins with too.
     if head[8:9] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] <= min(size - 8, MAX_SAFETENSORS_HEADER):
-        return _read_safetensors(file, budget), "safetensors", Dialect()
+        return _read_safetensors(file, budget), "safetensors", OWN_DIALECT
     if head[:1] == b"\x80":
         _refuse_tar(head)
         budget.take(size)

@@ -199,7 +199,7 @@ class _Machine:
     # The memo.
 
     def store(self, index: int) -> None:
-        """Remembers the top of the stack. Indices follow one another in every pickle that Python wrote, from 0 or 1; others take more memory."""
+        """Remembers the top of the stack; Python counts `index` up from 0 or 1, and others take more memory."""
         value = self.top()
         if index <= len(self.memo) + 1:
             self.memo.extend([_NOTHING] * (index + 1 - len(self.memo)))
@@ -387,10 +387,9 @@ def _pair(value: Any) -> Any:
 def _unknown(code: bytes) -> Any:
     if not code:
         raise CheckpointError("the pickle has no end; the file is truncated")
-    name = pickletools.code2op[code.decode("latin1")].name if code.decode("latin1") in pickletools.code2op else None
-    if name is None:
+    if code not in _NAMES:
         raise CheckpointError(f"the pickle has no opcode {code!r}; the file is damaged")
-    raise CheckpointError(f"the pickle uses the opcode {name}, which a checkpoint does not need: refused")
+    raise CheckpointError(f"the pickle uses the opcode {_NAMES[code]}, which a checkpoint does not need: refused")
 
 
 def _checked_integer(content: bytes) -> int:
@@ -399,8 +398,13 @@ def _checked_integer(content: bytes) -> int:
     return int.from_bytes(content, "little", signed=True)
 
 
-def _decoded(content: bytes) -> str:
-    return str(content, "utf-8", "surrogatepass")
+_DECODE: dict[str, Callable[[bytes], Any]] = {
+    "unicodestring": lambda content: str(content, "utf-8", "surrogatepass"),
+    "string": lambda content: str(content, "latin1"),
+    "long": _checked_integer,
+    "bytes": bytes,
+    "bytearray": bytearray,
+}
 
 
 def _reader(argument: Any) -> Callable[[_Machine], Any] | None:
@@ -414,15 +418,17 @@ def _reader(argument: Any) -> Callable[[_Machine], Any] | None:
     if argument.n == pickletools.UP_TO_NEWLINE:
         lines = 2 if argument.name == "stringnl_noescape_pair" else 1
         return lambda machine: argument.reader(machine.line(lines))
-    decode = {"unicodestring": _decoded, "long": _checked_integer, "string": lambda raw: raw.decode("latin1")}
-    decode |= {"bytes": bytes, "bytearray": bytearray}
-    kind, width = argument.name[:-1], int(argument.name[-1])
-    return lambda machine: decode[kind](machine.counted(width))
+    decode, width = _DECODE[argument.name[:-1]], int(argument.name[-1])
+    return lambda machine: decode(machine.counted(width))
+
+
+def _constant(value: Any) -> Callable[[_Machine, Any], Any]:
+    return lambda machine, _: machine.stack.append(value)
 
 
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
-    **{name: lambda machine, _, value=value: machine.stack.append(value) for name, value in _CONSTANTS.items()},
+    **{name: _constant(value) for name, value in _CONSTANTS.items()},
     "BININT1": lambda machine, number: machine.stack.append(number),  # one of Python's own small integers
     **dict.fromkeys(("INT", "BININT", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"), _Machine.push),
     **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _Machine.push),
@@ -459,6 +465,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.load_persistent,
 }
+_NAMES = {opcode.code.encode("latin1"): opcode.name for opcode in pickletools.opcodes}
 _TABLE = {
     opcode.code.encode("latin1"): (_reader(opcode.arg), _OPERATIONS[opcode.name])
     for opcode in pickletools.opcodes

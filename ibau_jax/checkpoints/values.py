@@ -76,6 +76,9 @@ class Dialect:
     bytes_as: Literal["call", "bytes", "text"] = "call"
 
 
+OWN_DIALECT = Dialect()  # of a file that this program makes
+
+
 @dataclass(eq=False, slots=True)
 class Storage:
     """A flat, typed buffer that tensors are views of; `buffer` may be filled after the tensors are made."""

@@ -17,6 +17,7 @@ import numpy as np
 from ibau_jax.checkpoints.allowed import NESTED_STORAGE
 from ibau_jax.checkpoints.reader import LEGACY_MAGIC, LEGACY_PROTOCOL, Format
 from ibau_jax.checkpoints.values import (
+    OWN_DIALECT,
     STORAGE_DTYPES,
     TORCH_DTYPES,
     Dialect,
@@ -37,7 +38,7 @@ _SYSTEM = {
 }
 
 
-def write_torch_file(tree: Any, path: Path, format: Format = "zip", dialect: Dialect = Dialect()) -> None:
+def write_torch_file(tree: Any, path: Path, format: Format = "zip", dialect: Dialect = OWN_DIALECT) -> None:
     """Writes `tree` as `torch.save(tree, path)` or pickle.dump would, each tensor with a storage of its own.
 
     Args:
@@ -146,7 +147,8 @@ class _StorageOf:
     array: np.ndarray
 
 
-_PythonPickler: Any = pickle._Pickler
+_PICKLE: Any = pickle  # whose Python side has no types
+_PythonPickler: Any = _PICKLE._Pickler
 _REBUILD = {
     name: GlobalName("torch._utils", f"_rebuild_{name}")
     for name in ("tensor", "tensor_v2", "tensor_v3", "parameter", "parameter_with_state")
@@ -176,7 +178,7 @@ class _TorchPickler(_PythonPickler):
 
     def save_storage(self, obj: _StorageOf) -> None:
         nested = io.BytesIO()
-        _write_legacy(obj, nested, Dialect())
+        _write_legacy(obj, nested, OWN_DIALECT)
         self.save_call(TorchValue(NESTED_STORAGE, (nested.getvalue(),)))
 
     def save_name(self, obj: GlobalName) -> None:
@@ -185,7 +187,7 @@ class _TorchPickler(_PythonPickler):
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         name = name or obj.__qualname__
-        spelled = self.spelled(pickle.whichmodule(obj, name), name)
+        spelled = self.spelled(_PICKLE.whichmodule(obj, name), name)
         self.write(pickle.GLOBAL + f"{spelled.module}\n{spelled.name}\n".encode())
         self.memoize(obj)
 
@@ -227,11 +229,13 @@ class _TorchPickler(_PythonPickler):
 
     def save_tensor(self, obj: TorchTensor) -> None:
         call = self.rebuilt(obj.numpy(), obj.requires_grad)
-        if obj.is_parameter and obj.attributes is None:
-            call = TorchValue(_REBUILD["parameter"], (call, obj.requires_grad, OrderedDict()))
-        elif obj.is_parameter and obj.kind is None:
-            args = (call, obj.requires_grad, OrderedDict(), obj.attributes)
-            call = TorchValue(_REBUILD["parameter_with_state"], args)
+        if obj.is_parameter:
+            args: tuple[Any, ...] = (call, obj.requires_grad, OrderedDict())
+            with_state = obj.attributes is not None and obj.kind is None
+            call = TorchValue(
+                _REBUILD["parameter_with_state" if with_state else "parameter"],
+                (*args, obj.attributes) if with_state else args,
+            )
         if obj.kind is not None:
             call = TorchValue(_REBUILD_FROM_TYPE, (call.function, obj.kind, call.args, obj.attributes))
         self.save_call(call)
