@@ -9,10 +9,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 LONGEST = 200  # characters of a text that comes from a file or a parser
+MAX_MESSAGE = 20_000  # a list of all names that do not fit is long; what a file says may not be longer
+
+
+def shortened(text: object, length: int = LONGEST) -> str:
+    """`text` on one line of at most `length` characters, and how many there were: for what a file says of itself."""
+    whole = str(text)
+    line = " ".join(whole[: 2 * length].split()) if len(whole) > length else " ".join(whole.split())
+    return line if len(whole) <= length else f"{line[:length]}... ({len(whole):,} characters)"
 
 
 class IbauError(Exception):
-    """Base of every error that the input, not the program, is to blame for."""
+    """Base of every error that the input, not the program, is to blame for. Its message is bounded."""
+
+    def __str__(self) -> str:
+        return shortened(super().__str__(), MAX_MESSAGE)
 
 
 class CheckpointError(IbauError):
@@ -29,12 +40,6 @@ class NotFiniteError(IbauError):
 
 class ConfigError(IbauError):
     """An option has a value that makes no sense."""
-
-
-def shortened(text: object, longest: int = LONGEST) -> str:
-    """`text` as one line of at most `longest` characters."""
-    line = " ".join(str(text).split())
-    return line if len(line) <= longest else f"{line[:longest]}..."
 
 
 @contextmanager

@@ -1,6 +1,7 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and files that are files."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from ibau_jax.errors import ConfigError
 
@@ -28,6 +30,21 @@ def check_regular(path: Path) -> None:
         return  # whoever opens it says why that fails
     if not stat.S_ISREG(mode):
         raise ConfigError(f"{path} is no regular file but a folder, a pipe, a socket or a device")
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a regular file to read its bytes.
+
+    Raises:
+        OSError: it can't be opened, or is a folder, pipe, socket or device, or became one after it was looked at.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # opening a device may act
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(file, "rb")
 
 
 def check_writable(target: Path) -> None:

@@ -8,43 +8,51 @@ import re
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ibau_jax.checkpoints.values import STORAGE_DTYPES, TORCH_DTYPES, GlobalName, Storage, TorchTensor, TorchValue
-from ibau_jax.errors import CheckpointError
+from ibau_jax.errors import CheckpointError, shortened
 
 BUILTIN_MODULES = ("builtins", "__builtin__")
 NUMPY_CORES = ("numpy.core", "numpy._core")
 FACTORIES = {
-    "list": list,
-    "dict": dict,
-    "int": int,
-    "float": float,
-    "set": set,
-    "str": str,
-    "bool": bool,
-    "tuple": tuple,
+    **{"list": list, "dict": dict, "int": int, "float": float, "set": set, "str": str, "bool": bool, "tuple": tuple},
+    **{"bytes": bytes, "complex": complex, "frozenset": frozenset, "bytearray": bytearray},
+    **{"long": int, "unicode": str},  # as Python 3 calls int and str where Python 2 shall read it too
 }
 NUMPY_KINDS = "biufcSU"
 NUMPY_NAME = re.compile(r"[<>|=]?[A-Za-z?][A-Za-z0-9_]{0,15}")
-KEY_TYPES = (str, bytes, int, float, bool, type(None), np.generic)
+KEY_TYPES = (str, bytes, int, float, type(None), np.integer, np.floating, np.bool_)
+MAX_KEY_LENGTH, MAX_KEY_PARTS, MAX_KEY_BITS = 4096, 64, 64
 
 
 def checked_key(key: Any) -> Any:
     """`key` if it may be a dict's key or a set's item: a scalar, or a tuple of scalars; else CheckpointError.
 
-    A deeply nested tuple would overflow the C stack when it is hashed.
+    A deeply nested tuple would overflow the C stack when it is hashed. Integers of more than 64 bits, and complex and
+    extended numbers, are easily made to collide, and checkpoints do not have them for keys.
     """
     parts = key if isinstance(key, tuple) else (key,)
-    if not all(isinstance(part, KEY_TYPES) for part in parts):
-        raise CheckpointError("a dict's key or a set's item is neither a scalar nor a tuple of scalars: refused")
+    if len(parts) > MAX_KEY_PARTS or not all(_is_plain_key(part) for part in parts):
+        raise CheckpointError(
+            "a dict's key or a set's item is neither a scalar nor a tuple of scalars, or is very large: refused"
+        )
     return key
 
 
+def _is_plain_key(key: Any) -> bool:
+    if not isinstance(key, KEY_TYPES) or isinstance(key, np.longdouble):
+        return False
+    if isinstance(key, (str, bytes)):
+        return len(key) <= MAX_KEY_LENGTH
+    return not isinstance(key, int) or key.bit_length() <= MAX_KEY_BITS
+
+
 def _described(value: Any) -> str:
-    return str(value)[:120] if isinstance(value, GlobalName) else f"a {type(value).__name__}"
+    return shortened(value) if isinstance(value, GlobalName) else f"a {type(value).__name__}"
 
 
 def _tensor(storage: Any, dtype: np.dtype, offset: Any, size: Any, stride: Any, requires_grad: Any) -> TorchTensor:
@@ -79,17 +87,23 @@ def _rebuild_parameter(data: Any, requires_grad: Any = True, hooks: Any = None, 
     if not isinstance(data, TorchTensor):
         raise CheckpointError("a parameter is no tensor; the file is damaged")
     t = data
-    return TorchTensor(t.storage, t.dtype, t.offset, t.shape, t.strides, requires_grad is True, is_parameter=True)
+    return TorchTensor(t.storage, t.dtype, t.offset, t.shape, t.strides, requires_grad is True, True)
 
 
-def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
+def _rebuild_parameter_with_state(data: Any, requires_grad: Any, hooks: Any, state: Any) -> TorchTensor:
+    return replace(_rebuild_parameter(data, requires_grad), attributes=state)
+
+
+def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> TorchTensor:
     if not isinstance(function, GlobalName) or function.module != "torch._utils":
         raise CheckpointError(f"a tensor subclass is rebuilt by {_described(function)}, which is not allowed")
-    return call(function, args)
+    if not isinstance(kind, GlobalName):
+        raise CheckpointError("a tensor's class has no name; the file is damaged")
+    return replace(call(function, args), kind=kind, attributes=state)
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+    if not isinstance(text, str) or not isinstance(encoding, str) or encoding not in ("latin1", "latin-1"):
         raise CheckpointError("bytes are stored in an unknown encoding; the file is damaged")
     return text.encode("latin1")
 
@@ -110,11 +124,19 @@ def checked_dtype(dtype: Any) -> np.dtype:
     return dtype
 
 
+def raw_bytes(content: Any) -> Any:
+    """An array's bytes; Python 2 wrote them as text. What is no bytes is given back for `checked_shape` to refuse."""
+    if isinstance(content, str):
+        return content.encode("latin1")
+    return bytes(content) if isinstance(content, bytearray) else content
+
+
 def checked_shape(shape: Any, dtype: np.dtype, raw: Any) -> tuple[int, ...]:
     """`shape` if `raw` holds exactly that many elements of `dtype`, else CheckpointError."""
-    if not isinstance(shape, tuple) or not all(type(size) is int and size >= 0 for size in shape) or len(shape) > 32:
+    if not isinstance(shape, tuple) or len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
         raise CheckpointError("a NumPy array has an impossible shape; the file is damaged")
-    if not isinstance(raw, (bytes, bytearray)) or len(raw) != math.prod(shape) * dtype.itemsize:
+    count = math.prod(shape)
+    if not isinstance(raw, (bytes, bytearray)) or len(raw) != count * dtype.itemsize or count > max(1, len(raw)):
         raise CheckpointError(
             "a NumPy array's data does not have the size that its shape asks for; the file is damaged"
         )
@@ -122,7 +144,7 @@ def checked_shape(shape: Any, dtype: np.dtype, raw: Any) -> tuple[int, ...]:
 
 
 def _numpy_scalar(dtype: Any, raw: Any) -> Any:
-    dtype = checked_dtype(dtype)
+    dtype, raw = checked_dtype(dtype), raw_bytes(raw)
     checked_shape((), dtype, raw)
     return np.frombuffer(raw, dtype)[0] if dtype.itemsize else dtype.type()
 
@@ -134,7 +156,8 @@ def _numpy_reconstruct(kind: Any, shape: Any, code: Any) -> np.ndarray:
 def _numpy_frombuffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
     dtype = checked_dtype(dtype)
     shape = checked_shape(shape, dtype, raw)
-    return np.frombuffer(bytes(raw), dtype).reshape(shape, order="F" if order == "F" else "C")
+    flat = np.frombuffer(raw, dtype) if len(raw) else np.zeros(0, dtype)
+    return flat.reshape(shape, order="F" if isinstance(order, str) and order == "F" else "C")
 
 
 def _defaultdict(factory: Any = None, *items: Any) -> defaultdict:
@@ -143,22 +166,6 @@ def _defaultdict(factory: Any = None, *items: Any) -> defaultdict:
     if not isinstance(factory, GlobalName) or factory.module not in BUILTIN_MODULES or factory.name not in FACTORIES:
         raise CheckpointError(f"a defaultdict makes its values with {_described(factory)}, which is not allowed")
     return defaultdict(FACTORIES[factory.name])
-
-
-def _ordered_dict(pairs: Any = ()) -> OrderedDict:
-    return OrderedDict((checked_key(key), value) for key, value in pairs)
-
-
-def _counter(counts: Any = None) -> Counter:
-    if not isinstance(counts, dict):
-        raise CheckpointError("a Counter is built from something that is no dict; the file is damaged")
-    return Counter(counts)
-
-
-def _items(items: Any = ()) -> list[Any]:
-    if not isinstance(items, (list, tuple)):
-        raise CheckpointError("a set is built from something that is no list; the file is damaged")
-    return [checked_key(item) for item in items]
 
 
 def _bytearray(raw: Any = b"") -> bytearray:
@@ -172,17 +179,15 @@ def _namespace() -> Namespace:
 
 
 def _complex(real: Any, imag: Any) -> complex:
-    return complex(float(real), float(imag))
+    if type(real) is not float or type(imag) is not float:
+        raise CheckpointError("a complex number is built from something that is no number; the file is damaged")
+    return complex(real, imag)
 
 
 _PYTHON: dict[GlobalName, Callable[..., Any]] = {
-    GlobalName("collections", "OrderedDict"): _ordered_dict,
-    GlobalName("collections", "Counter"): _counter,
     GlobalName("collections", "defaultdict"): _defaultdict,
     GlobalName("argparse", "Namespace"): _namespace,
     GlobalName("_codecs", "encode"): _encode,
-    **{GlobalName(module, "set"): lambda *args: set(_items(*args)) for module in BUILTIN_MODULES},
-    **{GlobalName(module, "frozenset"): lambda *args: frozenset(_items(*args)) for module in BUILTIN_MODULES},
     **{GlobalName(module, "bytearray"): _bytearray for module in BUILTIN_MODULES},
     **{GlobalName(module, "bytes"): lambda: b"" for module in BUILTIN_MODULES},
     **{GlobalName(module, "complex"): _complex for module in BUILTIN_MODULES},
@@ -192,7 +197,7 @@ _TORCH: dict[GlobalName, Callable[..., Any]] = {
     GlobalName("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
     GlobalName("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     GlobalName("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    GlobalName("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    GlobalName("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter_with_state,
     GlobalName("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
 }
 # Plain values that cargo holds and we need not understand: the call stays undone, and is written back as it was.
@@ -224,6 +229,14 @@ _NUMPY: dict[GlobalName, Callable[..., Any]] = {
 _KEPT = {name: lambda *args, name=name: TorchValue(name, args) for name in _UNDONE}
 CALLS: dict[GlobalName, Callable[..., Any]] = {**_PYTHON, **_TORCH, **_NUMPY, **_KEPT}
 
+ENCODE = GlobalName("_codecs", "encode")
+# Calls that make a dict or a set of the items of their argument, and what they begin with. A frozenset is made last.
+FILLED: dict[GlobalName, Callable[[], Any]] = {
+    GlobalName("collections", "OrderedDict"): OrderedDict,
+    GlobalName("collections", "Counter"): Counter,
+    **{GlobalName(module, name): set for module in BUILTIN_MODULES for name in ("set", "frozenset")},
+}
+
 # What `pickle.dump` of a tensor wraps its storage's bytes in; the reader reads them as it reads a file.
 NESTED_STORAGE = GlobalName("torch.storage", "_load_from_bytes")
 
@@ -239,9 +252,12 @@ NAMES: frozenset[GlobalName] = frozenset(
 )
 
 
+_KNOWN = {name: name for name in (*CALLS, *FILLED, *NAMES)}
+
+
 def is_allowed(module: str, name: str) -> bool:
     """Whether a global is on the allow list."""
-    return GlobalName(module, name) in CALLS or GlobalName(module, name) in NAMES
+    return GlobalName(module, name) in _KNOWN
 
 
 def find_global(module: str, name: str) -> GlobalName:
@@ -250,14 +266,14 @@ def find_global(module: str, name: str) -> GlobalName:
     Raises:
         CheckpointError: it is not; the message names it.
     """
-    found = GlobalName(module, name)
-    if not is_allowed(module, name):
+    known = _KNOWN.get(GlobalName(module, name))
+    if known is None:
         raise CheckpointError(
-            f"the pickle names the global {str(found)[:120]!r}, which is not on the allow list: "
+            f"the pickle names the global {shortened(f'{module}.{name}')!r}, which is not on the allow list: "
             "refused without running it. A checkpoint needs only tensors and plain data; "
             "if you trust its origin, save its state_dict() alone"
         )
-    return found
+    return known
 
 
 def call(function: Any, args: Any) -> Any:

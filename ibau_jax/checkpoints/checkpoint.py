@@ -175,7 +175,7 @@ def load(
         return _load_flax(path, model)
     file = read_torch_file(path)
     try:
-        envelope = open_envelope(file.tree, file.format, key)
+        envelope = replace(open_envelope(file.tree, file.format, key), dialect=file.dialect)
         hints = read_hints(envelope.metadata())
         return _opened(envelope, Request(model, num_classes, image_size, hints, leave_out))
     except CheckpointError as error:
@@ -226,8 +226,9 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
 
     Args:
         checkpoint: its weights and the file they came from.
-        path: one of `TORCH_SUFFIXES` for a PyTorch file in the original's wrapper and key order, `.safetensors` for
-            the bare state dict; without a suffix, or with one of `FLAX_SUFFIXES`, a Flax directory.
+        path: one of `TORCH_SUFFIXES` for a PyTorch file in the original's format (zip where that was safetensors),
+            wrapper and key order, `.safetensors` for the bare state dict; without a suffix, or with one of
+            `FLAX_SUFFIXES`, a Flax directory.
 
     Raises:
         CheckpointError: the name has another suffix, or the file's content can't be written back.
@@ -237,7 +238,8 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
     with staging_folder(path) as folder:
         prepared = folder / path.name
         if form == "torch":
-            write_torch_file(_filled(checkpoint), prepared)
+            envelope = checkpoint.envelope
+            write_torch_file(_filled(checkpoint), prepared, envelope.format, envelope.dialect)
         elif form == "safetensors":
             _write_safetensors(checkpoint, prepared)
         else:
@@ -253,7 +255,8 @@ def check_can_be_saved(checkpoint: Checkpoint) -> None:
     try:
         _filled(checkpoint)
         with tempfile.TemporaryDirectory() as folder:
-            write_torch_file(checkpoint.envelope.tree, Path(folder) / "envelope.pth")
+            envelope = checkpoint.envelope
+            write_torch_file(envelope.tree, Path(folder) / "envelope.pth", envelope.format, envelope.dialect)
             if checkpoint.envelope.format == "safetensors":
                 none = {path: leaf[:0] for path, leaf in checkpoint.leaves.items()}
                 _write_safetensors(replace(checkpoint, leaves=none), Path(folder) / "envelope.safetensors")
@@ -280,7 +283,7 @@ def _write_safetensors(checkpoint: Checkpoint, path: Path) -> None:
 def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
     folder.mkdir()
     flax_store.write_leaves(checkpoint.leaves, folder / flax_store.LEAVES)
-    write_torch_file(checkpoint.envelope.tree, folder / flax_store.ENVELOPE)
+    write_torch_file(checkpoint.envelope.tree, folder / flax_store.ENVELOPE, "zip", checkpoint.envelope.dialect)
     manifest = {
         "model": checkpoint.architecture.name,
         "num_classes": checkpoint.num_classes,
@@ -312,7 +315,8 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
         )
     except (LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {str(error)[:200]}") from error
-    envelope = Envelope(read_torch_file(folder / flax_store.ENVELOPE).tree, path, {}, source)
+    file = read_torch_file(folder / flax_store.ENVELOPE)
+    envelope = Envelope(file.tree, path, {}, source, file.dialect)
     envelope = replace(envelope, names=_stored_names(folder, manifest["state_dict"], envelope))
     shapes = abstract_shapes(architecture, num_classes, image_size)
     stored = _stored_dtypes(folder / flax_store.ENVELOPE, envelope, [torch_name(path) for path in shapes])

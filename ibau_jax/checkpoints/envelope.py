@@ -9,7 +9,7 @@ import numpy as np
 
 from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import Format
-from ibau_jax.checkpoints.values import TorchTensor
+from ibau_jax.checkpoints.values import OWN_DIALECT, Dialect, TorchTensor
 from ibau_jax.errors import CheckpointError
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict", "netC")  # the entry to take, in this order
@@ -25,6 +25,7 @@ class Envelope:
         path: the keys that lead from `tree` to the state dict; `()` where the file is the state dict.
         names: the network's own names of its tensors, and the state dict's; empty until the network is recognised.
         format: the file format it came in.
+        dialect: how its pickle spells what is beside the weights.
         part: what the names of the tensors to look at begin with, where the state dict holds several networks.
     """
 
@@ -32,6 +33,7 @@ class Envelope:
     path: tuple[str, ...]
     names: Mapping[str, str] = field(repr=False)
     format: Format
+    dialect: Dialect = field(default=OWN_DIALECT, repr=False)
     part: str = ""
 
     @property
@@ -97,7 +99,7 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
     if key is not None:
         for path in sorted(found, key=len, reverse=True):
             place = "".join(f"{part}." for part in path)
-            envelope = Envelope(tree, path, {}, format, f"{key}.".removeprefix(place))
+            envelope = Envelope(tree, path, {}, format, part=f"{key}.".removeprefix(place))
             if f"{key}.".startswith(place) and envelope.tensors():
                 return envelope
         raise CheckpointError(f"there is no state dict under {key!r}; --key takes one of: {names or 'none here'}")

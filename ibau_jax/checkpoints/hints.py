@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ibau_jax.data.sources import EMBEDDED
 from ibau_jax.models.normalized import NORMALIZATIONS, Normalization
 from ibau_jax.triggers import attack_names
@@ -24,6 +26,8 @@ BACKDOORBENCH_NORMALIZATIONS: dict[str, Normalization | None] = {
     "celeba": None,
 }
 MAX_IMAGE_SIZE = 4096
+MAX_CLASSES = 10**6  # a damaged file may name any number
+MAX_TEXT = 100  # characters of a name
 
 
 @dataclass(frozen=True)
@@ -62,35 +66,34 @@ def read_hints(metadata: Mapping[str, Any]) -> Hints:
     entry = metadata.get(KEY)
     if isinstance(entry, dict):
         return _own_hints(entry)
-    if isinstance(metadata.get("model_name"), str) and "num_classes" in metadata:
+    if _text(metadata.get("model_name")) and "num_classes" in metadata:
         return _backdoorbench_hints(metadata)
     return Hints()
 
 
 def _own_hints(entry: Mapping[Any, Any]) -> Hints:
-    dataset, attack, normalize = entry.get("dataset"), entry.get("attack"), entry.get("normalize")
+    dataset, attack, normalize = (_text(entry.get(name)) for name in ("dataset", "attack", "normalize"))
     return Hints(
         source="ibau_jax",
-        normalization=NORMALIZATIONS.get(normalize) if isinstance(normalize, str) else None,
-        dataset=dataset if isinstance(dataset, str) and dataset.partition(":")[0] in EMBEDDED else None,
-        attack=attack if isinstance(attack, str) and attack in attack_names() else None,
-        target_label=_integer(entry.get("target_label")),
+        normalization=NORMALIZATIONS.get(normalize) if normalize else None,
+        dataset=dataset if dataset and dataset.partition(":")[0] in EMBEDDED else None,
+        attack=attack if attack in attack_names() else None,
+        target_label=_integer(entry.get("target_label"), 0, MAX_CLASSES - 1),
         triggers=entry.get("triggers") is True,
     )
 
 
 def _backdoorbench_hints(metadata: Mapping[str, Any]) -> Hints:
     """Of `save_attack_result` and `save_defense_result`: the latter has no data."""
-    data = metadata.get("clean_data")
+    data = _text(metadata.get("clean_data"))
     size = metadata.get("img_size")
-    size = _integer(size[0] if isinstance(size, (list, tuple)) and size else size)
     return Hints(
         source="BackdoorBench",
-        model=metadata["model_name"],
-        num_classes=_integer(metadata["num_classes"]),
-        image_size=size if size is not None and 0 < size <= MAX_IMAGE_SIZE else None,
-        data_name=data if isinstance(data, str) else None,
-        normalization=BACKDOORBENCH_NORMALIZATIONS.get(data) if isinstance(data, str) else None,
+        model=_text(metadata["model_name"]),
+        num_classes=_integer(metadata["num_classes"], 1, MAX_CLASSES),
+        image_size=_integer(size[0] if isinstance(size, (list, tuple)) and size else size, 1, MAX_IMAGE_SIZE),
+        data_name=data,
+        normalization=BACKDOORBENCH_NORMALIZATIONS.get(data) if data else None,
         target_label=_single_target(metadata.get("bd_test")),
         triggered_folder="bd_test" in metadata,
     )
@@ -103,11 +106,19 @@ def _single_target(state: Any) -> int | None:
     if not isinstance(images, dict):
         return None
     infos = [image.get("other_info") for image in images.values() if isinstance(image, dict)]
-    labels = {_integer(info[0]) for info in infos if isinstance(info, (list, tuple)) and info}
+    labels = {_integer(info[0], 0, MAX_CLASSES - 1) for info in infos if isinstance(info, (list, tuple)) and info}
     return labels.pop() if len(labels) == 1 else None
 
 
-def _integer(value: Any) -> int | None:
-    """A number as plain int; NumPy's count, True and False do not."""
-    integral = hasattr(value, "__index__") and not isinstance(value, bool)
-    return int(value) if integral and getattr(value, "ndim", 0) == 0 else None
+def _integer(value: Any, lowest: int, highest: int) -> int | None:
+    """A whole number in that range as plain int; NumPy's and arrays of one count, True and False do not."""
+    if isinstance(value, np.ndarray) and value.shape == ():
+        value = value[()]
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        return None
+    return int(value) if lowest <= int(value) <= highest else None
+
+
+def _text(value: Any) -> str | None:
+    """A name as plain text, of at most MAX_TEXT characters; NumPy's counts."""
+    return str(value) if isinstance(value, str) and 0 < len(value) <= MAX_TEXT else None

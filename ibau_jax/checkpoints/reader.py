@@ -1,28 +1,46 @@
 """Reads PyTorch files without torch and without executing anything: zip and legacy format, pickle, safetensors."""
 
 import io
+import json
 import struct
-import zipfile
-import zlib
+import tarfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import ml_dtypes
+import numpy as np
+
+from ibau_jax.checkpoints.archive import Archive, damaged
 from ibau_jax.checkpoints.budget import Budget
-from ibau_jax.checkpoints.unpickle import unpickle
-from ibau_jax.checkpoints.values import STORAGE_DTYPES, GlobalName, Storage, TorchTensor
-from ibau_jax.errors import CheckpointError
+from ibau_jax.checkpoints.unpickle import checked_tree, unpickle, unpickle_with_dialect
+from ibau_jax.checkpoints.values import OWN_DIALECT, STORAGE_DTYPES, Dialect, GlobalName, Storage, TorchTensor
+from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.files import open_regular
 
 Format = Literal["zip", "legacy", "pickle", "safetensors"]
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_SAFETENSORS_HEADER = 100 * 2**20
+HEADER = 24  # what the parsed header of a safetensors file takes, as a multiple of its bytes
+STORAGE = 512  # what a storage takes beside its content
+MAX_KEY = 100  # characters of a storage's key; PyTorch writes numbers
+PICKLE = 6  # what the longest text of a pickle may take while it is decoded, as a multiple of the pickle
+
+SAFETENSORS_DTYPES: dict[str, np.dtype] = {
+    **{f"{kind}{bits}": np.dtype(f"{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)},
+    **{"F64": np.dtype("f8"), "F32": np.dtype("f4"), "F16": np.dtype("f2"), "BOOL": np.dtype("?")},
+    **{"C64": np.dtype("c8"), "BF16": np.dtype(ml_dtypes.bfloat16)},
+    **{"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)},
+    **{"F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz), "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz)},
+}
 
 
 @dataclass(frozen=True)
 class TorchFile:
-    """What a file holds: a tree of plain data and `TorchTensor`s, and the format it was in.
+    """What a file holds: a tree of plain data and `TorchTensor`s, the format it was in, and how its pickle spells it.
 
     `refused` are the globals outside the allow list, where the file was only inspected: it must not be converted then.
     """
@@ -30,6 +48,7 @@ class TorchFile:
     tree: Any
     format: Format
     refused: tuple[GlobalName, ...] = ()
+    dialect: Dialect = OWN_DIALECT
 
 
 def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
@@ -40,32 +59,52 @@ def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
         inspect: note globals outside the allow list instead of refusing the file. Nothing is executed either way.
 
     Raises:
-        CheckpointError: the file is missing, damaged, of no known format, or holds a global outside the allow list.
+        CheckpointError: the file is missing, no regular file, damaged, of no known format, or holds a global outside
+            the allow list.
     """
     refused: dict[GlobalName, None] | None = {} if inspect else None
     try:
-        with open(path, "rb") as file:
-            tree, format = _read(file, path, refused)
-        return TorchFile(tree, format, tuple(refused or ()))
+        with open_regular(path) as file:
+            tree, format, dialect = _read(file, refused)
+        return TorchFile(tree, format, tuple(refused or ()), dialect)
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror or error}") from error
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+    except MemoryError as error:
+        raise CheckpointError(f"{path}: reading it takes more memory than there is") from error
+    except Exception as error:  # parsers of other people's have no common error for what is damaged
+        what = f"{type(error).__name__}: {shortened(error)}"
+        raise CheckpointError(f"{path}: the file is damaged ({what})") from error
 
 
-def _read(file: IO[bytes], path: Path, refused: dict[GlobalName, None] | None) -> tuple[Any, Format]:
-    head = file.read(16)
+def _read(file: IO[bytes], refused: dict[GlobalName, None] | None) -> tuple[Any, Format, Dialect]:
+    head = file.read(512)
     size = file.seek(0, 2)
+    budget = Budget(size)
     file.seek(0)
     if head[:4] == b"PK\x03\x04":
-        return _read_zip(file, Budget(size), refused), "zip"
+        tree, dialect = _read_archive(Archive(file, budget), budget, refused)
+        return tree, "zip", dialect
+    # Before pickles, which begin with a byte that one in 32 lengths begins with too.
+    if head[8:9] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] <= min(size - 8, MAX_SAFETENSORS_HEADER):
+        return _read_safetensors(file, budget), "safetensors", OWN_DIALECT
     if head[:1] == b"\x80":
-        return _read_pickles(file, Budget(size), size, refused)
-    if head[8:9] == b"{" and struct.unpack("<Q", head[:8])[0] <= MAX_SAFETENSORS_HEADER:
-        return _read_safetensors(path), "safetensors"
+        _refuse_tar(head)
+        budget.take(size)
+        return _read_pickles(file.read(), budget, refused)
     if size == 0:
         raise CheckpointError("the file is empty")
     raise CheckpointError(f"this is no PyTorch checkpoint{_known_by_its_head(head)}")
+
+
+def _refuse_tar(head: bytes) -> None:
+    """PyTorch looks for a tar archive, its oldest format, before it looks for a pickle; a file may be both."""
+    try:
+        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return
+    raise CheckpointError("the file is a pickle and a tar archive at once: refused")
 
 
 def _known_by_its_head(head: bytes) -> str:
@@ -84,54 +123,39 @@ def _known_by_its_head(head: bytes) -> str:
 # The zip format: NAME/data.pkl, one entry NAME/data/KEY a storage.
 
 
-def _read_zip(file: IO[bytes], budget: Budget, refused: dict[GlobalName, None] | None) -> Any:
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return _read_archive(archive, budget, refused)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-        struct.error,
-    ) as error:
-        raise CheckpointError(f"the zip archive is damaged or truncated ({str(error)[:120]})") from error
-
-
-def _read_archive(archive: zipfile.ZipFile, budget: Budget, refused: dict[GlobalName, None] | None) -> Any:
-    names = {entry.filename: entry for entry in archive.infolist()}
-    pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
-    if any(name.split("/")[-1] == "constants.pkl" for name in names):
+def _read_archive(archive: Archive, budget: Budget, refused: dict[GlobalName, None] | None) -> tuple[Any, Dialect]:
+    pickles = [name for name in archive.names() if name.split("/")[-1] == "data.pkl"]
+    if any(name.split("/")[-1] == "constants.pkl" for name in archive.names()):
         raise CheckpointError("this is a TorchScript archive; save the model's state_dict() with torch.save instead")
     if len(pickles) != 1:
         raise CheckpointError("this zip archive was not written by torch.save (it has no single data.pkl)")
     root = pickles[0].removesuffix("data.pkl")
-
-    def entry_bytes(name: str) -> bytes:
-        if name not in names:
-            raise CheckpointError(f"the archive lacks {name!r}; the file is damaged")
-        budget.take(names[name].file_size)
-        return archive.read(names[name])
-
-    order = entry_bytes(f"{root}byteorder") if f"{root}byteorder" in names else b"little"
+    order = bytes(archive.read(f"{root}byteorder")) if f"{root}byteorder" in archive else b"little"
+    if order not in (b"little", b"big"):
+        raise damaged("its byte order is neither little nor big")
     storages: dict[str, Storage] = {}
 
     def load_storage(persistent_id: Any) -> Storage:
         dtype, key, size, _ = _storage_description(persistent_id)
         if key not in storages:
+            budget.take(STORAGE)
             storage = Storage(dtype, size, byteorder=">" if order == b"big" else "<")
             name = f"{root}data/{key}"
-            if name in names and names[name].file_size < storage.nbytes:
-                raise CheckpointError(f"storage {key[:40]!r} is declared larger than what the archive holds; refused")
-            storage.buffer = entry_bytes(name)
+            if archive.size(name) < storage.nbytes:
+                raise CheckpointError(f"storage {key!r} is declared larger than what the archive holds; refused")
+            storage.buffer = archive.read(name)
             storages[key] = storage
-        if (storages[key].dtype, storages[key].size) != (dtype, size):
-            raise CheckpointError(f"storage {key[:40]!r} is declared twice with different types; the file is damaged")
+        _check_same(storages[key], dtype, size, key)
         return storages[key]
 
-    return unpickle(io.BytesIO(entry_bytes(pickles[0])), budget, load_storage, refused=refused)
+    budget.require(PICKLE * archive.size(pickles[0]))
+    content = bytes(archive.read(pickles[0]))
+    return unpickle_with_dialect(io.BytesIO(content), budget, load_storage, refused=refused)
+
+
+def _check_same(storage: Storage, dtype: np.dtype, size: int, key: str) -> None:
+    if (storage.dtype, storage.size) != (dtype, size):
+        raise CheckpointError(f"storage {key!r} is declared twice with different types; the file is damaged")
 
 
 def _storage_description(persistent_id: Any) -> tuple[Any, str, int, Any]:
@@ -139,11 +163,11 @@ def _storage_description(persistent_id: Any) -> tuple[Any, str, int, Any]:
 
     The location (`cuda:0`) is dropped: everything is read into the host's memory.
     """
-    if not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6) or persistent_id[0] != "storage":
+    if not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6) or persistent_id[:1] != ("storage",):
         raise CheckpointError("the pickle refers to something that is no storage; the file is damaged")
     _, kind, key, _, size, *view = persistent_id
     known = isinstance(kind, GlobalName) and kind.name in STORAGE_DTYPES
-    if not known or not isinstance(key, str) or type(size) is not int or not 0 <= size < 2**60:
+    if not known or not isinstance(key, str) or len(key) > MAX_KEY or type(size) is not int or not 0 <= size < 2**60:
         raise CheckpointError("a storage is described in a way PyTorch does not write; the file is damaged")
     return STORAGE_DTYPES[kind.name], key, size, view[0] if view else None
 
@@ -154,26 +178,34 @@ def _storage_description(persistent_id: Any) -> tuple[Any, str, int, Any]:
 
 
 def _read_pickles(
-    file: IO[bytes], budget: Budget, file_size: int, refused: dict[GlobalName, None] | None
-) -> tuple[Any, Format]:
-    def load_nested(content: Any) -> Storage:
-        size = len(content) if isinstance(content, bytes) else 0
-        nested = io.BytesIO(content if isinstance(content, bytes) else b"")
-        is_legacy = size and unpickle(nested, budget) == LEGACY_MAGIC
-        storage = _read_legacy(nested, budget, size, None) if is_legacy else None
+    content: bytes, budget: Budget, refused: dict[GlobalName, None] | None
+) -> tuple[Any, Format, Dialect]:
+    def load_nested(nested: Any) -> Storage:
+        budget.take(2 * STORAGE)
+        file = io.BytesIO(nested if isinstance(nested, bytes) else b"")
+        is_legacy = isinstance(nested, bytes) and _is_number(unpickle(file, budget), LEGACY_MAGIC)
+        storage = _read_legacy(nested, file, budget, None)[0] if is_legacy else None
         if not isinstance(storage, Storage):
             raise CheckpointError("a tensor's storage is pickled in a way PyTorch does not write; the file is damaged")
         return storage
 
-    first = unpickle(file, budget, load_nested=load_nested, refused=refused)
-    if type(first) is int and first == LEGACY_MAGIC:
-        return _read_legacy(file, budget, file_size, refused), "legacy"
-    return first, "pickle"
+    file = io.BytesIO(content)
+    first, dialect = unpickle_with_dialect(file, budget, load_nested=load_nested, refused=refused)
+    if _is_number(first, LEGACY_MAGIC):
+        tree, dialect = _read_legacy(content, file, budget, refused)
+        return tree, "legacy", dialect
+    return first, "pickle", dialect
 
 
-def _read_legacy(file: IO[bytes], budget: Budget, file_size: int, refused: dict[GlobalName, None] | None) -> Any:
-    """What follows the magic number."""
-    if unpickle(file, budget) != LEGACY_PROTOCOL:
+def _is_number(value: Any, number: int) -> bool:
+    return type(value) is int and value == number
+
+
+def _read_legacy(
+    content: bytes, file: io.BytesIO, budget: Budget, refused: dict[GlobalName, None] | None
+) -> tuple[Any, Dialect]:
+    """What follows the magic number in `content`, of which `file` is at the end of that."""
+    if not _is_number(unpickle(file, budget), LEGACY_PROTOCOL):
         raise CheckpointError("the legacy format has an unknown protocol number; the file is damaged")
     system = unpickle(file, budget)
     byteorder = ">" if isinstance(system, dict) and system.get("little_endian") is False else "<"
@@ -185,41 +217,72 @@ def _read_legacy(file: IO[bytes], budget: Budget, file_size: int, refused: dict[
             raise CheckpointError(
                 "the file uses storage views, as only PyTorch before 0.4 did; save it again with a newer one"
             )
-        storage = storages.setdefault(key, Storage(dtype, size, byteorder=byteorder))
-        if (storage.dtype, storage.size) != (dtype, size):
-            raise CheckpointError(f"storage {key[:40]!r} is declared twice with different types; the file is damaged")
-        if storage.nbytes > file_size:
-            raise CheckpointError(f"storage {key[:40]!r} is declared larger than the file; refused")
-        return storage
+        if key not in storages:
+            budget.take(STORAGE)
+            storages[key] = Storage(dtype, size, byteorder=byteorder)
+        _check_same(storages[key], dtype, size, key)
+        if storages[key].nbytes > len(content):
+            raise CheckpointError(f"storage {key!r} is declared larger than the file; refused")
+        return storages[key]
 
-    tree = unpickle(file, budget, load_storage, refused=refused)
-    _fill_storages(file, unpickle(file, budget), storages, budget, byteorder)
-    return tree
+    tree, dialect = unpickle_with_dialect(file, budget, load_storage, refused=refused)
+    _fill_storages(content, file, unpickle(file, budget), storages, byteorder)
+    return tree, dialect
 
 
-def _fill_storages(file: IO[bytes], keys: Any, storages: dict[str, Storage], budget: Budget, byteorder: str) -> None:
+def _fill_storages(content: bytes, file: io.BytesIO, keys: Any, storages: dict[str, Storage], byteorder: str) -> None:
     # Only text is compared: what else a hostile file puts here may be exponentially large when written out.
     named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not named or len(keys) != len(storages) or set(keys) != set(storages):
         raise CheckpointError("the list of storages does not fit the tensors; the file is damaged")
+    whole, place = memoryview(content), file.tell()
     for key in keys:
         storage = storages[key]
-        header = file.read(8)
+        header = content[place : place + 8]
         if len(header) != 8 or struct.unpack(f"{byteorder}q", header)[0] != storage.size:
-            raise CheckpointError(f"storage {key[:40]!r} is damaged or truncated")
-        budget.take(storage.nbytes)
-        storage.buffer = file.read(storage.nbytes)
+            raise CheckpointError(f"storage {key!r} is damaged or truncated")
+        storage.buffer = whole[place + 8 : place + 8 + storage.nbytes]  # not a copy
         if len(storage.buffer) != storage.nbytes:
-            raise CheckpointError(f"storage {key[:40]!r} is truncated")
+            raise CheckpointError(f"storage {key!r} is truncated")
+        place += 8 + storage.nbytes
 
 
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
+# safetensors: the library checks the file and cuts it up; which dtypes there are in NumPy is known here.
 
+
+def _read_safetensors(file: IO[bytes], budget: Budget) -> Any:
+    import safetensors
+
+    length = struct.unpack("<Q", file.read(8))[0]
+    budget.take(HEADER * length)
+    metadata = _safetensors_metadata(file.read(length))
+    size = file.seek(0, 2)
+    budget.take(2 * size)
+    file.seek(0)
     try:
-        with safe_open(path, framework="numpy") as file:
-            tensors = OrderedDict((name, TorchTensor.from_numpy(file.get_tensor(name))) for name in file.keys())  # noqa: SIM118
-            metadata = file.metadata()
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
-        raise CheckpointError(f"the safetensors file is damaged ({str(error)[:120]})") from error
-    return {"state_dict": tensors, "metadata": metadata} if metadata else tensors
+        tensors = safetensors.deserialize(file.read())
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"the safetensors file is damaged ({shortened(error)})") from error
+    named = OrderedDict((name, _safetensors_tensor(name, tensor)) for name, tensor in tensors)
+    return checked_tree({"state_dict": named, "metadata": metadata} if metadata else named, budget)
+
+
+def _safetensors_metadata(header: bytes) -> Mapping[str, str] | None:
+    """What the file says of itself, which the library does not give for bytes."""
+    try:
+        metadata = json.loads(header).get("__metadata__")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"the safetensors file is damaged ({shortened(error)})") from error
+    plain = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    return metadata if plain and metadata else None
+
+
+def _safetensors_tensor(name: str, tensor: Mapping[str, Any]) -> TorchTensor:
+    if tensor["dtype"] not in SAFETENSORS_DTYPES:
+        raise CheckpointError(
+            f"the tensor {shortened(name)!r} has the dtype {tensor['dtype']}, which is not supported; "
+            "save it again as float32, float16 or bfloat16"
+        )
+    dtype = SAFETENSORS_DTYPES[tensor["dtype"]]
+    array = np.frombuffer(tensor["data"], dtype) if tensor["data"] else np.zeros(0, dtype)
+    return TorchTensor.from_numpy(array.reshape(tensor["shape"]))

@@ -8,13 +8,12 @@ from flax import nnx
 
 from ibau_jax.checkpoints.conversion import Mismatch, Path, leaf_shapes, torch_shapes
 from ibau_jax.checkpoints.envelope import rank
-from ibau_jax.checkpoints.hints import MAX_IMAGE_SIZE, Hints
+from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, read_as
 from ibau_jax.errors import CheckpointError
 from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, name_patterns
 from ibau_jax.models.layers import ABSTRACT
 
-MAX_CLASSES = 10**6  # a damaged file may name any number
 UNKNOWN_CLASSES = 2  # stands for the number of classes where no classifier tells it
 SHOWN = 2  # names of each kind of mismatch, where several architectures are described
 RUNNERS_UP = 3

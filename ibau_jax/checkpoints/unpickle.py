@@ -1,18 +1,24 @@
 """A restricted unpickler: reads a pickle as data.
 
-`pickletools` cuts the stream into opcodes; the few that plain data and tensors need are interpreted here, all others
-are refused. Globals and calls go through the allow list in `ibau_jax.checkpoints.allowed`.
+`pickletools` knows the opcodes; the few that plain data and tensors need are interpreted here, all others are refused.
+Globals and calls go through the allow list in `ibau_jax.checkpoints.allowed`. All that a pickle makes is charged to a
+budget: one byte of it can ask for an empty set of 216 bytes, or for a copy of a list of a million.
 """
 
+import io
 import pickletools
+import struct
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Sized
-from typing import IO, Any
+from collections.abc import Callable, Iterable, Iterator
+from sys import getsizeof
+from typing import Any
 
 import numpy as np
 
 from ibau_jax.checkpoints.allowed import (
+    ENCODE,
+    FILLED,
     NESTED_STORAGE,
     call,
     checked_dtype,
@@ -20,24 +26,28 @@ from ibau_jax.checkpoints.allowed import (
     checked_shape,
     find_global,
     is_allowed,
+    raw_bytes,
 )
 from ibau_jax.checkpoints.budget import Budget
-from ibau_jax.checkpoints.values import GlobalName, TorchTensor, TorchValue
-from ibau_jax.errors import CheckpointError
+from ibau_jax.checkpoints.values import Dialect, GlobalName, TorchTensor, TorchValue
+from ibau_jax.errors import CheckpointError, shortened
 
-_MARK = object()
-_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": (), "MARK": _MARK}
-_CONTAINERS: dict[str, Callable[[], Any]] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
-_LITERALS = frozenset(
-    """INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE
-    SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8 BYTEARRAY8""".split()  # noqa: SIM905
-)
-_PUTS, _GETS = frozenset(("PUT", "BINPUT", "LONG_BINPUT")), frozenset(("GET", "BINGET", "LONG_BINGET"))
 MAX_NESTING = 100
+MAX_LINE = 1000  # of what ends with a line: numbers, names of globals
+MAX_INTEGER = 255  # bytes, 614 digits: Python itself prints at most 4300
+MAX_PROTOCOL = 5
+MAX_NAME, MAX_PARTS = 400, 40  # of a tensor: characters, and parts between dots
+REFUSED_NAMES = 50  # as many are listed where a file is only inspected
+STRIDE = 32  # opcodes that are charged at once
+LARGE = 2**12  # bytes of an opcode's argument, from which on its copies are asked for first
+# What an object takes beside its own bytes, in the tables of what walks the tree afterwards.
+CONTAINER, TENSOR, NAMED_TENSOR, SLOT = 128, 512, 1536, 110
+_NOTHING = object()
+_INTEGERS = (int, np.integer)
 
 
 def unpickle(
-    file: IO[bytes],
+    file: io.BytesIO,
     budget: Budget,
     persistent_load: Callable[[Any], Any] | None = None,
     *,
@@ -47,8 +57,8 @@ def unpickle(
     """The object that one pickle, from the file's position to its STOP, describes.
 
     Args:
-        file: a binary file; afterwards its position is behind the pickle.
-        budget: charged for the tensors, and for what calls copy.
+        file: afterwards its position is behind the pickle.
+        budget: charged for all that the pickle makes.
         persistent_load: turns a persistent id (PyTorch: a storage's description) into an object.
         load_nested: reads a storage that was pickled by itself, as `pickle.dump` of a tensor has it.
         refused: where given, a global outside the allow list becomes a key here and stands for itself, and calls of it
@@ -57,17 +67,27 @@ def unpickle(
     Raises:
         CheckpointError: the pickle is damaged, or asks for anything but plain data and tensors.
     """
-    machine = _Machine(budget, persistent_load, load_nested, refused)
+    return unpickle_with_dialect(file, budget, persistent_load, load_nested=load_nested, refused=refused)[0]
+
+
+def unpickle_with_dialect(
+    file: io.BytesIO,
+    budget: Budget,
+    persistent_load: Callable[[Any], Any] | None = None,
+    *,
+    load_nested: Callable[[bytes], Any] | None = None,
+    refused: dict[GlobalName, None] | None = None,
+) -> tuple[Any, Dialect]:
+    """As `unpickle`, and how the pickle spells what it holds."""
+    machine = _Machine(file, budget, persistent_load, load_nested, refused)
     try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "STOP":
-                return checked_nesting(machine.pop())
-            machine.step(opcode.name, argument)
+        return checked_tree(machine.run(), budget), machine.dialect()
     except CheckpointError:
         raise
+    except MemoryError:
+        raise
     except Exception as error:  # whatever a damaged stream makes the standard library raise, it means just that
-        raise CheckpointError(f"the pickle can't be read ({str(error)[:120]}); the file is damaged") from error
-    raise CheckpointError("the pickle has no end; the file is truncated")
+        raise CheckpointError(f"the pickle can't be read ({shortened(error)}); the file is damaged") from error
 
 
 class _Machine:
@@ -75,36 +95,70 @@ class _Machine:
 
     def __init__(
         self,
+        file: io.BytesIO,
         budget: Budget,
         persistent_load: Callable[[Any], Any] | None,
         load_nested: Callable[[bytes], Any] | None,
         refused: dict[GlobalName, None] | None,
     ) -> None:
+        self.file = file
         self.budget = budget
         self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.marks: list[int] = []
+        self.memo: list[Any] = []
+        self.sparse_memo: dict[int, Any] = {}
         self.persistent_load = persistent_load
         self.load_nested = load_nested
         self.refused = refused
+        self.protocol: int | None = None
+        self.names: set[GlobalName] = set()
+        self.opcodes: set[str] = set()  # those that store bytes
 
-    def step(self, name: str, argument: Any) -> None:
-        if name in _LITERALS:
-            self.stack.append(argument)
-        elif name in _CONSTANTS:
-            self.stack.append(_CONSTANTS[name])
-        elif name in _CONTAINERS:
-            self.stack.append(_CONTAINERS[name]())
-        elif name in _PUTS:
-            self.memo[argument] = self.top()
-        elif name in _GETS:
-            self.stack.append(self.recall(argument))
-        elif name in _OPERATIONS:
-            _OPERATIONS[name](self, argument)
+    def run(self) -> Any:
+        """Interprets the pickle to its STOP and gives what is on top of the stack."""
+        read = self.file.read
+        while True:
+            self.budget.step(STRIDE)
+            for _ in range(STRIDE):
+                code = read(1)
+                if code == b".":
+                    return self.pop()
+                reader, operation = _TABLE.get(code) or _unknown(code)
+                operation(self, reader(self) if reader else None)
+
+    def dialect(self) -> Dialect:
+        if ENCODE in self.names or not self.opcodes:
+            bytes_as: Any = "call"
         else:
-            raise CheckpointError(f"the pickle uses the opcode {name}, which a checkpoint does not need: refused")
+            bytes_as = "bytes" if "bytes" in self.opcodes else "text"
+        return Dialect(max(2, self.protocol or 0), frozenset(self.names), bytes_as)
+
+    # What an opcode's argument is.
+
+    def fixed(self, form: struct.Struct) -> Any:
+        return form.unpack(self.file.read(form.size))[0]
+
+    def counted(self, width: int) -> bytes:
+        """As many bytes as the next `width` say; what decoding them may take is asked for first."""
+        count = int.from_bytes(self.file.read(width), "little")
+        if count > LARGE:
+            self.budget.require(6 * count)
+        content = self.file.read(count)
+        if len(content) != count:
+            raise CheckpointError("the pickle's text or bytes are longer than the pickle; the file is truncated")
+        return content
+
+    def line(self, count: int) -> io.BytesIO:
+        """The next `count` lines, each of bounded length."""
+        lines = [self.file.readline(MAX_LINE) for _ in range(count)]
+        if not all(line.endswith(b"\n") for line in lines):
+            raise CheckpointError(f"the pickle has a number or a name of more than {MAX_LINE} characters: refused")
+        return io.BytesIO(b"".join(lines))
+
+    # The stack.
 
     def top(self) -> Any:
-        if not self.stack or self.stack[-1] is _MARK:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
             raise CheckpointError("the pickle takes more from its stack than is there; the file is damaged")
         return self.stack[-1]
 
@@ -113,18 +167,57 @@ class _Machine:
         self.stack.pop()
         return top
 
-    def pop_to_mark(self) -> list[Any]:
-        for position in range(len(self.stack) - 1, -1, -1):
-            if self.stack[position] is _MARK:
-                items = self.stack[position + 1 :]
-                del self.stack[position:]
-                return items
-        raise CheckpointError("the pickle lacks a mark; the file is damaged")
+    def drop(self, _: Any) -> None:
+        if self.marks and self.marks[-1] == len(self.stack):
+            self.marks.pop()
+        else:
+            self.pop()
 
-    def recall(self, index: int) -> Any:
-        if index not in self.memo:
+    def pop_to_mark(self) -> list[Any]:
+        if not self.marks:
+            raise CheckpointError("the pickle lacks a mark; the file is damaged")
+        position = self.marks.pop()
+        if len(self.stack) - position > LARGE:
+            self.budget.require(9 * (len(self.stack) - position))
+        items = self.stack[position:]
+        del self.stack[position:]
+        return items
+
+    def push(self, value: Any) -> None:
+        """Puts something new on the stack, charged by what it takes without what it holds."""
+        self.budget.take(getsizeof(value))
+        self.stack.append(value)
+
+    def push_bytes(self, value: bytes | bytearray) -> None:
+        self.opcodes.add("bytes")
+        self.push(value)
+
+    def push_text_of_python2(self, value: str) -> None:
+        self.opcodes.add("text")
+        self.push(value)
+
+    # The memo.
+
+    def store(self, index: int) -> None:
+        """Remembers the top of the stack; Python counts `index` up from 0 or 1, and others take more memory."""
+        value = self.top()
+        if index <= len(self.memo) + 1:
+            self.memo.extend([_NOTHING] * (index + 1 - len(self.memo)))
+            self.memo[index] = value
+        else:
+            self.budget.take(SLOT + getsizeof(index))
+            self.sparse_memo[index] = value
+
+    def memoize(self, _: Any) -> None:
+        self.store(len(self.memo) + len(self.sparse_memo))
+
+    def recall(self, index: int) -> None:
+        value = self.memo[index] if 0 <= index < len(self.memo) else self.sparse_memo.get(index, _NOTHING)
+        if value is _NOTHING:
             raise CheckpointError("the pickle refers to something it did not store; the file is damaged")
-        return self.memo[index]
+        self.stack.append(value)
+
+    # Containers.
 
     def set_items(self, pairs: list[Any]) -> None:
         target = self.top()
@@ -132,8 +225,53 @@ class _Machine:
             return
         if not isinstance(target, dict) or len(pairs) % 2:
             raise CheckpointError("the pickle sets items of something that is no dict; the file is damaged")
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            target[checked_key(key)] = value
+        self.fill_dict(target, zip(pairs[::2], pairs[1::2], strict=True), len(pairs) // 2)
+
+    def fill_dict(self, target: dict[Any, Any], items: Iterable[tuple[Any, Any]], count: int) -> None:
+        self.budget.require(SLOT * count)
+        before = getsizeof(target)
+        for key, value in items:
+            if type(checked_key(key)) is not str:
+                self.charge_key(key, target)
+            target[key] = value
+        self.budget.take(max(0, getsizeof(target) - before))
+
+    def fill_set(self, target: set[Any], items: list[Any] | tuple[Any, ...]) -> None:
+        self.budget.require(SLOT * len(items))
+        before = getsizeof(target)
+        for item in items:
+            if type(checked_key(item)) is not str:
+                self.charge_key(item, target)
+            target.add(item)
+        self.budget.take(max(0, getsizeof(target) - before))
+
+    def charge_key(self, key: Any, target: dict[Any, Any] | set[Any]) -> None:
+        """Charges the look-ups that putting `key` into `target` may take.
+
+        Text hashes at random, numbers do not: chosen so, each collides with all before. Those that count up, with few
+        gaps, can't: the table has a place for each.
+        """
+        count = len(target)
+        if count <= 8 or isinstance(key, bytes):
+            return
+        first = next(iter(target)) if isinstance(target, dict) else 0
+        if isinstance(key, _INTEGERS) and isinstance(first, _INTEGERS) and 0 <= int(key) - int(first) <= count * 3 // 2:
+            return
+        self.budget.probe(16 * count if isinstance(key, tuple) else count)
+
+    def filled(self, function: GlobalName, args: tuple[Any, ...]) -> Any:
+        """The dict or set that a call makes of the items of its argument."""
+        target: Any = FILLED[function]()
+        source = args[0] if args else ()
+        if isinstance(target, set) and isinstance(source, (list, tuple)):
+            self.fill_set(target, source)
+        elif isinstance(target, dict) and isinstance(source, dict):
+            self.fill_dict(target, source.items(), len(source))
+        elif isinstance(target, dict) and isinstance(source, (list, tuple)):
+            self.fill_dict(target, map(_pair, source), len(source))
+        else:
+            raise CheckpointError(f"a {function.name} is built from something else than its items; the file is damaged")
+        return frozenset(target) if function.name == "frozenset" else target
 
     def extend(self, items: list[Any]) -> None:
         target = self.top()
@@ -141,35 +279,51 @@ class _Machine:
             return
         if not isinstance(target, list):
             raise CheckpointError("the pickle appends to something that is no list; the file is damaged")
+        self.budget.require(10 * len(items))
+        before = getsizeof(target)
         target.extend(items)
+        self.budget.take(max(0, getsizeof(target) - before))
 
     def add_items(self, _: Any) -> None:
         items = self.pop_to_mark()
         target = self.top()
         if not isinstance(target, set):
             raise CheckpointError("the pickle adds to something that is no set; the file is damaged")
-        target.update(checked_key(item) for item in items)
+        self.fill_set(target, items)
+
+    def append_frozenset(self, _: Any) -> None:
+        items: set[Any] = set()
+        self.fill_set(items, self.pop_to_mark())
+        self.push(frozenset(items))
 
     def append_tuple(self, count: int) -> None:
         items = [self.pop() for _ in range(count)]
-        self.stack.append(tuple(reversed(items)))
+        self.push(tuple(reversed(items)))
 
     def append_dict(self, _: Any) -> None:
         pairs = self.pop_to_mark()
-        self.stack.append({})
+        self.push({})
         self.set_items(pairs)
 
     def set_item(self, _: Any) -> None:
         value, key = self.pop(), self.pop()
         self.set_items([key, value])
 
-    def append_global(self, argument: Any) -> None:
+    # Globals and calls.
+
+    def append_global(self, argument: str) -> None:
         module, _, name = argument.partition(" ")
         self.stack.append(self.found(module, name))
 
     def found(self, module: str, name: str) -> GlobalName:
         if self.refused is None or is_allowed(module, name):
-            return find_global(module, name)
+            known = find_global(module, name)
+            self.names.add(known)
+            return known
+        if len(module) + len(name) > MAX_LINE or len(self.refused) >= REFUSED_NAMES:
+            raise CheckpointError(
+                f"the pickle names more globals than a checkpoint needs, such as {shortened(module)}.{shortened(name)}"
+            )
         refused = GlobalName(module, name)
         self.refused[refused] = None
         return refused
@@ -184,53 +338,121 @@ class _Machine:
             raise CheckpointError("the pickle names a global by something that is no text; the file is damaged")
         self.stack.append(self.found(module, name))
 
-    def charge(self, parts: Any) -> None:
-        """Charges for what is copied: an object can be named again and again in a few bytes."""
-        if isinstance(parts, tuple):
-            self.budget.take(sum(8 * len(part) for part in parts if isinstance(part, Sized)))
-
     def reduce(self, _: Any) -> None:
         args, function = self.pop(), self.pop()
-        self.charge(args)
         made = self.made(function, args)
-        if isinstance(made, TorchTensor):
-            self.budget.take(made.nbytes)
-        self.stack.append(made)
+        # A tensor is charged as the copy that may be made of it: it may be tiny in the file, and expanded.
+        self.budget.take(TENSOR + made.nbytes if isinstance(made, TorchTensor) else 0)
+        self.push(made)
 
     def made(self, function: Any, args: Any) -> Any:
         if self.refused is not None and isinstance(function, GlobalName) and function in self.refused:
             return TorchValue(function, args if isinstance(args, tuple) else (args,))
         if function == NESTED_STORAGE and self.load_nested and isinstance(args, tuple) and len(args) == 1:
             return self.load_nested(args[0])
+        if isinstance(args, tuple):
+            if isinstance(function, GlobalName) and function in FILLED and len(args) <= 1:
+                return self.filled(function, args)
+            self.budget.require(sum(len(part) for part in args if isinstance(part, (str, bytes, bytearray))))
         return call(function, args)
 
     def build(self, _: Any) -> None:
         state, target = self.pop(), self.top()
         if self.is_undone(target):
             return
-        self.charge(state)
-        set_state(target, state)
+        if isinstance(state, dict):
+            self.budget.require(SLOT * len(state))
+        copied = set_state(target, state)
+        self.budget.take(copied)
 
     def load_persistent(self, _: Any) -> None:
         if self.persistent_load is None:
             raise CheckpointError("the pickle refers to a storage where there can be none; the file is damaged")
         self.stack.append(self.persistent_load(self.pop()))
 
+    def check_protocol(self, number: int) -> None:
+        if number > MAX_PROTOCOL:
+            raise CheckpointError(
+                f"the pickle is of protocol {number}, which Python does not know; the file is damaged"
+            )
+        self.protocol = self.protocol or number
 
+
+def _pair(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise CheckpointError("a dict is built from something that is no pair of key and value; the file is damaged")
+    return value
+
+
+def _unknown(code: bytes) -> Any:
+    if not code:
+        raise CheckpointError("the pickle has no end; the file is truncated")
+    if code not in _NAMES:
+        raise CheckpointError(f"the pickle has no opcode {code!r}; the file is damaged")
+    raise CheckpointError(f"the pickle uses the opcode {_NAMES[code]}, which a checkpoint does not need: refused")
+
+
+def _checked_integer(content: bytes) -> int:
+    if len(content) > MAX_INTEGER:
+        raise CheckpointError(f"the pickle has an integer of {len(content):,} bytes: refused")
+    return int.from_bytes(content, "little", signed=True)
+
+
+_DECODE: dict[str, Callable[[bytes], Any]] = {
+    "unicodestring": lambda content: str(content, "utf-8", "surrogatepass"),
+    "string": lambda content: str(content, "latin1"),
+    "long": _checked_integer,
+    "bytes": bytes,
+    "bytearray": bytearray,
+}
+
+
+def _reader(argument: Any) -> Callable[[_Machine], Any] | None:
+    """What reads an opcode's argument, by `pickletools`' description of it."""
+    if argument is None:
+        return None
+    fixed = {"uint1": "<B", "uint2": "<H", "int4": "<i", "uint4": "<I", "uint8": "<Q", "float8": ">d"}
+    if argument.name in fixed:
+        form = struct.Struct(fixed[argument.name])
+        return lambda machine: machine.fixed(form)
+    if argument.n == pickletools.UP_TO_NEWLINE:
+        lines = 2 if argument.name == "stringnl_noescape_pair" else 1
+        return lambda machine: argument.reader(machine.line(lines))
+    decode, width = _DECODE[argument.name[:-1]], int(argument.name[-1])
+    return lambda machine: decode(machine.counted(width))
+
+
+def _constant(value: Any) -> Callable[[_Machine, Any], Any]:
+    return lambda machine, _: machine.stack.append(value)
+
+
+_CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
-    "PROTO": lambda machine, _: None,
+    **{name: _constant(value) for name, value in _CONSTANTS.items()},
+    "BININT1": lambda machine, number: machine.stack.append(number),  # one of Python's own small integers
+    **dict.fromkeys(("INT", "BININT", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"), _Machine.push),
+    **dict.fromkeys(("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _Machine.push),
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), _Machine.push_text_of_python2),
+    **dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"), _Machine.push_bytes),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_SET": lambda machine, _: machine.push(set()),
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.store),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.recall),
+    "MEMOIZE": _Machine.memoize,
+    "PROTO": _Machine.check_protocol,
     "FRAME": lambda machine, _: None,
-    "POP": lambda machine, _: machine.stack.pop(),
+    "POP": _Machine.drop,
     "POP_MARK": lambda machine, _: machine.pop_to_mark(),
     "DUP": lambda machine, _: machine.stack.append(machine.top()),
-    "MEMOIZE": lambda machine, _: machine.memo.__setitem__(len(machine.memo), machine.top()),
-    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_to_mark())),
+    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
     "TUPLE1": lambda machine, _: machine.append_tuple(1),
     "TUPLE2": lambda machine, _: machine.append_tuple(2),
     "TUPLE3": lambda machine, _: machine.append_tuple(3),
-    "LIST": lambda machine, _: machine.stack.append(machine.pop_to_mark()),
+    "LIST": lambda machine, _: machine.push(machine.pop_to_mark()),
     "DICT": _Machine.append_dict,
-    "FROZENSET": lambda machine, _: machine.stack.append(frozenset(map(checked_key, machine.pop_to_mark()))),
+    "FROZENSET": _Machine.append_frozenset,
     "APPEND": lambda machine, _: machine.extend([machine.pop()]),
     "APPENDS": lambda machine, _: machine.extend(machine.pop_to_mark()),
     "SETITEM": _Machine.set_item,
@@ -243,65 +465,103 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.load_persistent,
 }
+_NAMES = {opcode.code.encode("latin1"): opcode.name for opcode in pickletools.opcodes}
+_TABLE = {
+    opcode.code.encode("latin1"): (_reader(opcode.arg), _OPERATIONS[opcode.name])
+    for opcode in pickletools.opcodes
+    if opcode.name in _OPERATIONS
+}
 
 
-def _children(value: Any) -> list[Any]:
+def _children(value: Any) -> Iterator[Any]:
+    """What a container holds that may be a container too."""
     if isinstance(value, dict):
-        return [*value.values(), getattr(value, "_metadata", None)]
-    if isinstance(value, Namespace):
-        return list(vars(value).values())
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    return list(value.args) if isinstance(value, TorchValue) else []
+        yield from value.values()
+        yield getattr(value, "_metadata", None)
+    elif isinstance(value, Namespace):
+        yield from vars(value).values()
+    elif isinstance(value, (list, tuple)):
+        yield from value
+    elif isinstance(value, TorchValue):
+        yield from value.args
+    elif isinstance(value, TorchTensor):
+        yield value.attributes
 
 
-def checked_nesting(tree: Any) -> Any:
-    """`tree` if its containers are nested at most MAX_NESTING deep and none contains itself, else CheckpointError.
+_CONTAINERS = (dict, list, tuple, Namespace, TorchValue)
 
-    What walks the tree later may then recurse.
+
+def _may_nest(value: Any) -> bool:
+    return isinstance(value, _CONTAINERS) or (isinstance(value, TorchTensor) and value.attributes is not None)
+
+
+def checked_tree(tree: Any, budget: Budget) -> Any:
+    """`tree` if what walks it later may recurse and may take the names of its tensors apart, else CheckpointError.
+
+    Its containers are nested at most MAX_NESTING deep and none contains itself; names have at most MAX_NAME characters
+    and MAX_PARTS parts. Every item of every container is looked at once. Charged is what walking the tree takes later.
     """
     heights: dict[int, int] = {}
-    entered: set[int] = set()
-    pending: list[tuple[Any, bool]] = [(tree, False)]
-    while pending:
-        value, children_done = pending.pop()
-        children = [child for child in _children(value) if _children(child)]
-        if children_done:
-            # An entered child without a height is an ancestor: a cycle.
-            height = heights[id(value)] = 1 + max(
-                (heights.get(id(child), MAX_NESTING) for child in children), default=0
-            )
-            if height > MAX_NESTING:
-                raise CheckpointError("the pickle nests its containers too deeply, or in themselves: refused")
-        elif id(value) not in entered:
-            entered.add(id(value))
-            pending.append((value, True))
-            pending.extend((child, False) for child in children)
+    path = [_Entered((tree,), budget)]
+    while path:
+        for child in path[-1].children:
+            if id(child) not in heights:
+                heights[id(child)] = MAX_NESTING  # too high for a container that it holds: a cycle
+                path.append(_Entered(child, budget))
+                break
+            path[-1].height = max(path[-1].height, heights[id(child)] + 1)
+        else:
+            done = path.pop()
+            heights[id(done.container)] = done.height
+            if path:
+                path[-1].height = max(path[-1].height, done.height + 1)
+        if path and max(len(path), path[-1].height) > MAX_NESTING + 1:
+            raise CheckpointError("the pickle nests its containers too deeply, or in themselves: refused")
     return tree
 
 
-def set_state(target: Any, state: Any) -> None:
-    """Pickle's BUILD, for the few types whose state is data."""
+class _Entered:
+    """A container some of whose children have been looked at."""
+
+    def __init__(self, container: Any, budget: Budget) -> None:
+        budget.take(CONTAINER)
+        if isinstance(container, dict):
+            _check_names(container, budget)
+        self.container = container
+        self.children = filter(_may_nest, _children(container))
+        self.height = 0
+
+
+def _check_names(container: dict[Any, Any], budget: Budget) -> None:
+    for name, value in container.items():
+        if isinstance(value, TorchTensor):
+            budget.take(NAMED_TENSOR + value.nbytes)
+            if isinstance(name, str) and (len(name) > MAX_NAME or name.count(".") >= MAX_PARTS):
+                raise CheckpointError(f"a tensor's name has too many characters or parts: {shortened(name)!r}: refused")
+
+
+def set_state(target: Any, state: Any) -> int:
+    """Pickle's BUILD, for the few types whose state is data; gives how many bytes it took."""
+    before = getsizeof(target)
     if isinstance(target, OrderedDict) and isinstance(state, dict):
         # What torch.nn.Module.state_dict() attaches. Other attributes could hide the dict's own methods.
         if "_metadata" in state:
             target._metadata = state["_metadata"]  # type: ignore[attr-defined]
-    elif isinstance(target, Namespace) and isinstance(state, dict) and all(isinstance(key, str) for key in state):
+        return SLOT
+    if isinstance(target, Namespace) and isinstance(state, dict) and all(isinstance(key, str) for key in state):
+        before = getsizeof(vars(target))
         vars(target).update(state)
-    elif isinstance(target, np.ndarray) and isinstance(state, tuple) and len(state) == 5:
-        _, shape, dtype, fortran, raw = state
-        dtype = checked_dtype(dtype)
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw  # as Python 2 wrote it
-        new_state: Any = (1, checked_shape(shape, dtype, raw), dtype, bool(fortran), bytes(raw))
+        return SLOT + max(0, getsizeof(vars(target)) - before)
+    if isinstance(target, np.ndarray) and isinstance(state, tuple) and len(state) == 5:
+        _, shape, dtype, fortran, content = state
+        dtype, raw = checked_dtype(dtype), raw_bytes(content)
+        new_state: Any = (1, checked_shape(shape, dtype, raw), dtype, bool(fortran), raw)
         target.__setstate__(new_state)
-    elif (
-        isinstance(target, np.dtype)
-        and isinstance(state, tuple)
-        and len(state) >= 8
-        and state[1] in ("<", ">", "|", "=")
-    ):
+        return getsizeof(target) - before + (0 if raw is content else len(raw))
+    is_state_of_dtype = isinstance(target, np.dtype) and isinstance(state, tuple) and len(state) >= 8
+    if is_state_of_dtype and state[1] in ("<", ">", "|", "="):
         text = target.kind in "SU"
         size, alignment = (target.itemsize, target.alignment) if text else (-1, -1)
-        target.__setstate__((3, state[1], None, None, None, size, alignment, 8 if text else 0))  # type: ignore[attr-defined]
-    else:
-        raise CheckpointError(f"the pickle sets the state of a {type(target).__name__}, which is not allowed")
+        target.__setstate__((3, state[1], None, None, None, size, alignment, 8 if text else 0))
+        return 0
+    raise CheckpointError(f"the pickle sets the state of a {type(target).__name__}, which is not allowed")

@@ -1,8 +1,8 @@
 """What a PyTorch file holds, as plain data: tensors over storages, and names of globals that nobody imports."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -40,7 +40,7 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GlobalName:
     """The name of a global in a pickle. It is a name: nothing is imported."""
 
@@ -51,7 +51,7 @@ class GlobalName:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TorchValue:
     """A call in a pickle that stays undone: `torch.Size`, `pathlib.PosixPath`."""
 
@@ -59,13 +59,33 @@ class TorchValue:
     args: tuple[Any, ...]
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
+class Dialect:
+    """How a pickle spells what it holds, so that what is written back loads where the file did.
+
+    Attributes:
+        protocol: of pickle, 2 to 5.
+        names: every global that the pickle names, in its spelling: NumPy 1 writes `numpy.core.multiarray`, NumPy 2
+            `numpy._core.multiarray`, and neither has both for certain.
+        bytes_as: how bytes are written before protocol 3: by a `call` of `_codecs.encode`, as Python 3 does, as
+            `bytes`, whose opcode is protocol 3's, or as the `text` of Python 2.
+    """
+
+    protocol: int = 2
+    names: frozenset[GlobalName] = frozenset()
+    bytes_as: Literal["call", "bytes", "text"] = "call"
+
+
+OWN_DIALECT = Dialect()  # of a file that this program makes
+
+
+@dataclass(eq=False, slots=True)
 class Storage:
     """A flat, typed buffer that tensors are views of; `buffer` may be filled after the tensors are made."""
 
     dtype: np.dtype
     size: int
-    buffer: bytes | memoryview = field(default=b"", repr=False)
+    buffer: bytes | bytearray | memoryview = field(default=b"", repr=False)
     byteorder: str = "<"
 
     @property
@@ -74,11 +94,12 @@ class Storage:
         return self.size * self.dtype.itemsize
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class TorchTensor:
     """A tensor of a PyTorch file: a strided view of a storage.
 
     `dtype` is the view's (it differs from the storage's for untyped storages). Counts are in elements of `dtype`.
+    `kind` is the class of a tensor with attributes of its own, `attributes` what they are; None where it has none.
     """
 
     storage: Storage
@@ -88,9 +109,11 @@ class TorchTensor:
     strides: tuple[int, ...]
     requires_grad: bool = False
     is_parameter: bool = False
+    kind: GlobalName | None = None
+    attributes: Any = None
 
     @classmethod
-    def from_numpy(cls, array: np.ndarray, *, requires_grad: bool = False, is_parameter: bool = False) -> "TorchTensor":
+    def from_numpy(cls, array: np.ndarray) -> "TorchTensor":
         """A tensor with a storage of its own that shares `array`'s memory where its axes are in any order without gaps.
 
         Transposed weights are so copied one at a time, when they are written.
@@ -100,12 +123,12 @@ class TorchTensor:
         strides = dict(zip(order, contiguous_strides(base.shape), strict=True))
         storage = Storage(array.dtype, array.size, base.reshape(-1).view(np.uint8).data)
         in_order = tuple(strides[axis] for axis in range(array.ndim))
-        return cls(storage, array.dtype, 0, array.shape, in_order, requires_grad, is_parameter)
+        return cls(storage, array.dtype, 0, array.shape, in_order)
 
     def holding(self, array: np.ndarray) -> "TorchTensor":
-        """A tensor of the same dtype and kind (parameter, requires_grad) that holds `array`."""
-        array = array.astype(self.dtype, copy=False)
-        return TorchTensor.from_numpy(array, requires_grad=self.requires_grad, is_parameter=self.is_parameter)
+        """A tensor of the same dtype and kind (parameter, requires_grad, attributes) that holds `array`."""
+        new = TorchTensor.from_numpy(array.astype(self.dtype, copy=False))
+        return replace(self, storage=new.storage, offset=0, shape=new.shape, strides=new.strides)
 
     @property
     def nbytes(self) -> int:
@@ -114,28 +137,29 @@ class TorchTensor:
 
     def check(self) -> None:
         """Raises CheckpointError unless every element lies within the storage."""
+        if len(self.shape) != len(self.strides) or len(self.shape) > 32:
+            raise CheckpointError("a tensor's sizes and strides do not fit together; the file is damaged")
         counts = (self.offset, *self.shape, *self.strides)
         if any(type(count) is not int or not 0 <= count < 2**63 for count in counts):
             raise CheckpointError("a tensor has a negative or non-integer offset, size or stride; the file is damaged")
-        if len(self.shape) != len(self.strides) or len(self.shape) > 32:
-            raise CheckpointError("a tensor's sizes and strides do not fit together; the file is damaged")
         if math.prod(max(size, 1) for size in self.shape) * self.dtype.itemsize >= 2**62:
             raise CheckpointError("a tensor has more elements than any memory holds; the file is damaged")
         if 0 in self.shape:
             return
-        last = self.offset + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
-        if (last + 1) * self.dtype.itemsize > self.storage.nbytes:
+        if (self.offset + self._reach()) * self.dtype.itemsize > self.storage.nbytes:
             raise CheckpointError("a tensor reaches beyond the end of its storage; the file is damaged")
+
+    def _reach(self) -> int:
+        """How many elements there are from its first to its last, where it has any."""
+        return 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
 
     def numpy(self) -> np.ndarray:
         """The tensor as a read-only array of its shape and dtype, without a copy where the byte order allows it."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
-        buffer: bytes | memoryview | np.ndarray = self.storage.buffer
-        if self.storage.byteorder == ">":
-            flat = np.frombuffer(buffer, np.uint8)[: self.storage.nbytes]
-            buffer = flat.view(self.dtype).byteswap()
-        strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
-        array = np.ndarray(self.shape, self.dtype, buffer, self.offset * self.dtype.itemsize, strides)
+        item = self.dtype.itemsize
+        buffer = memoryview(self.storage.buffer)[self.offset * item : (self.offset + self._reach()) * item]
+        data: Any = np.frombuffer(buffer, self.dtype).byteswap() if self.storage.byteorder == ">" else buffer
+        array: np.ndarray = np.ndarray(self.shape, self.dtype, data, 0, tuple(stride * item for stride in self.strides))
         array.flags.writeable = False
         return array
