@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from ibau_jax.cli import console, process
-from ibau_jax.cli.options import ImageSize, Key, Model, NumClasses, option, parse
+from ibau_jax.cli.options import ModelChoices, ModelOptions, option, parse
 from ibau_jax.errors import ConfigError
 
 VERIFY_IMAGES = 64
@@ -26,27 +26,21 @@ class Options:
     python convert_torch_ckpt.py --inspect suspicious.pth
     """
 
+    choices: ModelChoices
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """PyTorch checkpoint or Flax folder"""
     target: Annotated[Path | None, tyro.conf.Positional, option("OUT", "none with --inspect")] = None
     """.pth, .pt, .th, .t7, .tar, .bin, .pkl or .ckpt for PyTorch, in the original's wrapper and key order;
     .safetensors; a Flax folder without a suffix, or with .flax or .orbax"""
-    model: Model = None
-    """architecture, or your own Flax module (that file is run; see docs/custom_model.md)"""
-    num_classes: NumClasses = None
-    """number of classes"""
-    image_size: ImageSize = None
-    """height and width of the model's images"""
-    key: Key = None
-    """where in the file the state dict lies, such as model_ema"""
     inspect: bool = False
     """say what IN is, without converting or executing anything; exit code 1 if it can't be converted"""
     json: bool = False
     """print what --inspect finds as JSON"""
     verify: Annotated[int | None, option("[N]", f"not compared; {VERIFY_IMAGES} if N is left out")] = None
     """compare the logits of N random images with PyTorch's (needs torch)"""
-    dataset: Annotated[str | None, option("SPEC", "random images only")] = None
-    """compare N real images as well: digits, FILE.npz, FILE.h5, tfds:NAME or a folder of class folders"""
+    dataset: Annotated[str | None, option("SPEC", "none")] = None
+    """clean images, which tell networks with the same names and shapes apart; --verify compares N of them as well:
+    digits, FILE.npz, FILE.h5, tfds:NAME or a folder of class folders"""
     torch_module: Annotated[str | None, option("FILE.py:NAME", "torchvision's, where it is one of its models")] = None
     """makes the PyTorch module to compare with, called with the number of classes (that file is run)"""
     overwrite: bool = False
@@ -59,20 +53,19 @@ def main() -> int:
     options = parse(Options, arguments)
     process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
-    from ibau_jax.checkpoints.recognition import Request
     from ibau_jax.cli.convert import Comparison, convert, inspect
 
-    request = Request(options.model, options.num_classes, options.image_size)
+    subject = ModelOptions(ckpt=options.source, **vars(options.choices))
     if options.inspect:
         if options.target is not None:
             raise ConfigError(f"--inspect converts nothing, so {options.target} would not be written; leave it out")
-        return inspect(options.source, request, options.key, options.json)
+        return inspect(subject, options.dataset, options.json)
     if options.target is None:
         raise ConfigError("name OUT, what to convert to; or add --inspect to only look at IN")
     comparison = None
     if options.verify is not None:
-        comparison = Comparison(options.verify, options.dataset, options.torch_module)
-    for line in convert(options.source, options.target, request, options.key, comparison, options.overwrite):
+        comparison = Comparison(options.verify, options.torch_module)
+    for line in convert(subject, options.target, options.dataset, comparison, options.overwrite):
         console.console.print(console.escaped(line), soft_wrap=True)
     return 0
 

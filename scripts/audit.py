@@ -36,7 +36,7 @@ def main() -> int:
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.audit import AuditProgress, audit_record, audit_tables, make_auditor, verdict_lines
     from ibau_jax.cli.device import start
-    from ibau_jax.cli.job import check_plausible, load_images, load_subject
+    from ibau_jax.cli.job import load_images, load_subject, settled
     from ibau_jax.cli.options import DataOptions
     from ibau_jax.json_files import json_text
 
@@ -44,7 +44,7 @@ def main() -> int:
     subject = load_subject(options.subject)
     images = load_images(DataOptions(options.dataset, class_order=options.class_order), subject)
     auditor = make_auditor(options.audit.config())
-    check_plausible(subject, images, options.subject.force)
+    subject = settled(subject, images, options.subject.force)
     with AuditProgress("audit") as bar:
         audit = auditor(subject.model, images, on_step=bar.on_step)
     if options.json:

@@ -31,14 +31,14 @@ def main() -> int:
     process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.device import start
-    from ibau_jax.cli.job import attack_on, check_plausible, load_images, load_subject
+    from ibau_jax.cli.job import attack_on, load_images, load_subject, settled
     from ibau_jax.metrics import evaluate
 
     start(options.device)
     subject = load_subject(options.subject)
     images = load_images(DataOptions(options.dataset, class_order=options.class_order), subject)
     attack = attack_on(subject, options.attack)
-    check_plausible(subject, images, options.subject.force)
+    subject = settled(subject, images, options.subject.force)
     metrics = evaluate(subject.model, images, attack)
     if options.json:
         print(json.dumps({**asdict(metrics), "intervals": metrics.intervals()}))

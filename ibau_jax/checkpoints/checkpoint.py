@@ -26,7 +26,7 @@ from ibau_jax.checkpoints.naming import StateDict, find_normalization
 from ibau_jax.checkpoints.reader import Format, read_torch_file
 from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise, same_name
 from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
-from ibau_jax.errors import CheckpointError
+from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.files import put_in_place, regular_files, staging_folder
 from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
 
@@ -80,19 +80,20 @@ class Checkpoint:
         """What the file says that the model's images are normalised with."""
         return self.stored_normalization or self.hints.normalization
 
-    def notes(self) -> list[str]:
-        """What was assumed of the file or left out of the network, a line each."""
-        lines = []
-        if self.alternatives:
-            others = ", ".join(one.name for one in self.alternatives)
-            lines.append(
-                f"taken as {self.architecture.name}, the most common network of these names and shapes; {others} have "
-                "them too and compute something else. --model NAME says which it is, clean images (--dataset) tell"
-            )
+    def assumption_note(self) -> str | None:
+        """That the architecture is assumed, and what else it may be."""
+        if not self.alternatives:
+            return None
+        others = ", ".join(one.name for one in self.alternatives)
+        return (
+            f"taken as {self.architecture.name}, the most common network of these names and shapes; {others} have them "
+            "too and compute something else. --model NAME says which it is, clean images (--dataset) tell"
+        )
+
+    def beside_note(self) -> str | None:
+        """Which tensors are no part of the network."""
         beside = self.envelope.beside()
-        if beside:
-            lines.append(f"kept as they are, no part of the network: {', '.join(beside)}")
-        return lines
+        return f"kept as they are, no part of the network: {shortened(', '.join(beside), 1000)}" if beside else None
 
     def as_variant(self, architecture: Architecture) -> "Checkpoint":
         """The same weights as those of another architecture with the same names and shapes, and no longer assumed."""

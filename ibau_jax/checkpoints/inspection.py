@@ -1,13 +1,15 @@
 """What a file is, found without converting it and without refusing it: for a suspicious file, the first look."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ibau_jax.checkpoints.checkpoint import possible_variants
-from ibau_jax.checkpoints.conversion import is_counter
+from ibau_jax.checkpoints.conversion import COUNTERS, check_dtypes, is_counter, not_finite
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope, state_dicts
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.naming import common_prefix
@@ -36,8 +38,10 @@ class Report:
         keys: the state dict's tensors by their full names, with their shapes.
         parameters: how many trained values they hold: neither running statistics nor counters.
         dtypes: how many tensors have which.
+        not_finite: how many values of which of the network's tensors are NaN or infinite, or variances below 0.
         model: the architecture recognised; the most common one where there are several.
         variants: all architectures that have these names and shapes and compute different things, if there are several.
+        evidence: what clean images say for each of them, the likeliest first, where there were any.
         num_classes, image_size: of it.
         runners_up: other architectures by name, best first, and what does not fit.
         source: who wrote the file, where it is of a known kind.
@@ -58,8 +62,10 @@ class Report:
     keys: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     parameters: int = 0
     dtypes: Mapping[str, int] = field(default_factory=dict)
+    not_finite: Mapping[str, int] = field(default_factory=dict)
     model: str | None = None
     variants: tuple[str, ...] = ()
+    evidence: Sequence[dict[str, Any]] = ()
     num_classes: int | None = None
     image_size: int | None = None
     runners_up: Mapping[str, str] = field(default_factory=dict)
@@ -101,6 +107,7 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
         prefix=common_prefix(found.reading.names) if found else "",
         beside=found.reading.beside if found else (),
         variants=tuple(one.name for one in possible_variants(found.architecture, request)) if found else (),
+        not_finite=not_finite(_arrays(found, envelope)) if found else {},
         runners_up={one.architecture.name: one.mismatch.described(SHOWN) for one in others},
         refused_globals=refused,
         problem=problem or not_recognised,
@@ -111,10 +118,23 @@ def _recognised(envelope: Envelope, request: Request) -> tuple[Candidate | None,
     """The architecture or why there is none, and the runners-up."""
     tensors = envelope.tensors()
     others = runners_up(tensors, request)
+    found = None
     try:
-        return recognise(tensors, request), others, None
+        found = recognise(tensors, request)
+        check_dtypes({name: tensors[full].dtype for name, full in found.reading.names.items() if not _counts(name)})
     except CheckpointError as error:
-        return None, others, str(error)
+        return found, others, str(error)
+    return found, others, None
+
+
+def _counts(name: str) -> bool:
+    return name.rpartition(".")[2] in COUNTERS
+
+
+def _arrays(found: Candidate, envelope: Envelope) -> dict[str, np.ndarray]:
+    """The network's tensors by its own names."""
+    tensors = envelope.tensors()
+    return {name: tensors[full].numpy() for name, full in found.reading.names.items() if not _counts(name)}
 
 
 def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:

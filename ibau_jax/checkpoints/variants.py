@@ -4,8 +4,10 @@ Strides, pooling, activations and what a shortcut reads leave no trace in a stat
 in the network that was trained, the statistics of each BatchNorm's input on clean images are those that it holds.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +20,7 @@ from ibau_jax.checkpoints.checkpoint import Checkpoint
 from ibau_jax.compilation import compiler_options
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import CheckpointError
-from ibau_jax.functional import make_run, split_weights, training_copy
+from ibau_jax.functional import split_weights, training_copy
 from ibau_jax.metrics import predict
 from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.normalized import normalized_model
@@ -58,6 +60,15 @@ class Evidence:
         kept = len(self.layers) - int(MOVED * len(self.layers))
         return float(np.sort(self.layers)[:kept].mean()) if kept else 0.0
 
+    def record(self) -> dict[str, Any]:
+        """The evidence as JSON has it."""
+        return {
+            "model": self.architecture.name,
+            "discrepancy": self.discrepancy,
+            "plausibility": self.plausibility,
+            "accuracy": self.accuracy,
+        }
+
     def __str__(self) -> str:
         statistics = f"{100 * self.discrepancy:.2f} % off" if len(self.layers) else "without BatchNorm"
         accuracy = "" if self.accuracy is None else f", ACC {100 * self.accuracy:.1f} %"
@@ -81,16 +92,29 @@ def discrepancies(model: nnx.Module, images: Float[Array, "n h w c"]) -> Float[n
     for _, module in nnx.iter_graph(copy):
         if isinstance(module, nnx.BatchNorm):
             module.momentum = 0.0  # what it holds afterwards is of these images alone
-    weights = split_weights(copy)
-    run = jax.jit(make_run(copy), compiler_options=compiler_options())
+    graph, weights = nnx.split(copy)[0], split_weights(copy)
     held = {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(weights.rest)}
-    seen = {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(run(*weights, images)[1])}
+    seen = {
+        path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(_run()(graph, *weights, images))
+    }
     layers = []
     for path in held:
         variance = (*path[:-1], "var")
         if path[-1] == "mean" and not np.array_equal(held[path], seen[path]):  # else the network does not use it
             layers.append(_squared_hellinger(held[path], held[variance], seen[path], seen[variance]).mean())
     return np.asarray(layers)
+
+
+@functools.cache
+def _run() -> Callable[..., Any]:
+    """What a model in training mode holds beside its weights after a batch; one compilation serves all its weights."""
+
+    def run(graph: nnx.GraphDef, params: Any, rest: Any, images: Float[Array, "n h w c"]) -> Any:
+        merged = nnx.merge(graph, params, rest, copy=True)
+        merged(images)
+        return split_weights(merged).rest
+
+    return jax.jit(run, static_argnums=0, compiler_options=compiler_options())
 
 
 def _squared_hellinger(

@@ -48,7 +48,7 @@ def verify(
         CheckpointError: torch or the module is not there or can't load the file, or the difference is above TOLERANCE;
             or the architecture is assumed, and its own module would share the assumption.
     """
-    if checkpoint.alternatives and torch_module is None:
+    if checkpoint.alternatives and torch_module is None and checkpoint.architecture.torch_module is not None:
         raise CheckpointError(
             f"{compared_module(checkpoint)} would share the assumption that this is {checkpoint.architecture.name}, "
             f"though {', '.join(one.name for one in checkpoint.alternatives)} have the same names and shapes. Name "

@@ -10,7 +10,7 @@ from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
 from ibau_jax.cli import console
 from ibau_jax.cli.compare_options import CompareOptions
 from ibau_jax.cli.device import device_name, start
-from ibau_jax.cli.job import Subject, attack_on, check_plausible, load_images, load_subject
+from ibau_jax.cli.job import Subject, attack_on, load_images, load_subject, settled
 from ibau_jax.cli.options import DataOptions, ModelOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.cli.run_folder import versions
@@ -116,7 +116,7 @@ def loaded(options: CompareOptions, model: ModelOptions) -> tuple[Subject, Datas
     largest = max(options.n_clean)
     if largest >= len(images):
         raise ConfigError(f"--n-clean {largest} of {len(images)} images leaves none to evaluate on")
-    check_plausible(subject, images, model.force)
+    subject = settled(subject, images, model.force)
     return subject, images, attack
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from ibau_jax.batches import to_unit
-from ibau_jax.checkpoints import Checkpoint, load, save
+from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.checkpoints.checkpoint import form_of
 from ibau_jax.checkpoints.conversion import described_not_finite
 from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
 from ibau_jax.checkpoints.inspection import Report, inspect_file, normalization_name
 from ibau_jax.checkpoints.recognition import Request
-from ibau_jax.checkpoints.verify import random_images, verify
+from ibau_jax.checkpoints.variants import check_evidence
+from ibau_jax.checkpoints.verify import compared_module, random_images, verify
 from ibau_jax.cli import console
-from ibau_jax.data import load_dataset
+from ibau_jax.cli.job import check_agreement, likeliest, load_images, load_subject
+from ibau_jax.cli.options import DataOptions, ModelOptions
+from ibau_jax.data import Dataset
 from ibau_jax.errors import CheckpointError, ConfigError
 from ibau_jax.files import check_writable, put_in_place, staging_folder
 from ibau_jax.models.custom import load_object
@@ -40,13 +43,11 @@ class Comparison:
     """What to compare with PyTorch.
 
     Attributes:
-        images: how many random images.
-        dataset: real images as well, as `ibau_jax.load_dataset` takes them; the first `images` of them.
+        images: how many random images, and of the clean images, if there are any.
         torch_module: FILE.py:NAME of what makes the PyTorch module for a number of classes.
     """
 
     images: int
-    dataset: str | None = None
     torch_module: str | None = None
 
     def check(self) -> None:
@@ -56,19 +57,29 @@ class Comparison:
 
 
 def convert(
-    source: Path,
+    options: ModelOptions,
     target: Path,
-    request: Request,
-    key: str | None = None,
+    dataset: str | None = None,
     comparison: Comparison | None = None,
     overwrite: bool = False,
 ) -> Iterator[str]:
-    """Converts `source` to `target`, whose name says to what, and yields what to tell the user.
+    """Converts a checkpoint to `target`, whose name says to what, and yields what to tell the user.
+
+    Args:
+        options: the checkpoint, and what is known of its model.
+        target: what to write.
+        dataset: clean images that tell which of several networks the checkpoint is, as `ibau_jax.load_dataset` takes
+            them.
+        comparison: with PyTorch's logits.
+        overwrite: whether to replace what is there.
 
     Raises:
-        CheckpointError: see `ibau_jax.load`; or the logits differ from PyTorch's. Nothing is written then.
+        CheckpointError: see `ibau_jax.load`; or the logits differ from PyTorch's, or no network agrees with the clean
+            images. Nothing is written then.
         ConfigError: `target` is there already or can't be written.
+        DataError: the clean images can't be read.
     """
+    source = options.ckpt
     if comparison:
         comparison.check()
     form = form_of(target)
@@ -79,40 +90,42 @@ def convert(
     if source.is_dir() and Path(os.path.realpath(source)) in Path(os.path.realpath(target)).parents:
         raise ConfigError(f"{target} lies in the Flax folder {source}, which is read; choose another OUT")
     check_writable(target)
-    checkpoint = load(
-        source, model=request.model, num_classes=request.num_classes, image_size=request.image_size, key=key
-    )
+    subject = load_subject(options)
+    images = None
+    if dataset is not None:
+        images = load_images(DataOptions(dataset), subject)
+        subject = likeliest(subject, images)
+        check_agreement(subject, images, options.force)
+    checkpoint = subject.checkpoint
     with staging_folder(target) as folder:
         prepared = folder / target.name
         save(checkpoint, prepared)
         if comparison:
-            yield from compared(checkpoint, prepared if source.is_dir() else source, comparison)
+            yield from compared(checkpoint, prepared if source.is_dir() else source, comparison, images)
         put_in_place(prepared, target)
     values = sum(leaf.size for leaf in checkpoint.leaves.values())
     yield f"{source}: {checkpoint.summary()}, {values:,} values in {len(checkpoint.leaves)} leaves"
-    if counts := checkpoint.not_finite():
-        console.warn(f"{source}: weights or statistics are not finite, and kept so: {described_not_finite(counts)}")
+    if note := checkpoint.assumption_note():
+        yield note
     yield f"written: {target} ({FORMS[form]})"
 
 
-def compared(checkpoint: Checkpoint, torch_file: Path, comparison: Comparison) -> Iterator[str]:
-    """Compares the logits of random and of real images with PyTorch's, and says by how much they differ.
+def compared(checkpoint: Checkpoint, torch_file: Path, comparison: Comparison, images: Dataset | None) -> Iterator[str]:
+    """Compares the logits of random and of clean images with PyTorch's, and says by how much they differ.
 
     Raises:
         CheckpointError: see `verify`.
-        DataError: the real images can't be read.
     """
     make: Callable[[int], torch.nn.Module] | None = None
+    whose = compared_module(checkpoint)
     if comparison.torch_module:
-        make = _named_module(comparison.torch_module)
+        make, whose = _named_module(comparison.torch_module), comparison.torch_module
     sets = {"random": random_images(checkpoint, comparison.images)}
-    if comparison.dataset:
-        images = load_dataset(comparison.dataset, checkpoint.input_shape)
-        images.check_fits(checkpoint.input_shape, checkpoint.num_classes)
+    if images is not None:
         sets[images.name] = np.asarray(to_unit(jnp.asarray(images.images[: comparison.images])))
     for name, images_of in sets.items():
         difference = verify(checkpoint, torch_file, images_of, make)
-        yield f"logits of {len(images_of)} {name} images differ from PyTorch's by {difference:.1e} (relative)"
+        yield f"logits of {len(images_of)} {name} images differ from those of {whose} by {difference:.1e} (relative)"
 
 
 def _named_module(spec: str) -> "Callable[[int], torch.nn.Module]":
@@ -130,18 +143,40 @@ def _named_module(spec: str) -> "Callable[[int], torch.nn.Module]":
     return make
 
 
-def inspect(source: Path, request: Request, key: str | None, as_json: bool) -> int:
+def inspect(options: ModelOptions, dataset: str | None, as_json: bool) -> int:
     """Prints what a file is, as a table or JSON. Returns 0, or 1 if it can't be converted.
+
+    Args:
+        options: the file, and what is known of its model.
+        dataset: clean images that tell which of several networks it is, if any.
+        as_json: whether to print JSON.
 
     Raises:
         CheckpointError: the file is missing, damaged, or of no known format.
+        DataError: the clean images can't be read.
     """
-    report = inspect_file(source, request, key)
+    request = Request(options.model, options.num_classes, options.image_size, leave_out=options.leave_out)
+    report = inspect_file(options.ckpt, request, options.key)
+    if dataset is not None and report.problem is None:
+        report = with_evidence(report, options, dataset)
     if as_json:
         print(json.dumps({**dataclasses.asdict(report), "convertible": report.problem is None}, indent=2))
     else:
         console.print_facts(described(report))
     return NOT_CONVERTIBLE if report.problem else 0
+
+
+def with_evidence(report: Report, options: ModelOptions, dataset: str) -> Report:
+    """The report with what clean images say; that no network agrees with them is a problem."""
+    subject = load_subject(options)
+    images = load_images(DataOptions(dataset), subject)
+    evidence = likeliest(subject, images).evidence
+    report = replace(report, model=evidence[0].architecture.name, evidence=[one.record() for one in evidence])
+    try:
+        check_evidence(evidence, len(images))
+    except CheckpointError as error:
+        return replace(report, problem=str(error))
+    return report
 
 
 def described(report: Report) -> dict[str, Any]:
@@ -153,12 +188,15 @@ def described(report: Report) -> dict[str, Any]:
         "state dict": _state_dict_line(report),
         "others": ", ".join(report.other_state_dicts) and f"{', '.join(report.other_state_dicts)} (for --key)",
         "beside it": _beside(report),
-        "architecture": report.model or "not recognised",
+        "no part of it": ", ".join(report.beside),
+        "architecture": _architecture_line(report),
+        "clean images": "; ".join(map(_evidence_line, report.evidence)),
         "classes": report.num_classes,
         "images": report.image_size and f"{report.image_size}x{report.image_size}",
         "parameters": f"{report.parameters:,}",
         "dtypes": ", ".join(f"{name} ({count})" for name, count in report.dtypes.items()),
         "normalisation": _normalization_line(report),
+        "not finite": described_not_finite(report.not_finite),
         "not allowed": ", ".join(report.refused_globals) or "no global outside the allow list",
         **{f"why not {name}": why for name, why in report.runners_up.items()},
         "convertible": f"no: {report.problem}" if report.problem else "yes",
@@ -172,6 +210,20 @@ FORMATS = {
     "pickle": "pickle of tensors",
     "safetensors": "safetensors",
 }
+
+
+def _architecture_line(report: Report) -> str:
+    if report.model is None:
+        return "not recognised"
+    others = ", ".join(name for name in report.variants if name != report.model)
+    if not others or report.evidence:
+        return report.model
+    return f"{report.model}, assumed: {others} have the same names and shapes; --dataset or --model tells"
+
+
+def _evidence_line(record: dict[str, Any]) -> str:
+    accuracy = "" if record["accuracy"] is None else f", ACC {console.percent(record['accuracy'])} %"
+    return f"{record['model']} {100 * record['discrepancy']:.2f} % off{accuracy}"
 
 
 def _state_dict_line(report: Report) -> str | None:

@@ -4,19 +4,22 @@ import functools
 import hashlib
 import os
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flax import nnx
 
 from ibau_jax.checkpoints import Checkpoint, Hints, load
 from ibau_jax.checkpoints.conversion import described_not_finite
+from ibau_jax.checkpoints.variants import Evidence, check_evidence, weigh
 from ibau_jax.cli import console
-from ibau_jax.cli.options import AttackOptions, DataOptions, ModelOptions
+from ibau_jax.cli.options import AttackOptions, DataOptions, ModelChoices, ModelOptions
+from ibau_jax.cli.progress import Bar
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
 from ibau_jax.data.folder import is_folder
-from ibau_jax.errors import ConfigError, DataError, NotFiniteError
-from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
+from ibau_jax.errors import CheckpointError, ConfigError, DataError, NotFiniteError
+from ibau_jax.models import NORMALIZATIONS, Normalization
+from ibau_jax.models.normalized import normalized_model
 from ibau_jax.plausibility import doubt
 from ibau_jax.triggers import TRIGGERS, Attack, load_attack
 
@@ -25,17 +28,29 @@ BACKDOORBENCH_TRIGGERED = "bd_test_dataset"
 
 @dataclass(frozen=True)
 class Subject:
-    """The classifier under suspicion."""
+    """The classifier under suspicion.
+
+    Attributes:
+        path: of its file or Flax folder.
+        checkpoint: what was read.
+        normalization: of the model's images.
+        evidence: what clean images say for each network that the checkpoint may be, once they were looked at.
+    """
 
     path: Path
     checkpoint: Checkpoint
-    model: nnx.Module = field(repr=False)
-    hints: Hints
+    normalization: Normalization | None
+    evidence: tuple[Evidence, ...] = ()
+
+    @functools.cached_property
+    def model(self) -> nnx.Module:
+        """The network with its normalisation inside."""
+        return normalized_model(self.checkpoint.model(), self.normalization)
 
     @property
-    def normalization(self) -> Normalization | None:
-        """The normalisation inside the model."""
-        return self.model.normalization if isinstance(self.model, Normalized) else None
+    def hints(self) -> Hints:
+        """What the checkpoint says of itself."""
+        return self.checkpoint.hints
 
     def sha256(self) -> str | None:
         """Of the checkpoint file; None for a Flax folder."""
@@ -43,7 +58,7 @@ class Subject:
 
 
 def load_subject(options: ModelOptions) -> Subject:
-    """Reads the checkpoint and puts the normalisation inside the model. Weights that are not finite are warned of.
+    """Reads the checkpoint. Weights that are not finite, and tensors that are no part of the network, are told of.
 
     Raises:
         CheckpointError: see `ibau_jax.load`.
@@ -55,20 +70,20 @@ def load_subject(options: ModelOptions) -> Subject:
         num_classes=options.num_classes,
         image_size=options.image_size,
         key=options.key,
+        leave_out=options.leave_out,
     )
     channels = checkpoint.input_shape[2]
-    normalization = chosen_normalization(options, checkpoint.hints, channels)
+    normalization = chosen_normalization(options, checkpoint.normalization, channels)
     if normalization and len(normalization.mean) != channels:
         raise ConfigError(f"--mean and --std take {channels} numbers each; the model's images have {channels} channels")
     if counts := checkpoint.not_finite():
         console.warn(f"{options.ckpt}: weights or statistics are not finite: {described_not_finite(counts)}")
-    model = checkpoint.model()
-    return Subject(
-        options.ckpt, checkpoint, Normalized(model, normalization) if normalization else model, checkpoint.hints
-    )
+    if beside := checkpoint.beside_note():
+        console.warn(f"{options.ckpt}: {beside}")
+    return Subject(options.ckpt, checkpoint, normalization)
 
 
-def chosen_normalization(options: ModelOptions, hints: Hints, channels: int) -> Normalization | None:
+def chosen_normalization(options: ModelChoices, implied: Normalization | None, channels: int) -> Normalization | None:
     """What `--mean` and `--std` or `--normalize` say, else what the checkpoint implies.
 
     Raises:
@@ -78,11 +93,57 @@ def chosen_normalization(options: ModelOptions, hints: Hints, channels: int) -> 
         if options.normalize is not None:
             raise ConfigError("--normalize says the mean and the deviation; leave out --mean and --std, or it")
         return Normalization(options.mean or (0.0,) * channels, options.std or (1.0,) * channels)
-    return NORMALIZATIONS[options.normalize] if options.normalize else hints.normalization
+    return NORMALIZATIONS[options.normalize] if options.normalize else implied
+
+
+def settled(subject: Subject, images: Dataset, force: bool) -> Subject:
+    """The checkpoint as the network that clean images agree with, checked before any long work.
+
+    Args:
+        subject: the classifier, perhaps one of several networks with the same names and shapes.
+        images: clean images with their labels.
+        force: only warn where network, labels or pixels can't be the right ones.
+
+    Raises:
+        CheckpointError: not even the likeliest network agrees with the images.
+        DataError: the model does not classify them as a model of theirs would.
+        NotFiniteError: the logits of an image are NaN or infinite.
+    """
+    subject = likeliest(subject, images)
+    check_plausible(subject, images, force)
+    check_agreement(subject, images, force)
+    return subject
+
+
+def check_agreement(subject: Subject, images: Dataset, force: bool) -> None:
+    """Checks that the likeliest network agrees with clean images.
+
+    Raises:
+        CheckpointError: it does not, unless `force`: then a line says so.
+    """
+    try:
+        check_evidence(subject.evidence, len(images))
+    except CheckpointError as error:
+        if not force:
+            raise CheckpointError(f"{subject.path}: {error}") from error
+        console.warn(f"{subject.path}: {error}")
+
+
+def likeliest(subject: Subject, images: Dataset) -> Subject:
+    """The checkpoint as the network whose BatchNorm statistics agree best with clean images; of several, says which."""
+    checkpoint = subject.checkpoint
+    count = 1 + len(checkpoint.alternatives)
+    with Bar() as bar:
+        bar.add_task(f"which of {count} networks" if count > 1 else "BatchNorm statistics", total=None)
+        evidence = weigh(checkpoint, images, subject.normalization)
+    chosen = checkpoint.as_variant(evidence[0].architecture)
+    if count > 1:
+        console.warn(f"{subject.path} is {evidence[0]}, by clean images; not {', '.join(map(str, evidence[1:]))}")
+    return replace(subject, checkpoint=chosen, evidence=tuple(evidence))
 
 
 def check_plausible(subject: Subject, images: Dataset, force: bool) -> None:
-    """Checks, before any long work, that the model classifies clean images as a model of theirs would.
+    """Checks that the model classifies clean images as a model of theirs would.
 
     Raises:
         DataError: it does not, unless `force`: then a line says so.

@@ -47,6 +47,7 @@ Model = Annotated[str | None, option("NAME|FILE.py:CLASS", "recognised from name
 NumClasses = Annotated[int | None, option("N", "recognised from shapes")]
 ImageSize = Annotated[int | None, option("N", "what the checkpoint says, else the architecture's usual size")]
 Key = Annotated[str | None, option("KEY", "net, model, state_dict, ... or the only one")]
+LeaveOut = Annotated[tuple[str, ...], option("NAME [NAME ...]", "none")]
 Normalize = Literal["cifar10", "cifar100", "gtsrb", "imagenet", "none"]
 
 
@@ -78,7 +79,10 @@ class ModelChoices:
     image_size: ImageSize = None
     """height and width of the model's images"""
     key: Key = None
-    """where in the file the state dict lies, such as model_ema"""
+    """where in the file the state dict lies, such as model_ema, or one of its networks, such as state_dict.student"""
+    leave_out: LeaveOut = ()
+    """tensors of the state dict that take no part in what the network computes, or what their names begin with; they
+    are kept as they are"""
     normalize: Annotated[Normalize | None, option("NAME", "what the checkpoint implies, else none")] = None
     """normalisation of the model's images: cifar10, cifar100, gtsrb, imagenet or none"""
     mean: Annotated[tuple[float, ...] | None, option("X X X", "that of --normalize")] = None
@@ -86,8 +90,8 @@ class ModelChoices:
     std: Annotated[tuple[float, ...] | None, option("X X X", "that of --normalize")] = None
     """standard deviation, likewise"""
     force: bool = False
-    """go on, with a warning, where the original model classifies clean images near chance, or where labels in another
-    order or another normalisation would explain them far better"""
+    """go on, with a warning, where the original model classifies clean images near chance, where labels in another
+    order or another normalisation would explain them far better, or where the network is another than its names say"""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from ibau_jax.checkpoints.checkpoint import check_can_be_saved
 from ibau_jax.cli import console
-from ibau_jax.cli.job import Subject, attack_on, check_plausible, load_split, load_subject
+from ibau_jax.cli.job import Subject, attack_on, check_plausible, load_split, load_subject, settled
 from ibau_jax.cli.options import OutputOptions
 from ibau_jax.cli.plan import Planned
 from ibau_jax.cli.relearn import check_relearning
@@ -42,6 +42,9 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     attack = attack_on(subject, options.attack, split.used)
     if attack is not None:
         check_measurable(attack, split.evaluation, subject.checkpoint.num_classes)
+    subject = settled(subject, split.evaluation, planned.subject.force)
+    if options.data.clean_set:
+        check_plausible(subject, split.clean_set, planned.subject.force)
     preset, config = options.method.suited(planned.config, len(split.clean_set))
     defence, tuning, constants = None, None, {"preset": preset, **asdict(config)}
     if options.method.method != "ibau":
@@ -70,8 +73,6 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     _take_up(task, options.output, alone)
     if task.finished is None:
         check_free(planned.folder, BYTES_A_WEIGHT * sum(leaf.size for leaf in subject.checkpoint.leaves.values()))
-        for images in (split.evaluation, split.clean_set) if options.data.clean_set else (split.evaluation,):
-            check_plausible(subject, images, planned.subject.force)
     return task
 
 

@@ -8,7 +8,7 @@ from flax import nnx
 from rich.table import Table
 
 from ibau_jax.cli.console import warn
-from ibau_jax.cli.job import check_plausible, load_subject
+from ibau_jax.cli.job import load_subject, settled
 from ibau_jax.cli.options import RelearnOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import TrainConfig
@@ -75,10 +75,11 @@ def _evaluated(task: "Task") -> Dataset:
 
 def _loaded(task: "Task", options: RelearnOptions) -> nnx.Module:
     assert options.clean_ckpt is not None
-    reference = load_subject(replace(task.options, ckpt=options.clean_ckpt))
+    name = task.subject.checkpoint.architecture.name
+    reference = load_subject(replace(task.options, ckpt=options.clean_ckpt, model=name))
     if nnx.split(reference.model)[0] != nnx.split(task.model)[0]:
         raise ConfigError(f"--clean-ckpt {options.clean_ckpt} is another architecture than {task.subject.path}")
-    check_plausible(reference, task.split.evaluation, task.options.force)
+    reference = settled(reference, task.split.evaluation, task.options.force)
     return reference.model
 
 

@@ -223,6 +223,7 @@ class Task:
         return {
             "checkpoint": str(self.subject.path),
             "model": self.subject.checkpoint.architecture.name,
+            "evidence": [one.record() for one in self.subject.evidence],
             "num_classes": self.num_classes,
             "status": self.result.status,
             "config": self.settings,
@@ -277,6 +278,7 @@ class Task:
         left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
         return {
             "checkpoint": f"{self.subject.path} ({self.subject.checkpoint.summary()})",
+            "network": f"{self.subject.evidence[0]}: its BatchNorm statistics on clean images",
             "normalisation": f"mean {norm.mean}, std {norm.std}" if norm else "none",
             "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
             "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}",
