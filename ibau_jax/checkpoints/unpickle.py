@@ -39,7 +39,7 @@ MAX_PROTOCOL = 5
 MAX_NAME, MAX_PARTS = 400, 40  # of a tensor: characters, and parts between dots
 REFUSED_NAMES = 50  # as many are listed where a file is only inspected
 STRIDE = 32  # opcodes that are charged at once
-CALL = 4  # what a call is charged beside, in opcodes, and beside as many as it has arguments or copies items
+CALL = 2  # what a call is charged beside, in opcodes, and beside as many as it has arguments or copies items
 LARGE = 2**12  # bytes of an opcode's argument, from which on its copies are asked for first
 # What an object takes beside its own bytes, in the tables of what walks the tree afterwards.
 CONTAINER, TENSOR, NAMED_TENSOR, SLOT = 128, 512, 1536, 110
