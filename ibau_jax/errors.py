@@ -14,7 +14,7 @@ MAX_MESSAGE = 20_000  # a list of all names that do not fit is long; what a file
 
 def shortened(text: object, length: int = LONGEST) -> str:
     """`text` on one line of at most `length` characters, and how many there were: for what a file says of itself."""
-    whole = str(text)
+    whole = text if isinstance(text, str) else str(text[: 4 * length] if isinstance(text, bytes) else text)
     line = " ".join(whole[: 2 * length].split()) if len(whole) > length else " ".join(whole.split())
     return line if len(whole) <= length else f"{line[:length]}... ({len(whole):,} characters)"
 

@@ -35,6 +35,8 @@ def checked_key(key: Any) -> Any:
     A deeply nested tuple would overflow the C stack when it is hashed. Integers of more than 64 bits, and complex and
     extended numbers, are easily made to collide, and checkpoints do not have them for keys.
     """
+    if isinstance(key, (str, bytes)) and len(key) > MAX_KEY_LENGTH:
+        raise CheckpointError(f"a dict's key or a set's item has {len(key):,} characters: {shortened(key)!r}: refused")
     parts = key if isinstance(key, tuple) else (key,)
     if len(parts) > MAX_KEY_PARTS or not all(_is_plain_key(part) for part in parts):
         raise CheckpointError(

@@ -6,8 +6,8 @@ from ibau_jax.errors import CheckpointError
 # stack and the memo (8 bytes a step), for what the standard library copies while it works, and for what is made of
 # the tree afterwards.
 BASE, FACTOR = 40 * 2**20, 6
-STEPS, BYTES_A_STEP = 1_200_000, 4  # an honest pickle takes five bytes and more a step
-PROBES, PROBES_A_BYTE = 10**8, 8
+STEPS, BYTES_A_STEP = 1_400_000, 4  # an honest pickle takes five bytes and more a step
+PROBES, PROBES_A_BYTE = 2 * 10**8, 20
 
 
 class Budget:

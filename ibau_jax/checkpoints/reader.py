@@ -1,11 +1,13 @@
 """Reads PyTorch files without torch and without executing anything: zip and legacy format, pickle, safetensors."""
 
+import gc
 import io
 import json
 import struct
 import tarfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -64,7 +66,7 @@ def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
     """
     refused: dict[GlobalName, None] | None = {} if inspect else None
     try:
-        with open_regular(path) as file:
+        with open_regular(path) as file, _without_collection():
             tree, format, dialect = _read(file, refused)
         return TorchFile(tree, format, tuple(refused or ()), dialect)
     except OSError as error:
@@ -76,6 +78,18 @@ def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
     except Exception as error:  # parsers of other people's have no common error for what is damaged
         what = f"{type(error).__name__}: {shortened(error)}"
         raise CheckpointError(f"{path}: the file is damaged ({what})") from error
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Python's collector looks at every container again and again as they become more; none of them is garbage."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _read(file: IO[bytes], refused: dict[GlobalName, None] | None) -> tuple[Any, Format, Dialect]:

@@ -10,7 +10,7 @@ import pickletools
 import struct
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from sys import getsizeof
 from typing import Any
 
@@ -39,6 +39,7 @@ MAX_PROTOCOL = 5
 MAX_NAME, MAX_PARTS = 400, 40  # of a tensor: characters, and parts between dots
 REFUSED_NAMES = 50  # as many are listed where a file is only inspected
 STRIDE = 32  # opcodes that are charged at once
+CALL = 2  # what a call is charged beside, in opcodes, and beside as many as it has arguments or copies items
 LARGE = 2**12  # bytes of an opcode's argument, from which on its copies are asked for first
 # What an object takes beside its own bytes, in the tables of what walks the tree afterwards.
 CONTAINER, TENSOR, NAMED_TENSOR, SLOT = 128, 512, 1536, 110
@@ -263,6 +264,7 @@ class _Machine:
         """The dict or set that a call makes of the items of its argument."""
         target: Any = FILLED[function]()
         source = args[0] if args else ()
+        self.budget.step(len(source) if isinstance(source, Sized) else 0)
         if isinstance(target, set) and isinstance(source, (list, tuple)):
             self.fill_set(target, source)
         elif isinstance(target, dict) and isinstance(source, dict):
@@ -340,6 +342,7 @@ class _Machine:
 
     def reduce(self, _: Any) -> None:
         args, function = self.pop(), self.pop()
+        self.budget.step(CALL + (len(args) if isinstance(args, tuple) else 0))
         made = self.made(function, args)
         # A tensor is charged as the copy that may be made of it: it may be tiny in the file, and expanded.
         self.budget.take(TENSOR + made.nbytes if isinstance(made, TorchTensor) else 0)
@@ -360,7 +363,9 @@ class _Machine:
         state, target = self.pop(), self.top()
         if self.is_undone(target):
             return
+        self.budget.step(CALL)
         if isinstance(state, dict):
+            self.budget.step(len(state))
             self.budget.require(SLOT * len(state))
         copied = set_state(target, state)
         self.budget.take(copied)

@@ -50,8 +50,8 @@ def write_torch_file(tree: Any, path: Path, format: Format = "zip", dialect: Dia
     Raises:
         CheckpointError: the tree holds something that a checkpoint can't.
     """
-    write = {"legacy": _write_legacy, "pickle": _write_pickle}.get(format, _write_zip)
     try:
+        write = {"legacy": _write_legacy, "pickle": _write_pickle}.get(format, _write_zip)
         with open(path, "wb") as file:
             write(tree, file, dialect)
     except (OSError, CheckpointError, MemoryError):

@@ -1,7 +1,10 @@
 """The reader against torch.load on files that torch writes here."""
 
 import argparse
+import io
+import json
 import pickle
+import struct
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
 
@@ -12,8 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ibau_jax.checkpoints.budget import Budget
 from ibau_jax.checkpoints.reader import read_torch_file
-from ibau_jax.checkpoints.values import TorchTensor, TorchValue
+from ibau_jax.checkpoints.unpickle import unpickle
+from ibau_jax.checkpoints.values import Storage, TorchTensor, TorchValue
 from ibau_jax.errors import CheckpointError
 
 DTYPES = [
@@ -166,6 +171,175 @@ def test_safetensors(tmp_path):
     assert file.tree["metadata"] == {"format": "pt"}
     for name, tensor in tensors.items():
         assert file.tree["state_dict"][name].numpy().tobytes() == as_numpy(tensor).tobytes()
+
+
+SAFETENSORS_DTYPES = [*DTYPES[:11], *DTYPES[12:], torch.float8_e4m3fnuz, torch.float8_e5m2fnuz]  # without complex128
+
+
+@pytest.mark.parametrize("dtype", SAFETENSORS_DTYPES, ids=str)
+def test_every_dtype_of_safetensors(tmp_path, dtype):
+    from safetensors.torch import save_file
+
+    tensor = (torch.arange(24).reshape(2, 3, 4) % 2).to(torch.float32).to(dtype)
+    save_file({"x": tensor}, tmp_path / "x.safetensors")
+    found = read_torch_file(tmp_path / "x.safetensors").tree["x"].numpy()
+    assert found.shape == (2, 3, 4)
+    assert str(found.dtype) == str(dtype).removeprefix("torch.")
+    assert found.tobytes() == tensor.flatten().view(torch.uint8).numpy().tobytes()
+
+
+@pytest.mark.parametrize("first_byte", [0x80, 0x50, 0x00])
+def test_safetensors_whose_length_begins_as_a_pickle_does(tmp_path, first_byte):
+    """Lengths are multiples of 8: one in 32 begins with a pickle's first byte."""
+    from safetensors.torch import save
+
+    contents = (save({"w": torch.arange(3.0)}, {"note": "x" * length}) for length in range(300))
+    (tmp_path / "x.pth").write_bytes(next(content for content in contents if content[0] == first_byte))
+    file = read_torch_file(tmp_path / "x.pth")
+    assert file.format == "safetensors"
+    assert file.tree["state_dict"]["w"].numpy().tolist() == [0, 1, 2]
+
+
+HEADERS = {
+    "a dtype that is not known": ({"w": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}, "'w' has the dtype F8_E8M0"),
+    "half bytes": ({"w": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, "'w' has the dtype F4"),
+    "no dtype": ({"w": {"dtype": "XX", "shape": [2], "data_offsets": [0, 1]}}, "damaged"),
+    "overlapping": ({n: {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]} for n in "ab"}, "damaged"),
+    "beyond the end": ({"w": {"dtype": "U8", "shape": [9], "data_offsets": [0, 9]}}, "damaged"),
+    "a gap": ({"w": {"dtype": "U8", "shape": [1], "data_offsets": [1, 2]}}, "damaged"),
+    "a list": ([1], "damaged"),
+    "a name of a million": ({"w" * 10**6: {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}, "refused"),
+    "names of dots": ({"a." * 60 + "w": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}, "too many characters or parts"),
+    "deep": ("[" * 50_000, "damaged"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_headers_of_safetensors_that_are_wrong(tmp_path, name):
+    header, message = HEADERS[name]
+    text = '{"a":' + header if isinstance(header, str) else json.dumps(header)
+    text = "{" + text[1:] if name == "a list" else text
+    (tmp_path / "x.pth").write_bytes(
+        struct.pack("<Q", len(text)) + text.encode() + b"\0\0"[: 1 if name == "half bytes" else 2]
+    )
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_torch_file(tmp_path / "x.pth")
+    assert len(str(caught.value)) < 500
+
+
+class Unseekable(io.RawIOBase):
+    """What zipfile streams to: sizes come behind each member."""
+
+    def __init__(self):
+        self.content = b""
+
+    def writable(self):
+        return True
+
+    def write(self, content):
+        self.content += bytes(content)
+        return len(content)
+
+
+def other_archives(path) -> dict[str, bytes]:
+    """The archive at `path` as other honest programs would have written it."""
+    with zipfile.ZipFile(path) as archive:
+        members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    written = {}
+    for kind in ("stored", "deflated", "streamed", "64-bit sizes", "with folders", "other names"):
+        target = Unseekable() if kind == "streamed" else io.BytesIO()
+        with zipfile.ZipFile(
+            target, "w", zipfile.ZIP_DEFLATED if kind == "deflated" else zipfile.ZIP_STORED
+        ) as archive:
+            if kind == "with folders":
+                archive.writestr("archive/", b"")
+            for name, content in members:
+                name = name.replace("archive", "wägen") if kind == "other names" else name
+                with archive.open(name, "w", force_zip64=kind == "64-bit sizes") as member:
+                    member.write(content)
+        written[kind] = target.content if kind == "streamed" else target.getvalue()
+    return written
+
+
+def test_archives_of_other_programs(tmp_path):
+    torch.save({"w": torch.randn(300)}, tmp_path / "x.pth")
+    expected = torch.load(tmp_path / "x.pth")["w"].numpy()
+    for kind, content in other_archives(tmp_path / "x.pth").items():
+        (tmp_path / "y.pth").write_bytes(content)
+        np.testing.assert_array_equal(read_torch_file(tmp_path / "y.pth").tree["w"].numpy(), expected, err_msg=kind)
+
+
+def test_archives_without_checksums(tmp_path):
+    """PyTorch can be told not to compute them; where only some are missing, the file is damaged."""
+    computes = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"w": torch.arange(300)}, tmp_path / "x.pth")
+    finally:
+        torch.serialization.set_crc32_options(computes)
+    with zipfile.ZipFile(tmp_path / "x.pth") as archive:
+        assert {entry.CRC for entry in archive.infolist()} == {0}
+    assert_same_as_torch(tmp_path / "x.pth")
+    torch.save({"w": torch.arange(300)}, tmp_path / "y.pth")
+    content = bytearray((tmp_path / "y.pth").read_bytes())
+    content[content.index(bytes(torch.arange(300).numpy())) + 1000] ^= 1
+    (tmp_path / "y.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match="checksum"):
+        read_torch_file(tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_large_honest_files_are_no_bombs(tmp_path, protocol):
+    """Arrays beside the weights (as text in protocol 2, twice as long), and tensors that pickle.dump wrote."""
+    images = np.random.default_rng(0).integers(0, 256, 17 * 2**20, dtype=np.uint8)
+    torch.save({"w": torch.ones(2), "images": images}, tmp_path / "x.pth", pickle_protocol=protocol)
+    np.testing.assert_array_equal(read_torch_file(tmp_path / "x.pth").tree["images"], images)
+    tensor = torch.randn(5 * 2**20)
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": torch.nn.Parameter(tensor)}, protocol))
+    np.testing.assert_array_equal(read_torch_file(tmp_path / "x.pkl").tree["w"].numpy(), tensor.numpy())
+
+
+def test_a_record_of_many_images_is_no_bomb(tmp_path):
+    """As BackdoorBench keeps one for each poisoned image; the numbers are of a tenth of 200,000."""
+    numbers = np.sort(np.random.default_rng(0).permutation(200_000)[:20_000])
+    record = {int(n): {"path": f"./record/x/bd_test_dataset/1/{n}.png", "other_info": [1, 2, 0, 3]} for n in numbers}
+    tree = {
+        "w": torch.zeros(3 * 10**6),
+        "bd_test": record,
+        "indices": set(numbers.tolist()),
+        "labels": numbers.tolist(),
+    }
+    torch.save(tree, tmp_path / "x.pth")
+    assert read_torch_file(tmp_path / "x.pth").tree["bd_test"] == record
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats(allow_nan=False) | st.text() | st.binary(),
+    lambda items: st.one_of(
+        st.lists(items, max_size=4), st.tuples(items, items), st.dictionaries(st.text() | st.integers(-9, 9), items, max_size=4)
+    ),
+    max_leaves=20,
+)  # fmt: skip
+
+
+@given(tree=PLAIN, protocol=st.integers(2, 5))
+@settings(max_examples=100, deadline=None)
+def test_plain_data_is_what_pickle_makes_of_it(tree, protocol):
+    content = pickle.dumps(tree, protocol)
+    assert unpickle(io.BytesIO(content), Budget(len(content))) == tree
+
+
+@given(
+    order=st.sampled_from(["<", ">"]), kind=st.sampled_from(["float32", "complex64", "bfloat16", "int64"]), data=st.data()
+)  # fmt: skip
+@settings(max_examples=30, deadline=None)
+def test_views_of_either_byte_order(order, kind, data):
+    dtype = np.dtype(getattr(ml_dtypes, kind, kind))
+    flat = np.arange(24).astype(dtype)
+    start, steps = data.draw(st.integers(0, 3)), data.draw(st.tuples(st.integers(0, 6), st.integers(0, 2)))
+    storage = Storage(dtype, 24, (flat.byteswap() if order == ">" else flat).tobytes(), order)
+    expected = np.lib.stride_tricks.as_strided(flat[start:], (3, 4), [step * dtype.itemsize for step in steps])
+    np.testing.assert_array_equal(TorchTensor(storage, dtype, start, (3, 4), steps).numpy(), expected)
 
 
 def test_compressed_archives_read_like_stored_ones(tmp_path):

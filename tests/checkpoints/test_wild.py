@@ -1,10 +1,15 @@
 """Checkpoints as people have them: wrappers, prefixes, cargo, endings, and BackdoorBench's results."""
 
+import argparse
 import datetime
+import io
 import pathlib
 import pickle
+import pickletools
 import shutil
-from collections import OrderedDict
+import struct
+import zipfile
+from collections import Counter, OrderedDict, defaultdict
 
 import numpy as np
 import pytest
@@ -122,6 +127,143 @@ def test_cargo_is_kept(tmp_path):
     assert_same_tree(before["state_dict"], after["state_dict"])
 
 
+CARGO = {
+    "confusion": np.eye(3), "fortran": np.asfortranarray(np.eye(3)[:, :2]), "no_size": np.zeros((0, 2)), "names": np.array(["a", "bcd"]),
+    "big_endian": np.arange(3, dtype=">f4"), "scalar": np.float64(0.5), "dtype": np.dtype("float32"), "labels": {np.int64(3): b"x", 4: b""},
+    "args": argparse.Namespace(lr=0.1, layers=[1]), "counts": Counter("aab"), "counted": defaultdict(int, {1: 2}), "lists": defaultdict(list),
+    "set": {1, 2}, "frozen": frozenset([3]), "complex": 1 + 2j, "bytes": bytearray(b"abc"), "when": datetime.datetime(2024, 2, 29),
+    "path": pathlib.PurePosixPath("a/b"), "size": torch.Size([1, 2]), "half": torch.ones(3).bfloat16(), "learned": torch.nn.Parameter(torch.ones(2)),
+}  # fmt: skip
+
+
+def pickles_in(path) -> list[bytes]:
+    """The pickles of a file, which pickle.dump or either format of torch.save wrote, without the storages."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+    file, pickles = io.BytesIO(path.read_bytes()), []
+    for _ in range(5):
+        start = file.tell()
+        try:
+            end = [place for _, _, place in pickletools.genops(file)][-1] + 1
+        except ValueError:
+            return pickles
+        pickles.append(file.getvalue()[start:end])
+    return pickles
+
+
+def globals_in(pickled: bytes) -> set[str]:
+    """Every global that a pickle names, by pickletools; those within pickled storages too."""
+    named, texts, memo, previous = set(), [], {}, ""
+    for opcode, argument, _ in pickletools.genops(pickled):
+        if opcode.name == "GLOBAL":
+            named.add(argument)
+        elif opcode.name == "STACK_GLOBAL":
+            named.add(" ".join(texts[-2:]))
+        elif "UNICODE" in opcode.name:
+            texts.append(argument)
+        elif "BYTES" in opcode.name and argument.startswith(b"\x80\x02\x8a\nl\xfc\x9c"):
+            for place in [i for i in range(len(argument)) if argument.startswith(b"\x80\x02", i)]:
+                try:
+                    named |= globals_in(argument[place:])
+                except (ValueError, IndexError):
+                    continue
+        if opcode.name == "MEMOIZE":
+            memo[len(memo)] = texts[-1] if "UNICODE" in previous else None
+        elif opcode.name in ("BINGET", "LONG_BINGET") and memo.get(argument):
+            texts.append(memo[argument])
+        previous = opcode.name
+    return named
+
+
+def same(one, other) -> bool:
+    if isinstance(one, torch.Tensor):
+        return type(one) is type(other) and one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and one.flags.writeable == other.flags.writeable and np.array_equal(one, other)
+    return type(one) is type(other) and one == other
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+@pytest.mark.parametrize("spelling", ["as NumPy here", "as NumPy 1"])
+def test_what_is_written_back_is_spelled_as_it_was(tmp_path, form, protocol, spelling):
+    """Directly, and by way of a Flax folder: no global that the file did not name, the same format, protocol and values."""
+    source, tree = tmp_path / "x.pth", {"net": small(), **CARGO}
+    if form == "pickle":
+        source.write_bytes(pickle.dumps(tree, protocol))
+    else:
+        torch.save(tree, source, _use_new_zipfile_serialization=form == "zip", pickle_protocol=protocol)
+    if spelling == "as NumPy 1":
+        if protocol >= 4 or (form == "pickle" and protocol > 2):
+            pytest.skip("lengths are written before names")
+        content = source.read_bytes()
+        if form == "zip":
+            with zipfile.ZipFile(source) as archive:
+                members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+            with zipfile.ZipFile(source, "w") as archive:
+                for name, member in members:
+                    archive.writestr(name, member.replace(b"numpy._core", b"numpy.core"))
+        else:
+            source.write_bytes(content.replace(b"numpy._core", b"numpy.core"))
+    save(load(source), tmp_path / "direct.pth")
+    save(load(source), tmp_path / "flax")
+    save(load(tmp_path / "flax"), tmp_path / "flax.pth")
+    expected = set().union(*map(globals_in, pickles_in(source)))
+
+    def read(path):
+        return pickle.loads(path.read_bytes()) if form == "pickle" else torch.load(path, weights_only=False)
+
+    before = read(source)
+    for target in (tmp_path / "direct.pth", tmp_path / "flax.pth"):
+        assert set().union(*map(globals_in, pickles_in(target))) <= expected
+        assert pickles_in(target)[-1][1] == protocol
+        back = read(target)
+        assert zipfile.is_zipfile(target) == (form == "zip")
+        assert list(back) == list(tree)
+        assert_same_tree(back["net"], tree["net"])
+        assert [key for key in CARGO if not same(before[key], back[key])] == []
+    assert any("numpy.core" in name for name in expected) == (spelling == "as NumPy 1")
+
+
+@pytest.mark.parametrize("opcode", [b"T", b"B"], ids=["text", "bytes"])
+def test_bytes_are_written_as_the_file_has_them(tmp_path, opcode):
+    """Python 2 wrote an array's bytes as text, others with an opcode of protocol 3 in a pickle of protocol 2."""
+    raw = opcode + struct.pack("<i", 200) + bytes(range(200))
+    dtype = b"cnumpy\ndtype\n(U\x02u1K\0K\1tR(K\3U\1|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb"
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\0tU\1btR(K\1(K\xc8t"
+        + dtype
+        + b"\x89"
+        + raw
+        + b"tb"
+    )
+    torch.save({"net": small(), "array": None}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as archive:
+        members = [(entry.filename, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
+        for name, content in members:
+            archive.writestr(name, content.removesuffix(b"Nu.") + array + b"u." if name.endswith(".pkl") else content)
+    save(load(tmp_path / "x.pth"), tmp_path / "y.pth")
+    (before,), (after,) = pickles_in(tmp_path / "x.pth"), pickles_in(tmp_path / "y.pth")
+    assert raw in before
+    assert raw in after
+    assert globals_in(after) <= globals_in(before)
+    back = torch.load(tmp_path / "y.pth", weights_only=False, encoding="latin1")["array"]
+    np.testing.assert_array_equal(back, np.arange(200, dtype=np.uint8))
+
+
+def test_attributes_of_parameters_and_classes_of_tensors_are_kept(tmp_path):
+    tensor = torch.ones(2)
+    tensor.note = "mine"
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.decay = False
+    torch.save({"net": small(), "tensor": tensor, "parameter": parameter}, tmp_path / "x.pth")
+    _, after = round_trip(tmp_path / "x.pth", tmp_path / "y.pth")
+    assert after["tensor"].note == "mine"
+    assert after["parameter"].decay is False
+
+
 def attack_result(folder, state, model_name="preactresnet18", data="cifar10", size=(32, 32, 3), target=3, **changes):
     """attack_result.pt and bd_test_dataset/ as BackdoorBench v2 stores them; image `index` is of class index % 5."""
     rng, images = np.random.default_rng(0), {}
@@ -226,6 +368,25 @@ def test_backdoorbench_without_its_folder_or_its_data(tmp_path, preact):
         {"bd_test": 3},
         {"bd_test": {"bd_data_container": {"data_dict": {0: {"other_info": 5}, 1: 2}}}},
         {"model_name": "nosuch"},
+        {"model_name": "x" * 10**6, "clean_data": "y" * 10**6},
+        *(
+            {
+                "num_classes": value,
+                "img_size": value,
+                "bd_test": {"bd_data_container": {"data_dict": {0: {"other_info": [value]}}}},
+            }
+            for value in (
+                np.array(np.nan),
+                np.array(np.inf),
+                np.array(1j),
+                np.array("x"),
+                np.float64(3.5),
+                -1,
+                10**20,
+                True,
+                np.array([3]),
+            )
+        ),
     ],
 )
 def test_hints_may_be_nonsense(tmp_path, changes):
@@ -236,6 +397,19 @@ def test_hints_may_be_nonsense(tmp_path, changes):
     assert load(tmp_path / "attack_result.pt").input_shape == shape
     hints = read_hints(load(tmp_path / "attack_result.pt").metadata())
     assert hints.image_size in (None, 32)
+    assert hints.num_classes in (None, 10)
+    assert hints.target_label in (None, 3)
+    assert len(hints.model or "") < 1000
+
+
+@pytest.mark.parametrize(
+    "value", [np.array("x"), np.array(np.nan), np.array(1j), np.float64(1.5), 1.5, -1, 10**20, True, [3]]
+)
+def test_a_target_label_is_a_small_whole_number(tmp_path, value):
+    torch.save({"net": small(), "ibau_jax": {"attack": "badnets", "target_label": value}}, tmp_path / "x.pth")
+    assert read_hints(load(tmp_path / "x.pth").metadata()).target_label is None
+    for good in (3, np.int64(3), np.array(3)):
+        assert read_hints({"ibau_jax": {"target_label": good}}).target_label == 3
 
 
 def test_normalisation_options_exclude_each_other(tmp_path):
