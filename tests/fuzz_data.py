@@ -254,10 +254,14 @@ def kinds(folder: Path) -> dict[str, tuple[str, st.SearchStrategy[bytes], Callab
 
 
 class DataWatch(Watch):
-    """Notes forbidden audit events; how much memory is free may be asked for, and the honest picture is read."""
+    """Notes forbidden audit events.
+
+    How much memory is free may be asked for, the honest picture is read, and JAX reads source lines for its errors.
+    """
 
     def hook(self, event: str, arguments: tuple) -> None:
-        if event != "open" or str(arguments[0]) not in self.others:
+        lines = event == "open" and arguments[1] == "r" and str(arguments[0]).endswith(".py")
+        if not lines and (event != "open" or str(arguments[0]) not in self.others):
             super().hook(event, arguments)
 
     def __init__(self, folder: Path) -> None:
