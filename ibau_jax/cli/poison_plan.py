@@ -125,6 +125,7 @@ def identity(options: PoisonOptions, plan: Plan) -> Content:
         "image_size": plan.image_size,
         "dataset": plan.training.name,
         "n_training": len(plan.training),
+        "class_order": options.class_order,
         "test": plan.test.name,
         "n_test": len(plan.test),
         "attacks": [attack.name for attack in plan.attacks],

@@ -54,6 +54,7 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         if options.output.resume:
             raise ConfigError(f"--method {defence.name} keeps no state to --resume from")
     settings = {"method": options.method.method, **constants, **_settings(subject, split, attack, execution)}
+    settings["class_order"] = options.data.class_order
     fresh = initial_state(subject.model, config)
     task = Task(
         planned.name,

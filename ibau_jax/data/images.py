@@ -1,6 +1,9 @@
 """Image files as pixels of 8 bits. Values are scaled or refused, never clipped; sizes are checked before decoding."""
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -10,6 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from ibau_jax.data.memory import check_size
 from ibau_jax.errors import DataError, refusing
 from ibau_jax.files import check_regular
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs it raises as well
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 # What these suffixes stand for: other decoders of Pillow, some of which call other programs, are never asked.
@@ -59,7 +64,8 @@ def _decoded(file: Path, channels: int, size: tuple[int, int] | None) -> Image.I
             raise DataError(f"{file} is {image.height}x{image.width}, the images are {size[1]}x{size[0]}")
         needed = image.width * image.height * _bytes_a_pixel(image.mode, mode)
         check_size(needed, os.fstat(content.fileno()).st_size, f"{file}, of {image.height}x{image.width} pixels,")
-        image.load()
+        with _silent(image.format == "TIFF"):
+            image.load()
         pixels = _eight_bits(image, file)
         return pixels if pixels.mode == mode else pixels.convert(mode)
 
@@ -69,6 +75,22 @@ def _opened(content: IO[bytes], file: Path) -> Image.Image:
         return Image.open(content, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise DataError(f"{file} is damaged, or none of {', '.join(FORMATS)}") from error
+
+
+@contextmanager
+def _silent(libtiff: bool) -> Iterator[None]:
+    """Keeps libtiff from writing to the process's standard error what Pillow then raises."""
+    if not libtiff:
+        yield
+        return
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def _bytes_a_pixel(mode: str, wanted: str) -> int:

@@ -2,15 +2,21 @@
 
 import json
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ibau_jax.cli.job import load_images, load_split, load_subject
+from ibau_jax.cli.options import DataOptions, DeviceOptions, ModelOptions
+from ibau_jax.cli.poison_options import PoisonOptions
+from ibau_jax.cli.poison_plan import images as training_images
 from ibau_jax.data import load_dataset
 from ibau_jax.data.classes import class_labels
 from ibau_jax.data.folder import other_class_orders
 from ibau_jax.errors import IbauError
+from tests.conftest import ROOT
 
 SHAPE = (4, 4, 3)
 
@@ -168,3 +174,31 @@ def test_the_orders_that_differ_where_a_folder_is_missing(folder):
 def test_orders_that_do_not_differ(folder, names):
     assert other_class_orders(str(folder(names)), len(names)) == {}
     assert other_class_orders("digits", 10) == {}
+
+
+def test_commands_compare_folders_with_the_models_classes(folder):
+    subject = load_subject(ModelOptions(ckpt=ROOT / "examples" / "badnets_digits.pth"))
+    path = folder([f"c{label}" for label in range(10) if label != 3])
+    for image in path.rglob("*.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)).save(image)
+    with pytest.raises(IbauError, match="9 class folders .* 10 classes"):
+        load_images(DataOptions(str(path)), subject)
+    images = load_images(DataOptions(str(path), class_order="number"), subject)
+    assert images.labels.tolist() == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+    split = load_split(DataOptions("digits", clean_set=str(path), class_order="number"), subject, 0)
+    assert split.clean_set.labels.tolist() == images.labels.tolist()
+    with pytest.raises(IbauError, match="--class-order is for folders"):
+        load_images(DataOptions("digits", class_order="text"), subject)
+    with pytest.raises(IbauError, match="only a folder"):
+        load_dataset("digits", SHAPE, class_order="text")
+
+
+def test_poisoned_models_are_trained_on_all_their_classes(folder):
+    path = folder([str(label) for label in range(1, 4)])
+    for image in path.rglob("*.png"):
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)).save(image)
+    options = PoisonOptions(str(path), path, DeviceOptions(), test=str(path))
+    with pytest.raises(IbauError, match="no image of class 0"):
+        training_images(options, SHAPE)
+    training, test = training_images(replace(options, class_order="text"), SHAPE)
+    assert training.labels.tolist() == test.labels.tolist() == [0, 1, 2]

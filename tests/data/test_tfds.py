@@ -1,6 +1,8 @@
 """TFDS data through `as_data_source`, without TensorFlow, prepared here from PNG bytes in a process of its own."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -73,6 +75,29 @@ def test_prepared_data_are_read_and_resized(prepared, name):
 def test_wrong_names_and_splits(prepared):
     assert "no split 'valid'; it has" in run(LOAD, "tfds:fixed_size:valid", data_dir=prepared)
     assert run(LOAD, "tfds:no_such_data_set", data_dir=prepared).startswith("error: TensorFlow Datasets can't build")
+
+
+def test_data_prepared_for_tensorflow_say_how_to_prepare_them(tmp_path):
+    folder = tmp_path / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    split = {"name": "test", "numBytes": "10", "shardLengths": ["10000"], "filepathTemplate": template}
+    info = {"name": "cifar10", "version": "3.0.2", "fileFormat": "tfrecord", "splits": [split]}
+    info["moduleName"] = "tensorflow_datasets.image_classification.cifar"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    message = run(LOAD, "tfds:cifar10", data_dir=tmp_path)
+    assert "is prepared as tfrecord" in message
+    assert "file_format='array_record'" in message
+
+
+def test_damaged_data_are_refused(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "copy")
+    (records,) = (tmp_path / "copy" / "fixed_size").rglob("*test.array_record*")
+    data = bytearray(records.read_bytes())
+    for place in range(0, len(data), 50):
+        data[place] ^= 0xFF
+    records.write_bytes(data)
+    assert run(LOAD, "tfds:fixed_size", data_dir=tmp_path / "copy").startswith("error: can't read tfds:fixed_size")
 
 
 def test_unprepared_data_say_what_to_install(tmp_path):

@@ -9,7 +9,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibau_jax.errors import CheckpointError
+from ibau_jax.errors import CheckpointError, ConfigError
 from ibau_jax.models import Normalization, Normalized, architectures, get_architecture, register
 from ibau_jax.models.layers import (
     AdaptiveAvgPool,
@@ -123,6 +123,34 @@ def test_normalisation_inside_the_model(rng):
     x, mean, std = rng.random((2, 3, 3, 3), np.float32), (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
     expected = (x - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
     np.testing.assert_allclose(Normalized(Identity(), Normalization(mean, std))(jnp.asarray(x)), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), r"--mean 0.485 0.456 0.406 --std 0.229 0.224 0.225$"),
+        ((103.939, 116.779, 123.68), (1.0, 1.0, 1.0), r"--mean 0.4076 0.458 0.485 --std 0.003922 0.003922 0.003922$"),
+        ((127.5,), (0.5,), r"--mean 0.5 --std 0.5$"),
+        ((0.5,), (58.0,), r"--mean 0.5 --std 0.2275$"),
+        ((-0.1,), (0.5,), r"not --mean -0.1 --std 0.5$"),
+        ((1e9,), (0.5,), "means in"),
+        ((float("nan"),), (0.5,), "means in"),
+        ((0.5,), (float("nan"),), "deviations positive"),
+        ((0.5,), (float("inf"),), "at most 1"),
+        ((0.5,), (0.0,), "deviations positive"),
+        ((0.5,), (1e-30,), "at most 1"),
+        ((0.5, 0.5), (0.5,), "as many means"),
+    ],
+)
+def test_normalisations_that_can_not_be(mean, std, message):
+    with pytest.raises(ConfigError, match=message):
+        Normalization(mean, std)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5), (0.0, 1 / 255), (1.0, 0.01)])
+def test_normalisations_of_pixels_in_other_ranges(mean, std):
+    """[0, 1] as it is, [-1, 1], 0..255."""
+    assert Normalization((mean,), (std,)).mean == (mean,)
 
 
 def test_the_registry():
