@@ -32,12 +32,15 @@ def main() -> int:
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.device import start
     from ibau_jax.cli.job import attack_on, load_images, load_subject
-    from ibau_jax.metrics import evaluate
+    from ibau_jax.metrics import check_measurable, evaluate
 
     start(options.device)
     subject = load_subject(options.subject)
     images = load_images(DataOptions(options.dataset), subject)
-    metrics = evaluate(subject.model, images, attack_on(subject, options.attack))
+    attack = attack_on(subject, options.attack)
+    if attack is not None:
+        check_measurable(attack, images, subject.checkpoint.num_classes)
+    metrics = evaluate(subject.model, images, attack)
     if options.json:
         print(json.dumps({**asdict(metrics), "intervals": metrics.intervals()}))
     else:
