@@ -32,12 +32,14 @@ def main() -> int:
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.device import start
     from ibau_jax.cli.job import attack_on, load_images, load_subject, settled
-    from ibau_jax.metrics import evaluate
+    from ibau_jax.metrics import check_measurable, evaluate
 
     start(options.device)
     subject = load_subject(options.subject)
     images = load_images(DataOptions(options.dataset, class_order=options.class_order), subject)
     attack = attack_on(subject, options.attack)
+    if attack is not None:
+        check_measurable(attack, images, subject.checkpoint.num_classes)
     subject = settled(subject, images, options.subject.force)
     metrics = evaluate(subject.model, images, attack)
     if options.json:

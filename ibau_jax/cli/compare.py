@@ -35,7 +35,6 @@ def run(options: CompareOptions) -> int:
     """
     check_methods(options.methods)
     check_writable(options.out / OUTCOMES)
-    check_writable(options.out)
     outcomes = restored(options.out / OUTCOMES)
     start(options.device)
     subjects = loaded_by_name(options)

@@ -3,7 +3,6 @@
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from flax import nnx
 from rich.table import Table
 
@@ -67,10 +66,7 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
 
 
 def _evaluated(task: "Task") -> Dataset:
-    """Random images that did not unlearn: where they are apart from the clean set, they may be in order of classes."""
-    images = task.split.evaluation
-    order = np.random.default_rng(task.config.seed).permutation(len(images))
-    return images.take(np.sort(order[:EVALUATED]))
+    return task.split.evaluation.sample(EVALUATED, task.config.seed)
 
 
 def _loaded(task: "Task", options: RelearnOptions) -> nnx.Module:

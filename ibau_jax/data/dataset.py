@@ -43,6 +43,11 @@ class Dataset:
         """The first `count` images, or all where there are fewer."""
         return self.take(np.arange(min(count, len(self))))
 
+    def sample(self, count: int, seed: int) -> "Dataset":
+        """Random `count` images in their order, or all where there are fewer: a file may hold class after class."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.take(np.sort(order[:count]))
+
     def check_fits(self, input_shape: tuple[int, ...], num_classes: int) -> None:
         """Raises DataError unless a model with this input and so many classes can take the images and labels."""
         if not len(self):

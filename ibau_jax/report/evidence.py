@@ -80,8 +80,8 @@ def gather(
     config: UnlearnConfig,
     attack: Attack | None,
 ) -> Evidence:
-    """Tries both models on `images`, which did not unlearn; perturbations on the first 500 of them."""
-    models, some = (before, after), images.first(TRIED)
+    """Tries both models on `images`, which did not unlearn; perturbations on 500 of them."""
+    models, some = (before, after), images.sample(TRIED, config.seed)
     counts = np.bincount(images.labels, minlength=classes)
     accuracy = Pair(*(_accuracy(model, images, counts) for model in models))
     unlearned = [

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,8 +127,8 @@ def test_the_report_has_the_files_digests(finished):
     assert result["conclusion"]["headline"] in done.stdout
 
 
-def test_results_are_not_overwritten_unless_asked(finished, small_digits):
-    folder, _ = finished
+def test_results_are_not_overwritten_unless_asked(tmp_path, finished, small_digits):
+    folder = shutil.copytree(finished[0], tmp_path / "logs")
     before = (folder / "result.json").read_text()
     arguments = ["--ckpt", EXAMPLE, "--dataset", small_digits, "--out", folder, *FAST]
     refused = unlearn(*arguments, cwd=folder)
@@ -138,7 +139,6 @@ def test_results_are_not_overwritten_unless_asked(finished, small_digits):
     assert unlearn(*arguments, "--overwrite", cwd=folder).returncode == 0
     assert json.loads((folder / "result.json").read_text())["config"]["n_clean"] == 40
     assert (folder / "mine.txt").read_text() == "kept"
-    (folder / "mine.txt").unlink()
 
 
 @pytest.mark.slow
