@@ -28,7 +28,7 @@ Hits = Bool[np.ndarray, " n"]
 IMAGES = 1000  # that are looked at, at most
 TRIED = 200  # of them, those that are given to the model in other forms: one batch of `predict`
 SURE = 3.0  # standard errors
-GAIN = 0.02  # of accuracy: a better explanation that gains less does not matter
+EXPLAINED = 0.25  # share of the misses that an explanation has to account for
 SLIGHT = 0.2  # chance-corrected agreement up to which Landis and Koch (Biometrics, 1977) call it slight
 SHOWN = 4  # labels that a mapping is described by
 HABIT = 0.5  # images: what a label's own class is ahead of others, so that it is kept where nothing speaks against it
@@ -54,8 +54,9 @@ class Explanation:
 
     def is_better(self, hits: Hits) -> bool:
         """Whether it has far more than these hits on the same images, not by chance, and leaves a model of some use."""
-        gains = weights_of(self.labels) * (self.hits.astype(int) - hits)
-        far = np.sum(gains) > max(GAIN, SURE * np.sqrt(np.sum(gains**2)))
+        weights = weights_of(self.labels)
+        gains = weights * (self.hits.astype(int) - hits)
+        far = np.sum(gains) > max(EXPLAINED * np.sum(weights[~hits]), SURE * np.sqrt(np.sum(gains**2)))
         return bool(far) and agreement(self.predicted, self.labels) > SLIGHT
 
 
