@@ -75,6 +75,7 @@ def _own_hints(entry: Mapping[Any, Any]) -> Hints:
     dataset, attack, normalize = (_text(entry.get(name)) for name in ("dataset", "attack", "normalize"))
     return Hints(
         source="ibau_jax",
+        model=_text(entry.get("model")),
         normalization=NORMALIZATIONS.get(normalize) if normalize else None,
         dataset=dataset if dataset and dataset.partition(":")[0] in EMBEDDED else None,
         attack=attack if attack in attack_names() else None,
