@@ -101,7 +101,8 @@ def discrepancies(model: nnx.Module, images: Float[Array, "n h w c"]) -> Float[n
     for path in held:
         variance = (*path[:-1], "var")
         if path[-1] == "mean" and not np.array_equal(held[path], seen[path]):  # else the network does not use it
-            layers.append(_squared_hellinger(held[path], held[variance], seen[path], seen[variance]).mean())
+            distance = _squared_hellinger(held[path], held[variance], seen[path], seen[variance])
+            layers.append(np.nan_to_num(distance, nan=1.0).mean())  # what is not finite agrees with nothing
     return np.asarray(layers)
 
 
@@ -126,7 +127,8 @@ def _squared_hellinger(
     """Of normal distributions, their variances enlarged as BatchNorm enlarges them."""
     first, second = variance + EPSILON, other_variance + EPSILON
     total = first + second
-    return 1 - np.sqrt(2 * np.sqrt(first * second) / total) * np.exp(-((mean - other_mean) ** 2) / (4 * total))
+    with np.errstate(invalid="ignore", over="ignore"):
+        return 1 - np.sqrt(2 * np.sqrt(first * second) / total) * np.exp(-((mean - other_mean) ** 2) / (4 * total))
 
 
 def weigh(

@@ -135,7 +135,11 @@ def _resumable(progress: StoredSteps) -> Iterator[None]:
 def write(options: PoisonOptions, plan: Plan, model: nnx.Module, metrics: Metrics, seconds: float) -> None:
     """Writes everything; result.json comes last, so a folder that has it is complete."""
     bare = model.model if isinstance(model, Normalized) else model
-    hints: dict[str, Any] = {"model": plan.architecture.name, "normalize": options.normalize, "triggers": bool(plan.attacks)}
+    hints: dict[str, Any] = {
+        "model": plan.architecture.name,
+        "normalize": options.normalize,
+        "triggers": bool(plan.attacks),
+    }
     if plan.test.name.partition(":")[0] in EMBEDDED:
         hints["dataset"] = plan.test.name
     metadata = {"acc": round(100 * metrics.acc, 3), "epoch": plan.config.epochs, KEY: hints}
