@@ -5,6 +5,7 @@ import ibau_jax
 checkpoint = ibau_jax.load("suspicious.pth")
 images = ibau_jax.load_dataset("clean.npz", checkpoint.input_shape)
 split = ibau_jax.split_dataset(images, n_clean=5000, seed=0)
+checkpoint = ibau_jax.settle(checkpoint, split.clean_set)  # of several networks with the same names and shapes
 result = ibau_jax.unlearn(checkpoint.model(), split.clean_set, ibau_jax.PRESETS["robust"])
 print(ibau_jax.evaluate(result.model, split.evaluation))
 ibau_jax.save(checkpoint.with_weights(result.model), "cleaned.pth")
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from ibau_jax.auditing import Audit, Auditor, audit
     from ibau_jax.checkpoints import Checkpoint, load, save
+    from ibau_jax.checkpoints.variants import settle
     from ibau_jax.config import AuditConfig, UnlearnConfig
     from ibau_jax.data import Dataset, load_dataset, make_dataset, separate_clean_set, split_dataset
     from ibau_jax.errors import IbauError
@@ -58,6 +60,7 @@ __all__ = [
     "make_dataset",
     "save",
     "separate_clean_set",
+    "settle",
     "split_dataset",
     "unlearn",
     "unlearn_many",
@@ -90,6 +93,7 @@ _PLACES = {
     "make_dataset": "data",
     "save": "checkpoints",
     "separate_clean_set": "data",
+    "settle": "checkpoints.variants",
     "split_dataset": "data",
     "unlearn": "minimax",
     "unlearn_many": "minimax",

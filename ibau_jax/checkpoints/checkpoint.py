@@ -29,6 +29,7 @@ from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.files import put_in_place, regular_files, staging_folder
 from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
+from ibau_jax.models.normalized import normalized_model
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".pkl", ".bin", ".ckpt", ".t7")  # `.pth.tar` is among them
 SAFETENSORS_SUFFIX = ".safetensors"
@@ -102,8 +103,13 @@ class Checkpoint:
     def model(self) -> nnx.Module:
         """The Flax NNX model, in inference mode, its weights in float32.
 
-        It takes images, float32 (n, height, width, channels) in [0, 1], and gives logits, float32 (n, num_classes).
+        It takes images, float32 (n, height, width, channels) in [0, 1], and gives logits, float32 (n, num_classes);
+        inside, images are normalised as the file says, if it does.
         """
+        return normalized_model(self.network(), self.normalization)
+
+    def network(self) -> nnx.Module:
+        """The same without a normalisation: it takes images as the network's first layer does."""
         graph, state = nnx.split(abstract_model(self.architecture, self.num_classes, self.image_size))
         flat = {
             path: variable.replace(jnp.asarray(self.leaves[path], jnp.float32))

@@ -145,7 +145,7 @@ def weigh(
     order = np.random.default_rng(seed).permutation(len(images))
     few = to_unit(jnp.asarray(images.images[order[:IMAGES]]))
     models = {
-        architecture: normalized_model(checkpoint.as_variant(architecture).model(), normalization)
+        architecture: normalized_model(checkpoint.as_variant(architecture).network(), normalization)
         for architecture in (checkpoint.architecture, *checkpoint.alternatives)
     }
     weighed = [Evidence(architecture, discrepancies(model, few)) for architecture, model in models.items()]
@@ -176,3 +176,18 @@ def check_evidence(evidence: Sequence[Evidence], count: int) -> None:
         f"right one is mostly below {100 * IMPLAUSIBLE:g} % off). Check --normalize and --dataset; write the network "
         "as a Flax module and name it by --model FILE.py:CLASS; or go on by --force"
     )
+
+
+def settle(checkpoint: Checkpoint, images: Dataset) -> Checkpoint:
+    """The checkpoint as the architecture that clean images agree with best, of all that have its names and shapes.
+
+    Args:
+        checkpoint: as `ibau_jax.load` gives it, which assumes the most common of several architectures.
+        images: clean images of the model's size.
+
+    Raises:
+        CheckpointError: none agrees with them.
+    """
+    evidence = weigh(checkpoint, images, checkpoint.normalization)
+    check_evidence(evidence, len(images))
+    return checkpoint.as_variant(evidence[0].architecture)

@@ -48,9 +48,9 @@ def verify(
         CheckpointError: torch or the module is not there or can't load the file, or the difference is above TOLERANCE;
             or the architecture is assumed, and its own module would share the assumption.
     """
-    if checkpoint.alternatives and torch_module is None and checkpoint.architecture.torch_module is not None:
+    if checkpoint.alternatives and torch_module is None:
         raise CheckpointError(
-            f"{compared_module(checkpoint)} would share the assumption that this is {checkpoint.architecture.name}, "
+            f"a module chosen by names would share the assumption that this is {checkpoint.architecture.name}, "
             f"though {', '.join(one.name for one in checkpoint.alternatives)} have the same names and shapes. Name "
             "your module by --torch-module FILE.py:NAME, the network by --model NAME, or clean images by --dataset"
         )
@@ -59,7 +59,7 @@ def verify(
     module, whole = _loaded_module(checkpoint, torch_file, torch_module or checkpoint.architecture.torch_module)
     expected = np.concatenate([_torch_logits(module, batch) for batch in batches])
     with jax.default_matmul_precision("highest"):
-        model = normalized_model(checkpoint.model(), checkpoint.stored_normalization if whole else None)
+        model = normalized_model(checkpoint.network(), checkpoint.stored_normalization if whole else None)
         logits = np.concatenate([np.asarray(model(batch)) for batch in batches])
     if logits.shape != expected.shape:
         raise CheckpointError(f"PyTorch's logits have the shape {expected.shape}, Flax's {logits.shape}")

@@ -45,7 +45,7 @@ class Subject:
     @functools.cached_property
     def model(self) -> nnx.Module:
         """The network with its normalisation inside."""
-        return normalized_model(self.checkpoint.model(), self.normalization)
+        return normalized_model(self.checkpoint.network(), self.normalization)
 
     @property
     def hints(self) -> Hints:

@@ -23,7 +23,7 @@ from ibau_jax.defences import Defence, TuneConfig
 from ibau_jax.errors import ConfigError, NotFiniteError
 from ibau_jax.execution import Execution
 from ibau_jax.metrics import Metrics, evaluate, predict
-from ibau_jax.models import Normalized
+from ibau_jax.models.normalized import normalized_model
 from ibau_jax.relearning import Relearned
 from ibau_jax.report import Conclusion, conclude, gather, render
 from ibau_jax.result import Result, State
@@ -106,9 +106,8 @@ class Task:
         Raises:
             CheckpointError: one is too large for its dtype.
         """
-        written = self.subject.checkpoint.with_weights(model).model()
-        normalization = self.subject.normalization
-        return Normalized(written, normalization) if normalization else written
+        written = self.subject.checkpoint.with_weights(model).network()
+        return normalized_model(written, self.subject.normalization)
 
     def end(self, result: Result) -> None:
         """Takes the result; from here on its model is the one that the file will hold."""

@@ -140,16 +140,16 @@ def test_what_is_assumed_is_said_everywhere(tmp_path):
     path = saved(made("preact_resnet18_raw_shortcut"), tmp_path / "x.pth")
     report = inspect_file(path, Request())
     assert report.variants == ("preact_resnet18", "preact_resnet18_raw_shortcut")
-    (note,) = load(path).notes()
+    note = load(path).assumption_note()
     assert "taken as preact_resnet18" in note
     assert "preact_resnet18_raw_shortcut" in note
     save(load(path), tmp_path / "flax")
-    assert load(tmp_path / "flax").notes() == [note]
-    assert load(tmp_path / "flax", model="preact_resnet18_raw_shortcut").notes() == []
+    assert load(tmp_path / "flax").assumption_note() == note
+    assert load(tmp_path / "flax", model="preact_resnet18_raw_shortcut").assumption_note() is None
     chosen = load(path).as_variant(get_architecture("preact_resnet18_raw_shortcut"))
     save(chosen, tmp_path / "chosen")
     assert load(tmp_path / "chosen").architecture.name == "preact_resnet18_raw_shortcut"
-    assert load(tmp_path / "chosen").notes() == []
+    assert load(tmp_path / "chosen").assumption_note() is None
 
 
 def test_a_module_that_shares_the_assumption_verifies_nothing(tmp_path):
