@@ -265,6 +265,7 @@ def test_only_regular_files_are_opened(tmp_path):
             + b"iCCP",
         ),
     ],
+    ids=["npy", "png"],
 )
 def test_a_length_in_a_file_takes_no_memory(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
