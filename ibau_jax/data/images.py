@@ -1,5 +1,6 @@
 """Image files as pixels of 8 bits. Values are scaled or refused, never clipped; sizes are checked before decoding."""
 
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -59,11 +60,13 @@ def _decoded(file: Path, channels: int, size: tuple[int, int] | None) -> Image.I
     """The image in RGB or grey; where `size` (width, height) is given it must have that."""
     check_regular(file)
     mode = "RGB" if channels == 3 else "L"
-    with refusing(f"the image {file}", DataError), open(file, "rb") as content, _opened(content, file) as image:
+    with refusing(f"the image {file}", DataError):
+        content = io.BytesIO(file.read_bytes())  # Pillow reads as many bytes as a file says: no more than are there
+        image = _opened(content, file)
         if size is not None and image.size != size:
             raise DataError(f"{file} is {image.height}x{image.width}, the images are {size[1]}x{size[0]}")
-        needed = image.width * image.height * _bytes_a_pixel(image.mode, mode)
-        check_size(needed, os.fstat(content.fileno()).st_size, f"{file}, of {image.height}x{image.width} pixels,")
+        needed = image.width * image.height * _bytes_a_pixel(image, mode)
+        check_size(needed, len(content.getbuffer()), f"{file}, of {image.height}x{image.width} pixels,")
         with _silent(image.format == "TIFF"):
             image.load()
         pixels = _eight_bits(image, file)
@@ -93,9 +96,11 @@ def _silent(libtiff: bool) -> Iterator[None]:
         os.close(nowhere)
 
 
-def _bytes_a_pixel(mode: str, wanted: str) -> int:
-    own = BYTES.get(mode, 4)
-    return own + (0 if mode == wanted else BYTES.get(wanted, 4)) + (4 if mode.startswith("I;16") else 0)
+def _bytes_a_pixel(image: Image.Image, wanted: str) -> int:
+    """What decoding and converting an image takes at most."""
+    own = BYTES.get(image.mode, 4)
+    buffers = 8 if image.format == "WEBP" else 4 if image.mode.startswith("I;16") else 0
+    return own + buffers + (0 if image.mode == wanted else BYTES.get(wanted, 4))
 
 
 def _eight_bits(image: Image.Image, file: Path) -> Image.Image:

@@ -1,5 +1,6 @@
 """NumPy's files, npy and npz, from strangers: nothing is unpickled, and no declared size is believed."""
 
+import io
 import math
 import os
 import zipfile
@@ -19,6 +20,7 @@ MEMBER = ".npy"
 ENCRYPTED = 0x1  # zip's flag
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others inflate without bounds
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+LONGEST_HEADER = 2**14  # bytes; NumPy takes 10,000
 STEP = 2**20  # bytes read at a time
 
 
@@ -43,19 +45,16 @@ class Arrays:
         self._archive, self._size = archive, os.path.getsize(path)
         self.path = path
         self._members: dict[str, zipfile.ZipInfo] = {}
+        folded: set[str] = set()  # file systems and readers differ on whether these are the same
         for info in archive.infolist():
-            if info.filename.endswith(MEMBER):
-                self._add(info)
-
-    def _add(self, info: zipfile.ZipInfo) -> None:
-        name = info.filename.removesuffix(MEMBER)
-        if name.casefold() in {other.casefold() for other in self._members}:
-            raise ValueError(f"it has several members called {shortened(name, 40)}")
-        if info.flag_bits & ENCRYPTED:
-            raise ValueError(f"{shortened(name, 40)} is encrypted")
-        if info.compress_type not in METHODS:
-            raise ValueError(f"{shortened(name, 40)} is compressed by a method other than those of np.savez_compressed")
-        self._members[name] = info
+            if not info.filename.endswith(MEMBER):
+                continue
+            name = info.filename.removesuffix(MEMBER)
+            if name.casefold() in folded:
+                raise ValueError(f"it has several members called {shortened(name, 40)}")
+            _check_member(info, name)
+            folded.add(name.casefold())
+            self._members[name] = info
 
     @property
     def names(self) -> list[str]:
@@ -70,7 +69,7 @@ class Arrays:
     def header(self, name: str) -> Header:
         """Shape and dtype of an array."""
         with self._open(name) as (stream, size):
-            return _header(stream, size)
+            return _header(stream, size)[0]
 
     def read(self, name: str) -> np.ndarray:
         """An array."""
@@ -83,6 +82,13 @@ class Arrays:
         check_size(info.file_size, self._size, f"{self.path}: {shortened(name, 40)}")
         with self._archive.open(info) as stream:
             yield stream, info.file_size
+
+
+def _check_member(info: zipfile.ZipInfo, name: str) -> None:
+    if info.flag_bits & ENCRYPTED:
+        raise ValueError(f"{shortened(name, 40)} is encrypted")
+    if info.compress_type not in METHODS:
+        raise ValueError(f"{shortened(name, 40)} is compressed by a method other than those of np.savez_compressed")
 
 
 @contextmanager
@@ -113,9 +119,10 @@ def read_npy(path: Path, kind: type[IbauError]) -> np.ndarray:
 
 
 def _read(stream: IO[bytes], size: int) -> np.ndarray:
-    header = _header(stream, size)
+    header, start = _header(stream, size)
     buffer = np.empty(header.nbytes, np.uint8)
-    content, place = buffer.data, 0
+    content, place = buffer.data, len(start)
+    content[:place] = start
     while place < len(content):
         count = stream.readinto(content[place : place + STEP])  # type: ignore[attr-defined]
         if not count:
@@ -128,20 +135,21 @@ def _read(stream: IO[bytes], size: int) -> np.ndarray:
     return array.astype(header.dtype.newbyteorder("="), copy=False)
 
 
-def _header(stream: IO[bytes], size: int) -> Header:
-    start = stream.tell()
-    version = np.lib.format.read_magic(stream)
+def _header(stream: IO[bytes], size: int) -> tuple[Header, bytes]:
+    """The header, and the first values, which were read with it."""
+    head = io.BytesIO(stream.read(min(size, LONGEST_HEADER)))  # a header may claim to have gigabytes
+    version = np.lib.format.read_magic(head)
     if version not in HEADERS:
         raise ValueError(f"arrays of format version {version[0]}.{version[1]} are not read")
-    shape, fortran, dtype = HEADERS[version](stream)
+    shape, fortran, dtype = HEADERS[version](head)
     if dtype.hasobject or dtype.names is not None or dtype.subdtype is not None:
         raise ValueError("an array of Python objects or of records is not read")
     if not all(0 <= length < 2**63 for length in shape):
         raise ValueError("an array has a shape that can't be")
-    header, left = Header(tuple(map(int, shape)), dtype, fortran), size - (stream.tell() - start)
+    header, left = Header(tuple(map(int, shape)), dtype, fortran), size - head.tell()
     if header.nbytes != left:
         raise ValueError(
             f"an array of shape {shortened(shape, 60)} and dtype {shortened(dtype, 40)} takes "
             f"{shortened(header.nbytes, 30)} bytes, but {left} are there"
         )
-    return header
+    return header, head.read()

@@ -2,16 +2,19 @@
 
 import io
 import struct
+import tracemalloc
 import zipfile
 import zlib
 
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from ibau_jax.data import load_dataset
 from ibau_jax.errors import IbauError
 from ibau_jax.files import check_regular
+from ibau_jax.triggers import load_attack
 
 SHAPE = (8, 8, 3)
 X = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
@@ -82,7 +85,7 @@ NPZ = {
     "no archive": (b"x" * 99, "not a zip file"),
     "empty": (b"", "not a zip file"),
     "without y": (npz([("x.npy", npy(X))]), "lacks y; it holds x"),
-    "many names": (npz([(f"{n}.npy", b"") for n in range(2000)]), "lacks x and y; it holds 0, 1"),
+    "many names": (npz([(f"{n}.npy", b"") for n in range(20_000)]), "lacks x and y; it holds 0, 1"),
     "more labels": (npz([("x.npy", npy(X)), ("y.npy", npy(np.zeros(10**6)))]), "6 images but 1000000 labels"),
 }
 
@@ -245,3 +248,32 @@ def test_only_regular_files_are_opened(tmp_path):
     for name in (".", "zero"):
         with pytest.raises(IbauError, match="no regular file"):
             check_regular(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.npy", b"\x93NUMPY\2\0" + struct.pack("<I", 2**31) + b"{"),
+        (
+            "a.png",
+            b"\x89PNG\r\n\x1a\n"
+            + struct.pack(">I", 13)
+            + b"IHDR"
+            + struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)
+            + struct.pack(">I", zlib.crc32(b"IHDR" + struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0)))
+            + struct.pack(">I", 2**31 - 1)
+            + b"iCCP",
+        ),
+    ],
+    ids=["npy", "png"],
+)
+def test_a_length_in_a_file_takes_no_memory(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    Image.fromarray(X[0]).save(tmp_path / "honest.png")
+    tracemalloc.start()
+    try:
+        with pytest.raises(IbauError, match=name):
+            load_attack(str(tmp_path / "honest.png"), SHAPE, mask=tmp_path / name)
+        assert tracemalloc.get_traced_memory()[1] < 2**23
+    finally:
+        tracemalloc.stop()
