@@ -134,9 +134,9 @@ def of_labels(predicted: Labels, labels: Labels, classes: int) -> Iterator[Expla
     as_text = np.asarray(sorted(range(classes), key=str))  # 0, 1, 10, 11, ..., 2: the class in each place
     ranks = np.argsort(as_text)
     why = "the model's classes are in the order of their numbers as text: 0, 1, 10, 11, ..."
-    yield explanation(f"with --class-order text ({why})", ranks[labels])
+    yield explanation(f"with --class-order text, or labels of arrays numbered so ({why})", ranks[labels])
     why = "the labels are in the order of the classes' numbers as text: 0, 1, 10, 11, ..."
-    yield explanation(f"with --class-order number ({why})", as_text[labels])
+    yield explanation(f"with --class-order number, or labels of arrays numbered so ({why})", as_text[labels])
     mapping = described_mapping(best_mapping(predicted, labels))
     causes = "is a class missing, are labels counted from 1, or the classes in another order? See --class-order"
     yield explanation(f"where label {mapping}: {causes}", cross_fitted(predicted, labels))
