@@ -28,7 +28,7 @@ Hits = Bool[np.ndarray, " n"]
 IMAGES = 1000  # that are looked at, at most
 TRIED = 200  # of them, those that are given to the model in other forms: one batch of `predict`
 SURE = 3.0  # standard errors
-EXPLAINED = 0.25  # share of the misses that an explanation has to account for
+EXPLAINED = 0.25  # share of the misses, among the images that it is about, that an explanation has to account for
 SLIGHT = 0.2  # chance-corrected agreement up to which Landis and Koch (Biometrics, 1977) call it slight
 SHOWN = 4  # labels that a mapping is described by
 HABIT = 0.5  # images: what a label's own class is ahead of others, so that it is kept where nothing speaks against it
@@ -41,11 +41,13 @@ class Explanation:
     Attributes:
         mending: how that comes about, to stand behind an accuracy.
         predicted, labels: classes.
+        about: the images that it is about, those that another label or other pixels would be had for.
     """
 
     mending: str
     predicted: Labels = field(repr=False)
     labels: Labels = field(repr=False)
+    about: Hits = field(repr=False)
 
     @property
     def hits(self) -> Hits:
@@ -56,7 +58,7 @@ class Explanation:
         """Whether it has far more than these hits on the same images, not by chance, and leaves a model of some use."""
         weights = weights_of(self.labels)
         gains = weights * (self.hits.astype(int) - hits)
-        far = np.sum(gains) > max(EXPLAINED * np.sum(weights[~hits]), SURE * np.sqrt(np.sum(gains**2)))
+        far = np.sum(gains) > max(EXPLAINED * np.sum(weights[self.about & ~hits]), SURE * np.sqrt(np.sum(gains**2)))
         return bool(far) and agreement(self.predicted, self.labels) > SLIGHT
 
 
@@ -125,15 +127,19 @@ def agreement(predicted: Labels, labels: Labels, errors: float = 0.0) -> float:
 
 def of_labels(predicted: Labels, labels: Labels, classes: int) -> Iterator[Explanation]:
     """Explanations by labels that number the classes otherwise than the model does."""
+
+    def explanation(mending: str, others: Labels) -> Explanation:
+        return Explanation(mending, predicted, others, others != labels)
+
     as_text = np.asarray(sorted(range(classes), key=str))  # 0, 1, 10, 11, ..., 2: the class in each place
     ranks = np.argsort(as_text)
     why = "the model's classes are in the order of their numbers as text: 0, 1, 10, 11, ..."
-    yield Explanation(f"with --class-order text ({why})", predicted, ranks[labels])
+    yield explanation(f"with --class-order text, or labels of arrays numbered so ({why})", ranks[labels])
     why = "the labels are in the order of the classes' numbers as text: 0, 1, 10, 11, ..."
-    yield Explanation(f"with --class-order number ({why})", predicted, as_text[labels])
+    yield explanation(f"with --class-order number, or labels of arrays numbered so ({why})", as_text[labels])
     mapping = described_mapping(best_mapping(predicted, labels))
     causes = "is a class missing, are labels counted from 1, or the classes in another order? See --class-order"
-    yield Explanation(f"where label {mapping}: {causes}", predicted, cross_fitted(predicted, labels))
+    yield explanation(f"where label {mapping}: {causes}", cross_fitted(predicted, labels))
 
 
 def best_mapping(predicted: Labels, labels: Labels) -> dict[int, int]:
@@ -171,7 +177,7 @@ def of_pixels(model: nnx.Module, images: Dataset, normalization: Normalization |
 
     def explanation(mending: str, pixels: Float[np.ndarray, "n h w c"]) -> Explanation:
         seen = Dataset(pixels.astype(np.float32), images.labels)
-        return Explanation(mending, predict_where_finite(model, seen), images.labels)
+        return Explanation(mending, predict_where_finite(model, seen), images.labels, np.ones(len(images), bool))
 
     for option, other in _normalizations(channels).items():
         if len(other.mean) == channels and other != present:
