@@ -236,7 +236,7 @@ BOMBS = {
     "floats": b"(" + (b"G" + bytes(8)) * 2**21 + b"t",
     "lists in lists": b"(" + b"]]a" * 2**19 + b"t",
     "sets of one list": ITEMS + name("__builtin__", "set") + b"q\x010(" + b"h\x01h\x00\x85R" * 400 + b"t",
-    "sets of one item": b"](" + b"N" * 60_000 + b"eq\x000" + name("builtins", "set") + b"q\x010(" + b"h\x01h\x00\x85R" * 50_000 + b"t",
+    "sets of one item": b"](" + b"N" * 60_000 + b"eq\x000" + name("builtins", "set") + b"q\x010(" + b"h\x01h\x00\x85R" * 20_000 + b"t",
     "a namespace updated": b"}(" + b"".join(text(str(i)) + b"N" for i in range(20_000)) + b"uq\x000" + name("argparse", "Namespace")
     + b"q\x010(" + b"h\x01)Rh\x00b" * 3000 + b"t",
     "one namespace again": b"}(" + b"".join(text(str(i)) + b"N" for i in range(60_000)) + b"uq\x000" + name("argparse", "Namespace")
