@@ -283,6 +283,23 @@ def test_a_member_that_is_larger_than_it_says_is_not_unpacked(tmp_path):
     assert memory < 2**25
 
 
+PAIRS = b"](X\x01\x00\x00\x00aN\x86e\x85"
+DIFFERENT = {
+    "a dict made without its items": name("collections", "OrderedDict") + PAIRS + b"\x81",
+    "a set made without its items": name("builtins", "set") + b"](Ne\x85\x81",
+    "a default dict with items": name("collections", "defaultdict") + b"N" + PAIRS[:-1] + b"\x86R",
+    "pairs that are counted": name("collections", "Counter") + PAIRS + b"R",
+    "a parameter with other data": name("torch._utils", "_rebuild_parameter_with_state") + b"(" + tensor() + b"\x89}}" + text("data") + b"NstR",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_pickle_would_make_something_else_of_is_refused(tmp_path, name):
+    (tmp_path / "x.pth").write_bytes(zipped(PROTO4 + DIFFERENT[name] + b".", {"0": bytes(4)}))
+    with pytest.raises(CheckpointError):
+        read_torch_file(tmp_path / "x.pth")
+
+
 EVIL = b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R."
 GOOD = PROTO4 + b"}."
 
