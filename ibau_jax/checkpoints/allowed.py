@@ -28,6 +28,12 @@ NUMPY_NAME = re.compile(r"[<>|=]?[A-Za-z?][A-Za-z0-9_]{0,15}")
 KEY_TYPES = (str, bytes, int, float, type(None), np.integer, np.floating, np.bool_)
 MAX_KEY_LENGTH, MAX_KEY_PARTS, MAX_KEY_BITS = 4096, 64, 64
 
+# PyTorch's own attributes of a tensor that can be set.
+TENSOR_ATTRIBUTES = frozenset(
+    """data real imag grad _grad grad_dtype requires_grad names volatile H T mH mT _base _backward_hooks
+    _post_accumulate_grad_hooks _python_dispatch _cdata _version""".split()  # noqa: SIM905
+)
+
 
 def checked_key(key: Any) -> Any:
     """`key` if it may be a dict's key or a set's item: a scalar, or a tuple of scalars; else CheckpointError.
@@ -92,8 +98,16 @@ def _rebuild_parameter(data: Any, requires_grad: Any = True, hooks: Any = None, 
     return TorchTensor(t.storage, t.dtype, t.offset, t.shape, t.strides, requires_grad is True, True)
 
 
+def _attributes(state: Any) -> Any:
+    """What PyTorch sets on a tensor, if that leaves alone what the tensor itself is; else CheckpointError."""
+    named = isinstance(state, dict) and all(isinstance(name, str) for name in state)
+    if state is not None and (not named or any(name in TENSOR_ATTRIBUTES or name[:2] == "__" for name in state)):
+        raise CheckpointError("a tensor's attributes are not its user's own, and could replace what it holds: refused")
+    return state
+
+
 def _rebuild_parameter_with_state(data: Any, requires_grad: Any, hooks: Any, state: Any) -> TorchTensor:
-    return replace(_rebuild_parameter(data, requires_grad), attributes=state)
+    return replace(_rebuild_parameter(data, requires_grad), attributes=_attributes(state))
 
 
 def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> TorchTensor:
@@ -101,7 +115,7 @@ def _rebuild_from_type(function: Any, kind: Any, args: Any, state: Any) -> Torch
         raise CheckpointError(f"a tensor subclass is rebuilt by {_described(function)}, which is not allowed")
     if not isinstance(kind, GlobalName):
         raise CheckpointError("a tensor's class has no name; the file is damaged")
-    return replace(call(function, args), kind=kind, attributes=state)
+    return replace(call(function, args), kind=kind, attributes=_attributes(state))
 
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
@@ -162,7 +176,7 @@ def _numpy_frombuffer(raw: Any, dtype: Any, shape: Any, order: Any) -> np.ndarra
     return flat.reshape(shape, order="F" if isinstance(order, str) and order == "F" else "C")
 
 
-def _defaultdict(factory: Any = None, *items: Any) -> defaultdict:
+def _defaultdict(factory: Any = None) -> defaultdict:
     if factory is None:
         return defaultdict(None)
     if not isinstance(factory, GlobalName) or factory.module not in BUILTIN_MODULES or factory.name not in FACTORIES:

@@ -284,7 +284,7 @@ def _read_safetensors(file: IO[bytes], budget: Budget) -> Any:
 def _safetensors_metadata(header: bytes) -> Mapping[str, str] | None:
     """What the file says of itself, which the library does not give for bytes."""
     try:
-        metadata = json.loads(header).get("__metadata__")
+        metadata = json.loads(header.decode("utf-8")).get("__metadata__")  # bytes alone could be UTF-16
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the safetensors file is damaged ({shortened(error)})") from error
     plain = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())

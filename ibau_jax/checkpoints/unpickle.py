@@ -269,7 +269,7 @@ class _Machine:
             self.fill_set(target, source)
         elif isinstance(target, dict) and isinstance(source, dict):
             self.fill_dict(target, source.items(), len(source))
-        elif isinstance(target, dict) and isinstance(source, (list, tuple)):
+        elif isinstance(target, OrderedDict) and isinstance(source, (list, tuple)):
             self.fill_dict(target, map(_pair, source), len(source))
         else:
             raise CheckpointError(f"a {function.name} is built from something else than its items; the file is damaged")
@@ -348,13 +348,22 @@ class _Machine:
         self.budget.take(TENSOR + made.nbytes if isinstance(made, TorchTensor) else 0)
         self.push(made)
 
+    def new(self, _: Any) -> None:
+        """A call that makes an object without filling it: what it is given beside its class is not its content."""
+        args, function = self.pop(), self.top()
+        is_known = isinstance(function, GlobalName) and is_allowed(function.module, function.name)
+        if is_known and not (isinstance(args, tuple) and not args):
+            raise CheckpointError(f"the pickle makes a {function} in a way that Python does not write: refused")
+        self.stack.append(args)
+        self.reduce(None)
+
     def made(self, function: Any, args: Any) -> Any:
         if self.refused is not None and isinstance(function, GlobalName) and function in self.refused:
             return TorchValue(function, args if isinstance(args, tuple) else (args,))
         if function == NESTED_STORAGE and self.load_nested and isinstance(args, tuple) and len(args) == 1:
             return self.load_nested(args[0])
         if isinstance(args, tuple):
-            if isinstance(function, GlobalName) and function in FILLED and len(args) <= 1:
+            if _is_filled(function) and len(args) <= 1:
                 return self.filled(function, args)
             self.budget.require(sum(len(part) for part in args if isinstance(part, (str, bytes, bytearray))))
         return call(function, args)
@@ -381,6 +390,10 @@ class _Machine:
                 f"the pickle is of protocol {number}, which Python does not know; the file is damaged"
             )
         self.protocol = self.protocol or number
+
+
+def _is_filled(function: Any) -> bool:
+    return isinstance(function, GlobalName) and function in FILLED
 
 
 def _pair(value: Any) -> Any:
@@ -466,7 +479,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "GLOBAL": _Machine.append_global,
     "STACK_GLOBAL": _Machine.stack_global,
     "REDUCE": _Machine.reduce,
-    "NEWOBJ": _Machine.reduce,
+    "NEWOBJ": _Machine.new,
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.load_persistent,
 }

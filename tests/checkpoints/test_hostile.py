@@ -236,7 +236,7 @@ BOMBS = {
     "floats": b"(" + (b"G" + bytes(8)) * 2**21 + b"t",
     "lists in lists": b"(" + b"]]a" * 2**19 + b"t",
     "sets of one list": ITEMS + name("__builtin__", "set") + b"q\x010(" + b"h\x01h\x00\x85R" * 400 + b"t",
-    "sets of one item": b"](" + b"N" * 60_000 + b"eq\x000" + name("builtins", "set") + b"q\x010(" + b"h\x01h\x00\x85R" * 50_000 + b"t",
+    "sets of one item": b"](" + b"N" * 60_000 + b"eq\x000" + name("builtins", "set") + b"q\x010(" + b"h\x01h\x00\x85R" * 20_000 + b"t",
     "a namespace updated": b"}(" + b"".join(text(str(i)) + b"N" for i in range(20_000)) + b"uq\x000" + name("argparse", "Namespace")
     + b"q\x010(" + b"h\x01)Rh\x00b" * 3000 + b"t",
     "one namespace again": b"}(" + b"".join(text(str(i)) + b"N" for i in range(60_000)) + b"uq\x000" + name("argparse", "Namespace")
@@ -281,6 +281,23 @@ def test_a_member_that_is_larger_than_it_says_is_not_unpacked(tmp_path):
     result, _, memory = measured(lambda: read_torch_file(tmp_path / "x.pth"))
     assert "not as large as it says" in str(result)
     assert memory < 2**25
+
+
+PAIRS = b"](X\x01\x00\x00\x00aN\x86e\x85"
+DIFFERENT = {
+    "a dict made without its items": name("collections", "OrderedDict") + PAIRS + b"\x81",
+    "a set made without its items": name("builtins", "set") + b"](Ne\x85\x81",
+    "a default dict with items": name("collections", "defaultdict") + b"N" + PAIRS[:-1] + b"\x86R",
+    "pairs that are counted": name("collections", "Counter") + PAIRS + b"R",
+    "a parameter with other data": name("torch._utils", "_rebuild_parameter_with_state") + b"(" + tensor() + b"\x89}}" + text("data") + b"NstR",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_what_pickle_would_make_something_else_of_is_refused(tmp_path, name):
+    (tmp_path / "x.pth").write_bytes(zipped(PROTO4 + DIFFERENT[name] + b".", {"0": bytes(4)}))
+    with pytest.raises(CheckpointError):
+        read_torch_file(tmp_path / "x.pth")
 
 
 EVIL = b"\x80\x02cos\nsystem\nX\x02\x00\x00\x00id\x85R."

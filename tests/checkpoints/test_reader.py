@@ -227,6 +227,13 @@ def test_headers_of_safetensors_that_are_wrong(tmp_path, name):
     assert len(str(caught.value)) < 500
 
 
+def test_headers_of_safetensors_are_utf_8(tmp_path):
+    text = "{}".encode("utf-32-le")
+    (tmp_path / "x.pth").write_bytes(struct.pack("<Q", len(text)) + text)
+    with pytest.raises(CheckpointError, match="safetensors file is damaged"):
+        read_torch_file(tmp_path / "x.pth")
+
+
 class Unseekable(io.RawIOBase):
     """What zipfile streams to: sizes come behind each member."""
 
