@@ -138,7 +138,7 @@ def staging_folder(target: Path) -> Iterator[Path]:
     there = parent.exists()
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(target)
+        remove_abandoned(target)
         folder, lock = _locked_folder(target)
     except OSError as error:
         raise ConfigError(f"can't write {target}: {error.strerror or error}") from error
@@ -164,8 +164,8 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
             os.close(lock)
 
 
-def _remove_abandoned(target: Path) -> None:
-    """Deletes the staging folders of `target` whose processes are dead."""
+def remove_abandoned(target: Path) -> None:
+    """Deletes the staging folders of `target` whose processes are dead; `target`'s folder is there."""
     for entry in target.absolute().parent.iterdir():
         if not (entry.name.startswith(f".{target.name}.") and entry.name.endswith(STAGING)) or entry.is_symlink():
             continue

@@ -25,7 +25,7 @@ from ibau_jax.cli.stored import Content, StoredSteps, leaves_of_tree, tree_of_le
 from ibau_jax.data.sources import EMBEDDED
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import Execution
-from ibau_jax.files import put_all_in_place, staging_folder
+from ibau_jax.files import put_all_in_place, remove_abandoned, staging_folder
 from ibau_jax.interruption import deferred_signals
 from ibau_jax.json_files import write_json
 from ibau_jax.metrics import Metrics
@@ -51,6 +51,7 @@ def run(options: PoisonOptions) -> int:
     progress = StoredSteps(options.out, identity(options, plan), "epoch")
     if options.resume and is_finished(options, progress):
         progress.remove()
+        remove_abandoned(options.out / RESULT)
         console.console.print(
             f"{console.escaped(str(options.out))} holds this training's results already", soft_wrap=True
         )

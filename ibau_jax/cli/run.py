@@ -14,11 +14,12 @@ from ibau_jax.cli.plan import Planned, plan_runs
 from ibau_jax.cli.prepare import prepare
 from ibau_jax.cli.progress import RoundProgress
 from ibau_jax.cli.relearn import relearn_task, relearning_table
-from ibau_jax.cli.run_folder import REPORT, check_folder, write_summary
+from ibau_jax.cli.run_folder import REPORT, RESULT, check_folder, write_summary
 from ibau_jax.cli.task import Task
 from ibau_jax.cli.unlearn_options import UnlearnOptions
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import Execution
+from ibau_jax.files import remove_abandoned
 from ibau_jax.member import Member
 from ibau_jax.minimax import stackable, unlearn_many
 from ibau_jax.result import State
@@ -72,6 +73,8 @@ def _forget(tasks: list[Task], failures: dict[str, str]) -> None:
     for task in tasks:
         if task.name not in failures:
             task.progress.remove()
+        if task.finished is not None:
+            remove_abandoned(task.folder / RESULT)
         if task.finished is not None and len(tasks) == 1:
             console.console.print(
                 f"{console.escaped(str(task.folder))} holds this run's results already", soft_wrap=True

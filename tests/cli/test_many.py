@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from ibau_jax.data import load_dataset
 from ibau_jax.errors import ConfigError
 from tests.cli import commands
 from tests.cli.commands import EVALUATE, EXAMPLE, UNLEARN, run
+from tests.cli.test_scripts import KILLED
 
 FAST = [*commands.FAST, "--dataset", "small.npz"]
 
@@ -97,3 +100,25 @@ def test_folders_of_runs(tmp_path):
     assert planned(Path("m/a.pth"), Path("m/a.pt"), out=tmp_path) == [f"{tmp_path}/a-pth", f"{tmp_path}/a-pt"]
     with pytest.raises(ConfigError, match="twice"):
         planned(one, one)
+
+
+@pytest.mark.slow
+def test_several_runs_that_are_killed_while_results_are_put_in_place_go_on(folder):
+    """After the first run's results and a part of the second one's: with --resume both are there, and nothing else."""
+    (folder / "killed.py").write_text(KILLED)
+    arguments = ["--ckpt", "a.pth", "b.pth", *FAST]
+    where = folder / "out" / "b"
+    killed = run(
+        sys.executable, folder / "killed.py", 2, where, UNLEARN[1], "--no-audit", *arguments, "--out", "out", cwd=folder
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert (folder / "out" / "a" / "result.json").exists()
+    assert not (where / "result.json").exists()
+    for _ in range(2):  # the second time all is there
+        resumed = run(*UNLEARN, *arguments, "--out", "out", "--resume", cwd=folder)
+        assert resumed.returncode == 0, resumed.stderr
+        records = json.loads((folder / "out" / "summary.json").read_text())
+        assert [(record["run"], record["status"]) for record in records] == [("a", "completed"), ("b", "completed")]
+        assert records[0]["after"] == records[1]["after"]
+        assert sorted(entry.name for entry in (folder / "out").iterdir()) == ["a", "b", "summary.json"]
+        assert not list(where.glob(".*"))

@@ -208,7 +208,7 @@ def replace(source, target):
     if count == at:
         os.kill(os.getpid(), signal.SIGKILL)
 os.replace = replace
-sys.argv = [script, "--out", out, *sys.argv[4:]]
+sys.argv = [script, *sys.argv[4:]]
 runpy.run_path(script, run_name="__main__")
 """
 
@@ -218,7 +218,9 @@ def test_a_run_that_is_killed_while_its_results_are_put_in_place_goes_on(tmp_pat
     """After each of five renamings; what --resume ends with is what a run ends with that nothing happened to."""
     (tmp_path / "killed.py").write_text(KILLED)
     arguments = [*options(small_digits), "--no-audit"]
-    killed = run(sys.executable, tmp_path / "killed.py", at, "out", UNLEARN[1], *arguments, cwd=tmp_path)
+    killed = run(
+        sys.executable, tmp_path / "killed.py", at, "out", UNLEARN[1], *arguments, "--out", "out", cwd=tmp_path
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert (tmp_path / "out" / "result.json").exists() == (at == 5)
     resumed = unlearn(*options(small_digits), "--out", "out", "--resume", cwd=tmp_path)
