@@ -17,7 +17,8 @@ import numpy as np
 
 from ibau_jax.checkpoints.archive import Archive, damaged
 from ibau_jax.checkpoints.budget import Budget
-from ibau_jax.checkpoints.unpickle import checked_tree, unpickle, unpickle_with_dialect
+from ibau_jax.checkpoints.tree import checked_tree
+from ibau_jax.checkpoints.unpickle import unpickle, unpickle_with_dialect
 from ibau_jax.checkpoints.values import OWN_DIALECT, STORAGE_DTYPES, Dialect, GlobalName, Storage, TorchTensor
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.files import open_regular

@@ -10,7 +10,7 @@ import pickletools
 import struct
 from argparse import Namespace
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Sized
 from sys import getsizeof
 from typing import Any
 
@@ -29,20 +29,18 @@ from ibau_jax.checkpoints.allowed import (
     raw_bytes,
 )
 from ibau_jax.checkpoints.budget import Budget
+from ibau_jax.checkpoints.tree import checked_tree
 from ibau_jax.checkpoints.values import Dialect, GlobalName, TorchTensor, TorchValue
 from ibau_jax.errors import CheckpointError, shortened
 
-MAX_NESTING = 100
 MAX_LINE = 1000  # of what ends with a line: numbers, names of globals
 MAX_INTEGER = 255  # bytes, 614 digits: Python itself prints at most 4300
 MAX_PROTOCOL = 5
-MAX_NAME, MAX_PARTS = 400, 40  # of a tensor: characters, and parts between dots
 REFUSED_NAMES = 50  # as many are listed where a file is only inspected
 STRIDE = 32  # opcodes that are charged at once
 CALL = 2  # what a call is charged beside, in opcodes, and beside as many as it has arguments or copies items
 LARGE = 2**12  # bytes of an opcode's argument, from which on its copies are asked for first
-# What an object takes beside its own bytes, in the tables of what walks the tree afterwards.
-CONTAINER, TENSOR, NAMED_TENSOR, SLOT = 128, 512, 1536, 110
+TENSOR, SLOT = 512, 110  # bytes that an object takes beside its own
 _NOTHING = object()
 _INTEGERS = (int, np.integer)
 
@@ -489,73 +487,6 @@ _TABLE = {
     for opcode in pickletools.opcodes
     if opcode.name in _OPERATIONS
 }
-
-
-def _children(value: Any) -> Iterator[Any]:
-    """What a container holds that may be a container too."""
-    if isinstance(value, dict):
-        yield from value.values()
-        yield getattr(value, "_metadata", None)
-    elif isinstance(value, Namespace):
-        yield from vars(value).values()
-    elif isinstance(value, (list, tuple)):
-        yield from value
-    elif isinstance(value, TorchValue):
-        yield from value.args
-    elif isinstance(value, TorchTensor):
-        yield value.attributes
-
-
-_CONTAINERS = (dict, list, tuple, Namespace, TorchValue)
-
-
-def _may_nest(value: Any) -> bool:
-    return isinstance(value, _CONTAINERS) or (isinstance(value, TorchTensor) and value.attributes is not None)
-
-
-def checked_tree(tree: Any, budget: Budget) -> Any:
-    """`tree` if what walks it later may recurse and may take the names of its tensors apart, else CheckpointError.
-
-    Its containers are nested at most MAX_NESTING deep and none contains itself; names have at most MAX_NAME characters
-    and MAX_PARTS parts. Every item of every container is looked at once. Charged is what walking the tree takes later.
-    """
-    heights: dict[int, int] = {}
-    path = [_Entered((tree,), budget)]
-    while path:
-        for child in path[-1].children:
-            if id(child) not in heights:
-                heights[id(child)] = MAX_NESTING  # too high for a container that it holds: a cycle
-                path.append(_Entered(child, budget))
-                break
-            path[-1].height = max(path[-1].height, heights[id(child)] + 1)
-        else:
-            done = path.pop()
-            heights[id(done.container)] = done.height
-            if path:
-                path[-1].height = max(path[-1].height, done.height + 1)
-        if path and max(len(path), path[-1].height) > MAX_NESTING + 1:
-            raise CheckpointError("the pickle nests its containers too deeply, or in themselves: refused")
-    return tree
-
-
-class _Entered:
-    """A container some of whose children have been looked at."""
-
-    def __init__(self, container: Any, budget: Budget) -> None:
-        budget.take(CONTAINER)
-        if isinstance(container, dict):
-            _check_names(container, budget)
-        self.container = container
-        self.children = filter(_may_nest, _children(container))
-        self.height = 0
-
-
-def _check_names(container: dict[Any, Any], budget: Budget) -> None:
-    for name, value in container.items():
-        if isinstance(value, TorchTensor):
-            budget.take(NAMED_TENSOR + value.nbytes)
-            if isinstance(name, str) and (len(name) > MAX_NAME or name.count(".") >= MAX_PARTS):
-                raise CheckpointError(f"a tensor's name has too many characters or parts: {shortened(name)!r}: refused")
 
 
 def set_state(target: Any, state: Any) -> int:
