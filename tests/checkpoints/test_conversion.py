@@ -283,7 +283,7 @@ def test_damaged_flax_folders_are_refused(tmp_path):
         lambda: (folder / "checkpoint.json").write_text(json.dumps({"version": 2, "model": "small_vgg"})),
         lambda: (folder / "envelope.pth").write_bytes(b"PK"),
         lambda: (folder / "envelope.pth").unlink(),
-        lambda: (folder / "leaves" / "_METADATA").unlink(),
+        lambda: (folder / "leaves" / "manifest.ocdbt").unlink(),
         lambda: (folder / "checkpoint.json").write_text(
             (folder / "checkpoint.json").read_text().replace('"num_classes": 10', '"num_classes": 11')
         ),
