@@ -34,7 +34,7 @@ def test_everything_is_taken_from_the_file(tmp_path):
 
 def test_comparing_on_real_images(tmp_path):
     torch.save({"net": random_vgg().state_dict()}, tmp_path / "x.tar")
-    done = run(*CONVERT, "x.tar", "y.bin", "--verify", 5, "--dataset", "digits", cwd=tmp_path)
+    done = run(*CONVERT, "x.tar", "y.bin", "--verify", 5, "--dataset", "digits", "--force", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "logits of 5 random images differ" in done.stdout
     assert "logits of 5 digits" in done.stdout

@@ -94,7 +94,7 @@ BAD = {
     "out in the Flax folder": (lambda t: ["--ckpt", flax(t), "--out", t / "flax" / "run"], "lies in the Flax folder"),
     "out replaces the checkpoint": (lambda t: [*at_home(t), "--overwrite"], "would replace"),
     "evaluation images of the target": (
-        lambda t: images(t, zeros(60, 32, 32, 3), np.full(60, 3)),
+        lambda t: images(t, np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8), np.full(60, 3)),
         "no image is left to measure badnets",
     ),
     "wrong deviation": (lambda t: ["--ckpt", EXAMPLE, "--std", 0, 1, 1], "deviations positive"),
