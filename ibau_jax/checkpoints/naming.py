@@ -150,11 +150,12 @@ def find_normalization(
     Raises:
         CheckpointError: the values are of neither.
     """
+    there = set(beside)
     pairs = [
         (name, name.removesuffix(mean) + std)
         for name in beside
         for mean, std in NORMALIZERS
-        if name.rpartition(".")[2] == mean and name.removesuffix(mean) + std in beside
+        if name.rpartition(".")[2] == mean and name.removesuffix(mean) + std in there
     ]
     if len(pairs) != 1:
         return None

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from flax import nnx
 
@@ -15,6 +16,7 @@ from ibau_jax.models import Architecture, Normalization, architectures, find_arc
 from ibau_jax.models.layers import ABSTRACT
 
 UNKNOWN_CLASSES = 2  # stands for the number of classes where no classifier tells it
+MAX_CANDIDATES = 64  # honest files have a handful; a hostile one may have a landmark at every name
 SHOWN = 2  # names of each kind of mismatch, where several architectures are described
 RUNNERS_UP = 3
 
@@ -103,7 +105,8 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     """
     request.check()
     state = _state_dict(tensors, request)
-    fitting = [candidate for candidate in _candidates(state, request) if not candidate.mismatch]
+    candidates = islice(_candidates(state, request), MAX_CANDIDATES)
+    fitting = [candidate for candidate in candidates if not candidate.mismatch]
     sure = [candidate for candidate in fitting if not candidate.doubtful]
     if sure:
         return _with_several_classes(_chosen(sure))
