@@ -8,14 +8,14 @@ from typing import Annotated
 import tyro
 
 from ibau_jax.cli import console, process
-from ibau_jax.cli.options import ModelChoices, ModelOptions, option, parse
+from ibau_jax.cli.options import ClassOrder, DataOptions, ModelChoices, ModelOptions, option, parse
 from ibau_jax.errors import ConfigError
 
 VERIFY_IMAGES = 64
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ClassOrder):
     """Converts a checkpoint: PyTorch (or safetensors) to a Flax folder, a Flax folder to PyTorch, or between PyTorch's
     formats. What OUT is called says what is written; what IN is called does not matter. --inspect only looks at IN.
 
@@ -41,7 +41,9 @@ class Options:
     dataset: Annotated[str | None, option("SPEC", "none")] = None
     """clean images, which tell networks with the same names and shapes apart; --verify compares N of them as well:
     digits, FILE.npz, FILE.h5, tfds:NAME or a folder of class folders"""
-    torch_module: Annotated[str | None, option("FILE.py:NAME", "torchvision's, where it is one of its models")] = None
+    torch_module: Annotated[
+        str | None, option("FILE.py:NAME", "the architecture's own, torchvision's or this program's, if there is one")
+    ] = None
     """makes the PyTorch module to compare with, called with the number of classes (that file is run)"""
     overwrite: bool = False
     """replace OUT"""
@@ -56,16 +58,17 @@ def main() -> int:
     from ibau_jax.cli.convert import Comparison, convert, inspect
 
     subject = ModelOptions(ckpt=options.source, **vars(options.choices))
+    data = DataOptions(options.dataset, class_order=options.class_order) if options.dataset else None
     if options.inspect:
         if options.target is not None:
             raise ConfigError(f"--inspect converts nothing, so {options.target} would not be written; leave it out")
-        return inspect(subject, options.dataset, options.json)
+        return inspect(subject, data, options.json)
     if options.target is None:
         raise ConfigError("name OUT, what to convert to; or add --inspect to only look at IN")
     comparison = None
     if options.verify is not None:
         comparison = Comparison(options.verify, options.torch_module)
-    for line in convert(subject, options.target, options.dataset, comparison, options.overwrite):
+    for line in convert(subject, options.target, data, comparison, options.overwrite):
         console.console.print(console.escaped(line), soft_wrap=True)
     return 0
 

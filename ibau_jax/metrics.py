@@ -38,7 +38,7 @@ class Metrics:
     Attributes:
         acc, asr, asr_all, ra: the shares; None where there is no attack, or no image that it applies to.
         n_images: images that `acc` was measured on; the counts are None where nobody counted.
-        n_triggered: triggered images that `asr` and `ra` were measured on, each attack's of several.
+        n_triggered: triggered images that `asr` and `ra` were measured on; of several attacks, the most of one.
         n_triggered_all: those that `asr_all` was measured on.
         n_classes: true classes among `n_images`.
     """
@@ -141,8 +141,9 @@ def evaluate(
         asr=_share(triggered[counted] == targets[counted]),
         asr_all=_share(triggered == targets),
         ra=_share(triggered[counted] == labels[counted]),
-        n_triggered=int(np.count_nonzero(counted)),
-        n_triggered_all=len(labels),
+        # Several attacks are tried on the same images, which are no more independent for that.
+        n_triggered=max(int(np.count_nonzero(aims != true)) for _, aims, true in outcomes),
+        n_triggered_all=max(len(true) for *_, true in outcomes),
     )
 
 
@@ -156,6 +157,8 @@ def check_measurable(attack: Attack, dataset: Dataset, num_classes: int) -> None
     """
     for part in attack.parts(num_classes):
         labels = part.victims(dataset).labels
+        if not len(labels):
+            raise DataError(f"there is no image to measure {part.description} on")
         if np.all(part.targets(labels, num_classes) == labels):
             raise DataError(
                 f"no image is left to measure {part.description} on: all {len(labels)} images that evaluate are of the "

@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -22,11 +22,10 @@ from ibau_jax.checkpoints.conversion import (
 from ibau_jax.checkpoints.conversion import Path as LeafPath
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope
 from ibau_jax.checkpoints.hints import Hints, read_hints
-from ibau_jax.checkpoints.naming import StateDict, find_normalization
 from ibau_jax.checkpoints.reader import Format, read_torch_file
 from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise, same_name
 from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
-from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.errors import CheckpointError, ConfigError, shortened
 from ibau_jax.files import put_in_place, regular_files, staging_folder
 from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
 from ibau_jax.models.normalized import normalized_model
@@ -86,9 +85,11 @@ class Checkpoint:
         if not self.alternatives:
             return None
         others = ", ".join(one.name for one in self.alternatives)
+        says = same_name(self.architecture.name, self.hints.model)
+        why = "as the file says" if says else "the most common network of these names and shapes"
         return (
-            f"taken as {self.architecture.name}, the most common network of these names and shapes; {others} have them "
-            "too and compute something else. --model NAME says which it is, clean images (--dataset) tell"
+            f"taken as {self.architecture.name}, {why}; {others} have the same names and shapes and compute something "
+            "else. --model NAME says which it is, clean images (--dataset) tell"
         )
 
     def beside_note(self) -> str | None:
@@ -179,7 +180,7 @@ def load(
     """
     path = Path(path)
     if path.is_dir():
-        return _load_flax(path, model)
+        return _asked_for(_load_flax(path, model), num_classes, image_size, key, leave_out)
     file = read_torch_file(path)
     try:
         envelope = replace(open_envelope(file.tree, file.format, key), dialect=file.dialect)
@@ -187,6 +188,19 @@ def load(
         return _opened(envelope, Request(model, num_classes, image_size, hints, leave_out))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _asked_for(
+    checkpoint: Checkpoint, num_classes: int | None, image_size: int | None, key: str | None, leave_out: Sequence[str]
+) -> Checkpoint:
+    """A Flax folder's checkpoint, which holds one network of known sizes; CheckpointError if another was asked for."""
+    asked = {"classes": (num_classes, checkpoint.num_classes), "image size": (image_size, checkpoint.image_size)}
+    for what, (wanted, stored) in asked.items():
+        if wanted not in (None, stored):
+            raise CheckpointError(f"the Flax folder was converted for the {what} {stored}, not {wanted}; convert anew")
+    if key is not None or leave_out:
+        raise CheckpointError("a Flax folder holds one network: a key and tensors to leave out are for PyTorch files")
+    return checkpoint
 
 
 def _opened(envelope: Envelope, request: Request) -> Checkpoint:
@@ -267,6 +281,8 @@ def check_can_be_saved(checkpoint: Checkpoint) -> None:
             if checkpoint.envelope.format == "safetensors":
                 none = {path: leaf[:0] for path, leaf in checkpoint.leaves.items()}
                 _write_safetensors(replace(checkpoint, leaves=none), Path(folder) / "envelope.safetensors")
+    except OSError:
+        raise
     except Exception as error:  # whatever values raise that a hostile file put beside its weights
         cause = error.__cause__ or error
         raise CheckpointError(
@@ -295,6 +311,7 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
         "model": checkpoint.architecture.name,
         "num_classes": checkpoint.num_classes,
         "image_size": checkpoint.image_size,
+        "normalization": asdict(stored) if (stored := checkpoint.stored_normalization) else None,
         "alternatives": [architecture.name for architecture in checkpoint.alternatives],
         "state_dict": {"path": list(checkpoint.envelope.path), "names": dict(checkpoint.envelope.names)},
         "source_format": checkpoint.envelope.format,
@@ -317,11 +334,10 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
         if source not in get_args(Format):
             raise ValueError(f"the source format {str(source)[:40]!r} is none")
         path = tuple(map(_text, manifest["state_dict"]["path"]))
-        alternatives = (
-            () if model else tuple(get_architecture(_text(name)) for name in manifest.get("alternatives", ()))
-        )
-    except (LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {str(error)[:200]}") from error
+        alternatives = () if model else _stored_alternatives(architecture, manifest)
+        normalization = _stored_normalization(manifest)
+    except (LookupError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {shortened(error)}") from error
     file = read_torch_file(folder / flax_store.ENVELOPE)
     envelope = Envelope(file.tree, path, {}, source, file.dialect)
     envelope = replace(envelope, names=_stored_names(folder, manifest["state_dict"], envelope))
@@ -330,9 +346,24 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     check_dtypes(stored)
     dtypes = {path: stored[torch_name(path)] for path in shapes}
     leaves = flax_store.read_leaves(folder / flax_store.LEAVES, shapes, dtypes)
-    normalization = find_normalization(StateDict(envelope.tensors()), tuple(envelope.beside()), architecture.channels)
-    found = normalization[0] if normalization else None
-    return Checkpoint(architecture, num_classes, image_size, leaves, envelope, alternatives, found)
+    return Checkpoint(architecture, num_classes, image_size, leaves, envelope, alternatives, normalization)
+
+
+def _stored_alternatives(architecture: Architecture, manifest: Mapping[str, Any]) -> tuple[Architecture, ...]:
+    """What else the network may be; folders of earlier versions do not say, and may be any variant."""
+    others = [one for one in variants(architecture) if one != architecture]
+    names = [_text(name) for name in manifest.get("alternatives", [one.name for one in others])]
+    if not set(names) <= {one.name for one in others}:
+        raise ValueError("the alternatives have other names and shapes than the model")
+    return tuple(map(get_architecture, names))
+
+
+def _stored_normalization(manifest: Mapping[str, Any]) -> Normalization | None:
+    stored = manifest.get("normalization")
+    if stored is None:
+        return None
+    mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
+    return Normalization(mean, std)
 
 
 def _stored_names(folder: Path, place: Mapping[str, Any], envelope: Envelope) -> dict[str, str]:

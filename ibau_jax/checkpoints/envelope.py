@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import Format
 from ibau_jax.checkpoints.values import OWN_DIALECT, Dialect, TorchTensor
 from ibau_jax.errors import CheckpointError
@@ -35,11 +34,6 @@ class Envelope:
     format: Format
     dialect: Dialect = field(default=OWN_DIALECT, repr=False)
     part: str = ""
-
-    @property
-    def prefix(self) -> str:
-        """What every name in the state dict begins with beside the network's own, such as `module.`."""
-        return common_prefix(self.names)
 
     def state_dict(self) -> Mapping[str, Any]:
         """The (emptied) state dict inside `tree`, in its original key order."""

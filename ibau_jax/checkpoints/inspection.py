@@ -6,12 +6,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ibau_jax.checkpoints.checkpoint import possible_variants
-from ibau_jax.checkpoints.conversion import COUNTERS, check_dtypes, is_counter, not_finite
+from ibau_jax.checkpoints.conversion import check_dtypes, is_counter, not_finite
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope, state_dicts
-from ibau_jax.checkpoints.hints import Hints, read_hints
+from ibau_jax.checkpoints.hints import read_hints
 from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import read_torch_file
 from ibau_jax.checkpoints.recognition import SHOWN, Candidate, Request, recognise, runners_up
@@ -103,11 +101,11 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
     return Report(
         **facts,
         **_state_dict_facts(envelope, file.tree),
-        **_model_facts(found, hints),
+        **_model_facts(found, request),
         prefix=common_prefix(found.reading.names) if found else "",
         beside=found.reading.beside if found else (),
-        variants=tuple(one.name for one in possible_variants(found.architecture, request)) if found else (),
-        not_finite=not_finite(_arrays(found, envelope)) if found else {},
+        variants=_variants(found, request) if len(_variants(found, request)) > 1 else (),
+        not_finite=_not_finite(found, envelope) if found else {},
         runners_up={one.architecture.name: one.mismatch.described(SHOWN) for one in others},
         refused_globals=refused,
         problem=problem or not_recognised,
@@ -117,24 +115,29 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
 def _recognised(envelope: Envelope, request: Request) -> tuple[Candidate | None, list[Candidate], str | None]:
     """The architecture or why there is none, and the runners-up."""
     tensors = envelope.tensors()
-    others = runners_up(tensors, request)
+    others: list[Candidate] = []
     found = None
     try:
+        others = runners_up(tensors, request)
         found = recognise(tensors, request)
-        check_dtypes({name: tensors[full].dtype for name, full in found.reading.names.items() if not _counts(name)})
+        check_dtypes({name: tensor.dtype for name, tensor in _weights(found, envelope).items()})
     except CheckpointError as error:
         return found, others, str(error)
     return found, others, None
 
 
-def _counts(name: str) -> bool:
-    return name.rpartition(".")[2] in COUNTERS
+def _variants(found: Candidate | None, request: Request) -> tuple[str, ...]:
+    return tuple(one.name for one in possible_variants(found.architecture, request)) if found else ()
 
 
-def _arrays(found: Candidate, envelope: Envelope) -> dict[str, np.ndarray]:
-    """The network's tensors by its own names."""
-    tensors = envelope.tensors()
-    return {name: tensors[full].numpy() for name, full in found.reading.names.items() if not _counts(name)}
+def _not_finite(found: Candidate, envelope: Envelope) -> dict[str, int]:
+    return not_finite({name: tensor.numpy() for name, tensor in _weights(found, envelope).items()})
+
+
+def _weights(found: Candidate, envelope: Envelope) -> dict[str, TorchTensor]:
+    """The network's tensors by its own names, without counters."""
+    tensors = {name: envelope.tensors()[full] for name, full in found.reading.names.items()}
+    return {name: tensor for name, tensor in tensors.items() if not is_counter(name, tensor)}
 
 
 def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:
@@ -151,10 +154,11 @@ def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:
     }
 
 
-def _model_facts(found: Candidate | None, hints: Hints) -> dict[str, Any]:
+def _model_facts(found: Candidate | None, request: Request) -> dict[str, Any]:
+    hints = request.hints
     normalization = (found and found.normalization) or hints.normalization
     return {
-        "model": found.architecture.name if found else None,
+        "model": next(iter(_variants(found, request)), None),
         "num_classes": found.num_classes if found else None,
         "image_size": found.image_size if found else hints.image_size,
         "source": hints.source,

@@ -42,8 +42,8 @@ class Request:
 
     def check(self) -> None:
         """Raises CheckpointError unless the numbers make sense."""
-        if self.num_classes is not None and not 0 < self.num_classes <= MAX_CLASSES:
-            raise CheckpointError(f"{self.num_classes} classes make no model; --num-classes is 1 to {MAX_CLASSES}")
+        if self.num_classes is not None and not 1 < self.num_classes <= MAX_CLASSES:
+            raise CheckpointError(f"{self.num_classes} classes make no model; --num-classes is 2 to {MAX_CLASSES}")
         if self.image_size is not None and not 0 < self.image_size <= MAX_IMAGE_SIZE:
             raise CheckpointError(
                 f"images of size {self.image_size} do not exist; --image-size is 1 to {MAX_IMAGE_SIZE}"
@@ -231,7 +231,7 @@ def _of_size(state: StateDict, architecture: Architecture, prefix: str, request:
     if num_classes is None and moved is not None and state.tensors[moved].shape:
         num_classes = state.tensors[moved].shape[0]
         reading = read(num_classes)
-    normalization = find_normalization(state, reading.beside, architecture.channels)
+    normalization = None if reading.mismatch else find_normalization(state, reading.beside, architecture.channels)
     explained = normalization[1] if normalization else set()
     return Candidate(
         architecture,

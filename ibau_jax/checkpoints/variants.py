@@ -21,11 +21,11 @@ from ibau_jax.compilation import compiler_options
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import CheckpointError
 from ibau_jax.functional import split_weights, training_copy
-from ibau_jax.metrics import predict
+from ibau_jax.metrics import predict_where_finite
 from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.normalized import normalized_model
 
-IMAGES = 100  # to measure the statistics on
+IMAGES, PIXELS = 100, 2**20  # to measure the statistics on: at most so many of each, in one batch
 LABELLED = 500  # to measure accuracy on, where statistics do not decide
 # Of the right network at most 0.006, with another activation or pooling 0.0096 and more: chosen on badnets_8, l0_inv_0,
 # gtsrb-wanet-4-1 and cifar-clean-0, the same on ten other models (docs/converting.md).
@@ -42,11 +42,13 @@ class Evidence:
     Attributes:
         architecture: which.
         layers: the discrepancy of each BatchNorm layer; see `discrepancies`.
+        n_images: how many images it is from.
         accuracy: share of images classified as labelled, where the discrepancies of several do not decide.
     """
 
     architecture: Architecture
     layers: Float[np.ndarray, " layers"]
+    n_images: int
     accuracy: float | None = None
 
     @property
@@ -138,43 +140,40 @@ def weigh(
 
     Args:
         checkpoint: with its `alternatives`.
-        images: clean ones; a random hundred of them is looked at.
+        images: clean ones; a random hundred of them is looked at, fewer where they are large.
         normalization: of the model's images.
         seed: of their choice.
     """
     order = np.random.default_rng(seed).permutation(len(images))
-    few = to_unit(jnp.asarray(images.images[order[:IMAGES]]))
+    height, width = images.images.shape[1:3]
+    few = to_unit(jnp.asarray(images.images[order[: min(IMAGES, max(8, PIXELS // (height * width)))]]))
     models = {
         architecture: normalized_model(checkpoint.as_variant(architecture).network(), normalization)
         for architecture in (checkpoint.architecture, *checkpoint.alternatives)
     }
-    weighed = [Evidence(architecture, discrepancies(model, few)) for architecture, model in models.items()]
+    weighed = [Evidence(architecture, discrepancies(model, few), len(few)) for architecture, model in models.items()]
     weighed.sort(key=lambda one: one.discrepancy)
     close = [one for one in weighed if one.discrepancy <= UNDECIDED * weighed[0].discrepancy]
     if len(close) > 1:
         labelled = images.take(order[:LABELLED])
         for index, one in enumerate(close):
-            right = predict(models[one.architecture], labelled) == labelled.labels
+            right = predict_where_finite(models[one.architecture], labelled) == labelled.labels
             weighed[index] = replace(one, accuracy=float(np.mean(right)))
         weighed[: len(close)] = sorted(weighed[: len(close)], key=lambda one: -(one.accuracy or 0.0))
     return weighed
 
 
-def check_evidence(evidence: Sequence[Evidence], count: int) -> None:
+def check_evidence(evidence: Sequence[Evidence]) -> None:
     """Raises CheckpointError where not even the likeliest architecture agrees with clean images.
 
-    Args:
-        evidence: see `weigh`.
-        count: the images that it is from. Each is one independent sample at least, so that chance alone makes a
-            discrepancy of 1 / (4 count) at most.
+    Each image is one independent sample at least, so that chance alone makes a discrepancy of 1 / (4 n_images) at most.
     """
-    if evidence[0].plausibility <= IMPLAUSIBLE + 1 / (4 * min(count, IMAGES)):
+    if evidence[0].plausibility <= IMPLAUSIBLE + 1 / (4 * evidence[0].n_images):
         return
     raise CheckpointError(
         "the statistics in the checkpoint's BatchNorm layers are not those of the clean images, so this is another "
-        f"network with the same names and shapes, or these are not its images ({'; '.join(map(str, evidence))}; the "
-        f"right one is mostly below {100 * IMPLAUSIBLE:g} % off). Check --normalize and --dataset; write the network "
-        "as a Flax module and name it by --model FILE.py:CLASS; or go on by --force"
+        f"network with the same names and shapes, or these are not its images, normalised as it takes them "
+        f"({'; '.join(map(str, evidence))}; the right one is mostly below {100 * IMPLAUSIBLE:g} % off)"
     )
 
 
@@ -189,5 +188,5 @@ def settle(checkpoint: Checkpoint, images: Dataset) -> Checkpoint:
         CheckpointError: none agrees with them.
     """
     evidence = weigh(checkpoint, images, checkpoint.normalization)
-    check_evidence(evidence, len(images))
+    check_evidence(evidence)
     return checkpoint.as_variant(evidence[0].architecture)

@@ -10,7 +10,7 @@ from rich.table import Table
 from ibau_jax.auditing import Audit, Auditor
 from ibau_jax.cli.console import percent, warn
 from ibau_jax.cli.progress import Bar
-from ibau_jax.errors import DataError, NotFiniteError
+from ibau_jax.errors import IbauError
 from ibau_jax.execution import DEFAULT_EXECUTION
 from ibau_jax.metrics import ENOUGH
 
@@ -61,7 +61,7 @@ def audit_tasks(tasks: "list[Task]", config: "AuditConfig", execution: "Executio
                     task.audits[when] = auditor(
                         model, task.clean_set, task.split.evaluation, bar.on_step, task.audits.get("before")
                     )
-                except (DataError, NotFiniteError) as error:  # the results are written all the same
+                except IbauError as error:  # the results are written all the same
                     warn(f"{task.name} is not audited: {error}")
                     break
 

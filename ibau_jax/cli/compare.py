@@ -115,15 +115,16 @@ def loaded(options: CompareOptions, model: ModelOptions) -> tuple[Subject, Datas
     largest = max(options.n_clean)
     if largest >= len(images):
         raise ConfigError(f"--n-clean {largest} of {len(images)} images leaves none to evaluate on")
-    subject = settled(subject, images, model.force)
-    return subject, images, attack
+    for n_clean, seed in itertools.product(options.n_clean, options.seed):
+        others = split_dataset(images, n_clean, seed).evaluation.first(options.evaluated)
+        check_measurable(attack, others, subject.checkpoint.num_classes)
+    return settled(subject, images, model.force), images, attack
 
 
 def trial_of(subject: Subject, images: Dataset, attack: Attack, n_clean: int, seed: int, evaluated: int) -> Trial:
     """A checkpoint with some of the images to unlearn, and up to `evaluated` others to measure on."""
     split = split_dataset(images, n_clean, seed)
     others = split.evaluation.first(evaluated)
-    check_measurable(attack, others, subject.checkpoint.num_classes)
     return Trial(subject.model, split.clean_set, lambda model: evaluate(model, others, attack))
 
 

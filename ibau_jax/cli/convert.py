@@ -59,7 +59,7 @@ class Comparison:
 def convert(
     options: ModelOptions,
     target: Path,
-    dataset: str | None = None,
+    data: DataOptions | None = None,
     comparison: Comparison | None = None,
     overwrite: bool = False,
 ) -> Iterator[str]:
@@ -68,8 +68,7 @@ def convert(
     Args:
         options: the checkpoint, and what is known of its model.
         target: what to write.
-        dataset: clean images that tell which of several networks the checkpoint is, as `ibau_jax.load_dataset` takes
-            them.
+        data: clean images that tell which of several networks the checkpoint is.
         comparison: with PyTorch's logits.
         overwrite: whether to replace what is there.
 
@@ -92,10 +91,10 @@ def convert(
     check_writable(target)
     subject = load_subject(options)
     images = None
-    if dataset is not None:
-        images = load_images(DataOptions(dataset), subject)
+    if data is not None:
+        images = load_images(data, subject)
         subject = likeliest(subject, images)
-        check_agreement(subject, images, options.force)
+        check_agreement(subject, options.force)
     checkpoint = subject.checkpoint
     with staging_folder(target) as folder:
         prepared = folder / target.name
@@ -143,12 +142,12 @@ def _named_module(spec: str) -> "Callable[[int], torch.nn.Module]":
     return make
 
 
-def inspect(options: ModelOptions, dataset: str | None, as_json: bool) -> int:
+def inspect(options: ModelOptions, data: DataOptions | None, as_json: bool) -> int:
     """Prints what a file is, as a table or JSON. Returns 0, or 1 if it can't be converted.
 
     Args:
         options: the file, and what is known of its model.
-        dataset: clean images that tell which of several networks it is, if any.
+        data: clean images that tell which of several networks it is, if any.
         as_json: whether to print JSON.
 
     Raises:
@@ -157,8 +156,8 @@ def inspect(options: ModelOptions, dataset: str | None, as_json: bool) -> int:
     """
     request = Request(options.model, options.num_classes, options.image_size, leave_out=options.leave_out)
     report = inspect_file(options.ckpt, request, options.key)
-    if dataset is not None and report.problem is None:
-        report = with_evidence(report, options, dataset)
+    if data is not None and report.problem is None:
+        report = with_evidence(report, options, data)
     if as_json:
         print(json.dumps({**dataclasses.asdict(report), "convertible": report.problem is None}, indent=2))
     else:
@@ -166,16 +165,15 @@ def inspect(options: ModelOptions, dataset: str | None, as_json: bool) -> int:
     return NOT_CONVERTIBLE if report.problem else 0
 
 
-def with_evidence(report: Report, options: ModelOptions, dataset: str) -> Report:
+def with_evidence(report: Report, options: ModelOptions, data: DataOptions) -> Report:
     """The report with what clean images say; that no network agrees with them is a problem."""
     subject = load_subject(options)
-    images = load_images(DataOptions(dataset), subject)
-    evidence = likeliest(subject, images).evidence
+    evidence = likeliest(subject, load_images(data, subject)).evidence
     report = replace(report, model=evidence[0].architecture.name, evidence=[one.record() for one in evidence])
     try:
-        check_evidence(evidence, len(images))
+        check_evidence(evidence)
     except CheckpointError as error:
-        return replace(report, problem=str(error))
+        return report if options.force else replace(report, problem=str(error))
     return report
 
 

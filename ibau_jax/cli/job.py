@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from ibau_jax.cli.progress import Bar
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
 from ibau_jax.data.folder import is_folder
 from ibau_jax.errors import CheckpointError, ConfigError, DataError, NotFiniteError
+from ibau_jax.files import digests
 from ibau_jax.models import NORMALIZATIONS, Normalization
 from ibau_jax.models.normalized import normalized_model
 from ibau_jax.plausibility import doubt
@@ -31,13 +33,13 @@ class Subject:
     """The classifier under suspicion.
 
     Attributes:
-        path: of its file or Flax folder.
+        options: how it was asked for.
         checkpoint: what was read.
         normalization: of the model's images.
         evidence: what clean images say for each network that the checkpoint may be, once they were looked at.
     """
 
-    path: Path
+    options: ModelOptions
     checkpoint: Checkpoint
     normalization: Normalization | None
     evidence: tuple[Evidence, ...] = ()
@@ -52,9 +54,16 @@ class Subject:
         """What the checkpoint says of itself."""
         return self.checkpoint.hints
 
-    def sha256(self) -> str | None:
-        """Of the checkpoint file; None for a Flax folder."""
-        return None if self.path.is_dir() else hashlib.sha256(self.path.read_bytes()).hexdigest()
+    @property
+    def path(self) -> Path:
+        """The checkpoint's file or Flax folder."""
+        return self.options.ckpt
+
+    def sha256(self) -> str:
+        """Of the checkpoint's file; of a Flax folder, of the digests of all its files."""
+        is_folder = self.path.is_dir()
+        content = json.dumps(digests(self.path)).encode() if is_folder else self.path.read_bytes()
+        return hashlib.sha256(content).hexdigest()
 
 
 def load_subject(options: ModelOptions) -> Subject:
@@ -80,7 +89,7 @@ def load_subject(options: ModelOptions) -> Subject:
         console.warn(f"{options.ckpt}: weights or statistics are not finite: {described_not_finite(counts)}")
     if beside := checkpoint.beside_note():
         console.warn(f"{options.ckpt}: {beside}")
-    return Subject(options.ckpt, checkpoint, normalization)
+    return Subject(options, checkpoint, normalization)
 
 
 def chosen_normalization(options: ModelChoices, implied: Normalization | None, channels: int) -> Normalization | None:
@@ -111,21 +120,24 @@ def settled(subject: Subject, images: Dataset, force: bool) -> Subject:
     """
     subject = likeliest(subject, images)
     check_plausible(subject, images, force)
-    check_agreement(subject, images, force)
+    check_agreement(subject, force)
     return subject
 
 
-def check_agreement(subject: Subject, images: Dataset, force: bool) -> None:
+def check_agreement(subject: Subject, force: bool) -> None:
     """Checks that the likeliest network agrees with clean images.
 
     Raises:
         CheckpointError: it does not, unless `force`: then a line says so.
     """
     try:
-        check_evidence(subject.evidence, len(images))
+        check_evidence(subject.evidence)
     except CheckpointError as error:
         if not force:
-            raise CheckpointError(f"{subject.path}: {error}") from error
+            raise CheckpointError(
+                f"{subject.path}: {error}. Check --normalize and --dataset; write the network as a Flax module and "
+                "name it by --model FILE.py:CLASS; or go on by --force"
+            ) from error
         console.warn(f"{subject.path}: {error}")
 
 

@@ -36,15 +36,10 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     subject = load_subject(planned.subject)
     check_apart(planned.folder, subject.path)
     check_can_be_saved(subject.checkpoint)
-    if subject.checkpoint.num_classes < 2:
-        raise ConfigError(f"{subject.path} knows one class only; there is no backdoor to unlearn")
     split = load_split(options.data, subject, planned.config.seed)
     attack = attack_on(subject, options.attack, split.used)
     if attack is not None:
         check_measurable(attack, split.evaluation, subject.checkpoint.num_classes)
-    subject = settled(subject, split.evaluation, planned.subject.force)
-    if options.data.clean_set:
-        check_plausible(subject, split.clean_set, planned.subject.force)
     preset, config = options.method.suited(planned.config, len(split.clean_set))
     defence, tuning, constants = None, None, {"preset": preset, **asdict(config)}
     if options.method.method != "ibau":
@@ -53,6 +48,10 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         config, constants = UnlearnConfig(n_rounds=1, seed=planned.config.seed), asdict(tuning)
         if options.output.resume:
             raise ConfigError(f"--method {defence.name} keeps no state to --resume from")
+    check_free(planned.folder, BYTES_A_WEIGHT * sum(leaf.size for leaf in subject.checkpoint.leaves.values()))
+    subject = settled(subject, split.evaluation, planned.subject.force)
+    if options.data.clean_set:
+        check_plausible(subject, split.clean_set, planned.subject.force)
     settings = {"method": options.method.method, **constants, **_settings(subject, split, attack, execution)}
     settings["class_order"] = options.data.class_order
     fresh = initial_state(subject.model, config)
@@ -72,8 +71,6 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     )
     check_relearning(task, options.relearning)
     _take_up(task, options.output, alone)
-    if task.finished is None:
-        check_free(planned.folder, BYTES_A_WEIGHT * sum(leaf.size for leaf in subject.checkpoint.leaves.values()))
     return task
 
 
@@ -109,5 +106,9 @@ def _settings(subject: Subject, split: Split, attack: Attack | None, execution: 
         "target_labels": [part.target_label for part in attack.each] if attack else [],
         "mean": subject.normalization.mean if subject.normalization else None,
         "std": subject.normalization.std if subject.normalization else None,
+        "model": subject.checkpoint.architecture.name,
+        "image_size": subject.checkpoint.image_size,
+        "key": subject.options.key,
+        "leave_out": subject.options.leave_out,
         "checkpoint_sha256": subject.sha256(),
     }

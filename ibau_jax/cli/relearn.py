@@ -12,7 +12,7 @@ from ibau_jax.cli.options import RelearnOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import TrainConfig
 from ibau_jax.data import Dataset
-from ibau_jax.errors import ConfigError, IbauError, NotFiniteError
+from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.metrics import check_measurable, evaluate
 from ibau_jax.models.normalized import normalized
 from ibau_jax.relearning import Relearned, relearn, tempting_set
@@ -61,7 +61,7 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
                     job, description=f"relearning: {name}", completed=done, total=config.epochs
                 ),
             )
-        except NotFiniteError as error:  # fine-tuning diverged: no reason to lose the run's results
+        except IbauError as error:  # such as fine-tuning that diverged: no reason to lose the run's results
             warn(f"{task.name} has no relearning check: {error}")
 
 

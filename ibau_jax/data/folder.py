@@ -5,9 +5,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
 
-from ibau_jax.data.classes import MOST_CLASSES, NUMBER, TEXT, class_labels
+from ibau_jax.data.classes import MOST_CLASSES, class_labels
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.data.images import SUFFIXES, read_image
 from ibau_jax.data.memory import check_memory
@@ -44,42 +43,6 @@ def load_folder(
     if not files:
         raise DataError(f"{spec} has no images in class folders; it needs {FORM} (no CSV of labels is read)")
     return _read(files, input_shape, spec)
-
-
-def other_class_orders(
-    spec: str, num_classes: int, class_order: str | None = None
-) -> dict[str, Int[np.ndarray, " classes"]]:
-    """The orders in which a folder's classes would have other labels than with `class_order`.
-
-    Args:
-        spec: as `load_dataset` takes it; what is no folder has one order only.
-        num_classes: how many classes the model has.
-        class_order: the order that the labels have now.
-
-    Returns:
-        `number`, `text` or both, each with a permutation p: images with the label l now have p[l] in that order.
-    """
-    if not is_folder(spec):
-        return {}
-    names = [folder.name for folder in class_folders(spec)]
-    now = class_labels(names, num_classes, class_order)
-    others = {}
-    for order in (NUMBER, TEXT):
-        try:
-            then = class_labels(names, num_classes, order)
-        except DataError:  # these names have no such order
-            continue
-        if then != now:
-            others[order] = _permutation([now[name] for name in names], [then[name] for name in names], num_classes)
-    return others
-
-
-def _permutation(now: Sequence[int], then: Sequence[int], count: int) -> Int[np.ndarray, " classes"]:
-    """Where labels go; those that no folder has go, in their order, where none goes."""
-    permutation = np.empty(count, np.int64)
-    permutation[list(now)] = list(then)
-    permutation[sorted(set(range(count)) - set(now))] = sorted(set(range(count)) - set(then))
-    return permutation
 
 
 def is_folder(spec: str) -> bool:

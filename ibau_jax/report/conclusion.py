@@ -107,6 +107,8 @@ def _of_attack(before: Metrics, after: Metrics) -> tuple[Level, str]:
 
 
 def _of_audits(audits: dict[str, Verdict]) -> tuple[Level, str]:
+    if "before" in audits and "after" not in audits:
+        return "doubtful", "Nothing is known of success: the cleaned model could not be audited"
     if "after" not in audits:
         return "doubtful", "Nothing is known of success: no attack was named, and nothing was audited"
     if audits["after"] == UNDECIDED:

@@ -177,3 +177,29 @@ def test_a_yes_or_no_model_is_refused(tmp_path):
     torch.save(random_vgg(1).state_dict(), tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="has one output"):
         load(tmp_path / "x.pth")
+
+
+def test_numbers_called_mean_and_std_need_be_no_normalisation(tmp_path):
+    metric = {"score.mean": torch.zeros(3), "score.std": torch.zeros(3)}
+    checkpoint = round_trip({"net": OrderedDict([*state(prefix="model.").items(), *metric.items()])}, tmp_path)
+    assert checkpoint.normalization is None
+    assert "score.mean, score.std" in checkpoint.beside_note()
+
+
+def test_a_flax_folder_keeps_what_the_file_said(tmp_path):
+    """Of two networks with a normalisation each, the chosen one's; one that was left out does not come back."""
+    pairs = {
+        f"{who}.0.{name}": torch.full((3,), value)
+        for who in ("a", "b")
+        for name, value in (("mean", 0.4), ("std", 0.2))
+    }
+    tree = OrderedDict([*state(1, "a.1.").items(), *state(2, "b.1.").items(), *pairs.items()])
+    torch.save(tree, tmp_path / "x.pth")
+    for options, mean in (({"key": "a"}, 0.4), ({"key": "a", "leave_out": ("a.0",)}, None)):
+        checkpoint = load(tmp_path / "x.pth", **options)
+        save(checkpoint, tmp_path / "flax")
+        for one in (checkpoint, load(tmp_path / "flax")):
+            assert (one.normalization and round(one.normalization.mean[0], 6)) == mean
+    for options in ({"key": "a"}, {"leave_out": ("a",)}, {"num_classes": 11}, {"image_size": 64}):
+        with pytest.raises(CheckpointError, match="Flax folder"):
+            load(tmp_path / "flax", **options)

@@ -14,7 +14,6 @@ from ibau_jax.cli.poison_options import PoisonOptions
 from ibau_jax.cli.poison_plan import images as training_images
 from ibau_jax.data import load_dataset
 from ibau_jax.data.classes import class_labels
-from ibau_jax.data.folder import other_class_orders
 from ibau_jax.errors import IbauError
 from tests.conftest import ROOT
 
@@ -150,30 +149,13 @@ def test_what_is_no_class(folder):
     assert loaded(path, names, 10) == {name: int(name[1]) for name in names}
 
 
-def test_the_orders_that_differ(folder):
+def test_both_orders_of_numbers(folder):
+    """In the order of text the labels are the places in Python's own sorting."""
     names = [str(label) for label in range(43)]
-    path = str(folder(names))
-    orders = other_class_orders(path, 43)
-    assert list(orders) == ["text"]
-    by_number, by_text = (load_dataset(path, SHAPE, num_classes=43, class_order=order) for order in ("number", "text"))
-    in_text = {image.tobytes(): label for image, label in zip(by_text.images, by_text.labels, strict=True)}
-    assert [in_text[image.tobytes()] for image in by_number.images] == orders["text"][by_number.labels].tolist()
-    back = other_class_orders(path, 43, "text")["number"]
-    np.testing.assert_array_equal(back[orders["text"]], np.arange(43))
-
-
-def test_the_orders_that_differ_where_a_folder_is_missing(folder):
-    names = [str(label) for label in range(12) if label != 5]
-    orders = other_class_orders(str(folder(names)), 12)
-    whole = sorted(map(str, range(12)))
-    assert [orders["text"][int(name)] for name in names] == [whole.index(name) for name in names]
-    assert sorted(orders["text"]) == list(range(12))
-
-
-@pytest.mark.parametrize("names", [["cat", "dog"], [str(n) for n in range(10)], [f"{n:02d}" for n in range(12)]])
-def test_orders_that_do_not_differ(folder, names):
-    assert other_class_orders(str(folder(names)), len(names)) == {}
-    assert other_class_orders("digits", 10) == {}
+    path = folder(names)
+    whole = sorted(names)
+    assert loaded(path, names, 43, class_order="number") == {name: int(name) for name in names}
+    assert loaded(path, names, 43, class_order="text") == {name: whole.index(name) for name in names}
 
 
 def test_commands_compare_folders_with_the_models_classes(folder):
