@@ -39,6 +39,7 @@ class Report:
         not_finite: how many values of which of the network's tensors are NaN or infinite, or variances below 0.
         model: the architecture recognised; the most common one where there are several.
         variants: all architectures that have these names and shapes and compute different things, if there are several.
+        assumed: whether `model` is one of several without clean images that speak for it.
         evidence: what clean images say for each of them, the likeliest first, where there were any.
         num_classes, image_size: of it.
         runners_up: other architectures by name, best first, and what does not fit.
@@ -63,6 +64,7 @@ class Report:
     not_finite: Mapping[str, int] = field(default_factory=dict)
     model: str | None = None
     variants: tuple[str, ...] = ()
+    assumed: bool = False
     evidence: Sequence[dict[str, Any]] = ()
     num_classes: int | None = None
     image_size: int | None = None
@@ -98,13 +100,15 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
     hints = read_hints(envelope.metadata())
     request = replace(request, hints=hints)
     found, others, not_recognised = _recognised(envelope, request)
+    variants = _variants(found, request)
     return Report(
         **facts,
         **_state_dict_facts(envelope, file.tree),
         **_model_facts(found, request),
         prefix=common_prefix(found.reading.names) if found else "",
         beside=found.reading.beside if found else (),
-        variants=_variants(found, request) if len(_variants(found, request)) > 1 else (),
+        variants=variants if len(variants) > 1 else (),
+        assumed=len(variants) > 1,
         not_finite=_not_finite(found, envelope) if found else {},
         runners_up={one.architecture.name: one.mismatch.described(SHOWN) for one in others},
         refused_globals=refused,

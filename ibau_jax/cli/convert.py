@@ -169,7 +169,8 @@ def with_evidence(report: Report, options: ModelOptions, data: DataOptions) -> R
     """The report with what clean images say; that no network agrees with them is a problem."""
     subject = load_subject(options)
     evidence = likeliest(subject, load_images(data, subject)).evidence
-    report = replace(report, model=evidence[0].architecture.name, evidence=[one.record() for one in evidence])
+    records = [one.record() for one in evidence]
+    report = replace(report, model=evidence[0].architecture.name, assumed=False, evidence=records)
     try:
         check_evidence(evidence)
     except CheckpointError as error:
@@ -213,9 +214,9 @@ FORMATS = {
 def _architecture_line(report: Report) -> str:
     if report.model is None:
         return "not recognised"
-    others = ", ".join(name for name in report.variants if name != report.model)
-    if not others or report.evidence:
+    if not report.assumed:
         return report.model
+    others = ", ".join(name for name in report.variants if name != report.model)
     return f"{report.model}, assumed: {others} have the same names and shapes; --dataset or --model tells"
 
 

@@ -90,8 +90,9 @@ class ModelChoices:
     std: Annotated[tuple[float, ...] | None, option("X X X", "that of --normalize")] = None
     """standard deviation, likewise"""
     force: bool = False
-    """go on, with a warning, where the original model classifies clean images near chance, where labels in another
-    order or another normalisation would explain them far better, or where the network is another than its names say"""
+    """go on, with a warning, where clean images do not fit the original model: it classifies them near chance, another
+    order of labels or another normalisation explains them far better, or its BatchNorm statistics are of another
+    network"""
 
 
 @dataclass(frozen=True)

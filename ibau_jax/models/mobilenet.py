@@ -5,6 +5,7 @@ weiaicunzai's (`pre.0`, `stage1.residual.0`, ... `conv2`), which backdoor-toolbo
 names, too, with its first strides left out.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 from flax import nnx
@@ -208,29 +209,23 @@ class MobileNetV3Large(nnx.Module):
         return self.classifier(global_average(self.features(x)))
 
 
-for _suffix, _unstrided in UNSTRIDED.items():
-    register(
-        Architecture(
-            name=f"mobilenet_v2{_suffix}",
-            build=partial(MobileNetV2, _unstrided),
-            classifier="classifier.1.weight",
-            image_sizes=(32 if _unstrided else 224,),
-            landmarks={"features.18.0.weight": (1280, 320, 1, 1)},
-            torch_module=None if _unstrided else from_torchvision("mobilenet_v2"),
-            variant_of="mobilenet_v2" if _unstrided else None,
+def _register(base: str, build: Callable[..., nnx.Module], classifier: str, last: dict[str, tuple[int, ...]]) -> None:
+    for suffix, unstrided in UNSTRIDED.items():
+        register(
+            Architecture(
+                name=base + suffix,
+                build=partial(build, unstrided),
+                classifier=classifier,
+                image_sizes=(32 if unstrided else 224,),
+                landmarks=last,
+                torch_module=None if unstrided else from_torchvision(base),
+                variant_of=base if unstrided else None,
+            )
         )
-    )
-    register(
-        Architecture(
-            name=f"mobilenet_v3_large{_suffix}",
-            build=partial(MobileNetV3Large, _unstrided),
-            classifier="classifier.3.weight",
-            image_sizes=(32 if _unstrided else 224,),
-            landmarks={"features.16.0.weight": (960, 160, 1, 1)},
-            torch_module=None if _unstrided else from_torchvision("mobilenet_v3_large"),
-            variant_of="mobilenet_v3_large" if _unstrided else None,
-        )
-    )
+
+
+_register("mobilenet_v2", MobileNetV2, "classifier.1.weight", {"features.18.0.weight": (1280, 320, 1, 1)})
+_register("mobilenet_v3_large", MobileNetV3Large, "classifier.3.weight", {"features.16.0.weight": (960, 160, 1, 1)})
 register(
     Architecture(
         name="mobilenet_v2_cifar",

@@ -32,11 +32,16 @@ def test_inspection_lists_the_candidates_and_the_evidence(folder):
     done = run(*CONVERT, "--inspect", "x.pth", cwd=folder)
     assert f"{BASE}, assumed" in " ".join(done.stdout.split())
     report = json.loads(run(*CONVERT, "--inspect", "x.pth", "--json", cwd=folder).stdout)
-    assert (report["model"], report["evidence"]) == (BASE, [])
+    assert (report["model"], report["assumed"], report["evidence"]) == (BASE, True, [])
     assert set(report["variants"]) == {BASE, NAME, f"{BASE}_leaky", f"{BASE}_leaky_raw"}
     done = run(*CONVERT, "--inspect", "x.pth", "--json", "--dataset", "clean.npz", cwd=folder)
     report = json.loads(done.stdout)
-    assert (done.returncode, report["model"], report["evidence"][0]["model"]) == (0, NAME, NAME)
+    assert (done.returncode, report["model"], report["assumed"], report["evidence"][0]["model"]) == (
+        0,
+        NAME,
+        False,
+        NAME,
+    )
     assert report["evidence"][0]["discrepancy"] < 0.1 * report["evidence"][1]["discrepancy"]
     done = run(*CONVERT, "--inspect", "x.pth", "--json", "--dataset", "noise.npz", cwd=folder)
     assert (done.returncode, json.loads(done.stdout)["convertible"]) == (1, False)
