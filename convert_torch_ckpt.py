@@ -26,7 +26,7 @@ class Options(ClassOrder):
     python convert_torch_ckpt.py --inspect suspicious.pth
     """
 
-    choices: ModelChoices
+    classifier: ModelChoices
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
     """PyTorch checkpoint or Flax folder"""
     target: Annotated[Path | None, tyro.conf.Positional, option("OUT", "none with --inspect")] = None
@@ -57,7 +57,7 @@ def main() -> int:
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.convert import Comparison, convert, inspect
 
-    subject = ModelOptions(ckpt=options.source, **vars(options.choices))
+    subject = ModelOptions(ckpt=options.source, **vars(options.classifier))
     data = DataOptions(options.dataset, class_order=options.class_order) if options.dataset else None
     if options.inspect:
         if options.target is not None:
