@@ -185,6 +185,10 @@ def of_pixels(model: nnx.Module, images: Dataset, normalization: Normalization |
             yield explanation(f"with {option}", pixels * np.asarray(present.std) + np.asarray(present.mean))
     if channels == 3:
         yield explanation("with red and blue exchanged: swap them in the images", unit[..., ::-1])
+    if unit.shape[1] == unit.shape[2]:
+        yield explanation("with rows and columns exchanged: transpose the images", unit.swapaxes(1, 2))
+    yield explanation("upside down: turn the images over", unit[:, ::-1])
+    yield explanation("with dark and light exchanged: invert the images", 1 - unit)
 
 
 def _normalizations(channels: int) -> dict[str, Normalization]:

@@ -335,7 +335,7 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
             raise ValueError(f"the source format {str(source)[:40]!r} is none")
         path = tuple(map(_text, manifest["state_dict"]["path"]))
         alternatives = () if model else _stored_alternatives(architecture, manifest)
-        normalization = _stored_normalization(manifest)
+        normalization = _stored_normalization(manifest, architecture.channels)
     except (LookupError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {shortened(error)}") from error
     file = read_torch_file(folder / flax_store.ENVELOPE)
@@ -358,11 +358,13 @@ def _stored_alternatives(architecture: Architecture, manifest: Mapping[str, Any]
     return tuple(map(get_architecture, names))
 
 
-def _stored_normalization(manifest: Mapping[str, Any]) -> Normalization | None:
+def _stored_normalization(manifest: Mapping[str, Any], channels: int) -> Normalization | None:
     stored = manifest.get("normalization")
     if stored is None:
         return None
     mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
+    if len(mean) != channels:
+        raise ValueError(f"the normalization has {len(mean)} numbers for {channels} channels")
     return Normalization(mean, std)
 
 
@@ -374,7 +376,10 @@ def _stored_names(folder: Path, place: Mapping[str, Any], envelope: Envelope) ->
         raise CheckpointError(f"{folder / flax_store.ENVELOPE} has no state dict where checkpoint.json says") from error
     try:
         if "names" in place:
-            return {own: full for own, full in place["names"].items() if _text(full) in tensors}
+            names = {own: full for own, full in place["names"].items() if _text(full) in tensors}
+            if len(set(names.values())) != len(names):
+                raise ValueError("two tensors of the network have one name")
+            return names
         prefix = _text(place["prefix"])
         return {name.removeprefix(prefix): name for name in tensors if name.startswith(prefix)}
     except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -150,14 +150,15 @@ def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[s
 def not_finite(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """How many values of which arrays no network can compute with, by PyTorch's names; those without any are left out.
 
-    They are NaN and infinity, and variances of BatchNorm below 0.
+    They are NaN and infinity, also of float64 values that float32 does not hold, and variances of BatchNorm below 0.
     """
     counts = {name: _count_not_finite(name, array) for name, array in arrays.items() if array.dtype.kind not in "biu"}
     return {name: count for name, count in counts.items() if count}
 
 
 def _count_not_finite(name: str, array: np.ndarray) -> int:
-    usable = np.isfinite(array)
+    with np.errstate(over="ignore"):
+        usable = np.isfinite(array.astype(np.float32)) if array.dtype.kind == "f" else np.isfinite(array)
     if name.rpartition(".")[2] == _NAMES["var"] and array.dtype.kind != "c":
         usable[usable] = array[usable] >= 0
     return int(np.sum(~usable))

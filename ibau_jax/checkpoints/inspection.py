@@ -10,14 +10,12 @@ from ibau_jax.checkpoints.checkpoint import possible_variants
 from ibau_jax.checkpoints.conversion import check_dtypes, is_counter, not_finite
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope, state_dicts
 from ibau_jax.checkpoints.hints import read_hints
-from ibau_jax.checkpoints.naming import common_prefix
+from ibau_jax.checkpoints.naming import STATISTICS, common_prefix
 from ibau_jax.checkpoints.reader import read_torch_file
 from ibau_jax.checkpoints.recognition import SHOWN, Candidate, Request, recognise, runners_up
 from ibau_jax.checkpoints.values import TorchTensor, TorchValue
 from ibau_jax.errors import CheckpointError
 from ibau_jax.models import NORMALIZATIONS
-
-STATISTICS = ("running_mean", "running_var")
 
 
 @dataclass(frozen=True)

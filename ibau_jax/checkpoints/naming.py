@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from ibau_jax.checkpoints.conversion import Mismatch, is_counter, mismatch
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import ConfigError
@@ -15,7 +17,16 @@ from ibau_jax.models import Normalization
 
 # Parts of names that DataParallel, torch.compile, activation checkpoints and FSDP add, anywhere.
 WRAPPER_PARTS = frozenset(("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"))
-NORMALIZERS = (("mean", "std"), ("new_mean", "new_std"), ("mu", "sigma"))  # what layers call their mean and deviation
+# What layers call their mean and deviation, and what else tells that a layer normalises.
+NORMALIZERS = (
+    ("mean", "std"),
+    ("new_mean", "new_std"),
+    ("mu", "sigma"),
+    ("image_mean", "image_std"),
+    ("pixel_mean", "pixel_std"),
+)
+STATISTICS = ("running_mean", "running_var")
+NORMALIZING = frozenset((*(name for pair in NORMALIZERS for name in pair), "var", "istd", *STATISTICS))
 MAX_DEPTH = 32  # of a sub-tree: no network nests deeper, and a hostile name may have a million parts
 
 Tensors = Mapping[str, TorchTensor]
@@ -130,14 +141,33 @@ def _with_classifier(
     return {name: full for name, full in own.items() if full not in moved.values()} | moved
 
 
-def doubtful(state: StateDict, reading: Reading, num_classes: int) -> list[str]:
+def doubtful(state: StateDict, reading: Reading, channels: int, num_classes: int) -> list[str]:
     """Those of the tensors beside a network that may take part in what it computes.
 
-    A vector does not: it is a loss's class weights, a temperature. An array may be a layer of the same network where no
-    prefix tells them apart, or else where it takes as many numbers as there are classes.
+    Args:
+        state: the tensors.
+        reading: which of them are the network's.
+        channels: of its images.
+        num_classes: of its output.
     """
-    sizes = {name: [size for size in state.tensors[name].shape if size > 1] for name in reading.beside}
-    return [name for name, of in sizes.items() if len(of) > 1 and (not reading.prefix or num_classes in of[1:])]
+    plain = {full: name for name, full in state.full.items()}
+    parent, _, place = reading.prefix.rstrip(".").rpartition(".")
+
+    def may_take_part(name: str) -> bool:
+        shape = state.tensors[name].shape
+        if state.tensors[name].dtype.kind in "biu":  # counts, as a metric keeps them
+            return False
+        leaf = name.rpartition(".")[2]
+        layer = sum(size > 1 for size in shape) > 1 or leaf in STATISTICS
+        rest = plain[name].removeprefix(f"{parent}." if parent else "").partition(".")[0]
+        return (
+            (layer and plain[name].startswith(reading.prefix))  # of the same network, perhaps
+            or (place.isdigit() and rest.isdigit())  # a layer before or behind it in a Sequential
+            or (len(shape) > 1 and (shape[0] == channels or num_classes in shape[1:]))  # one that feeds or reads it
+            or (leaf in NORMALIZING and max(shape, default=1) in (1, channels, num_classes))
+        )
+
+    return [name for name in reading.beside if may_take_part(name)]
 
 
 def find_normalization(
@@ -157,8 +187,9 @@ def find_normalization(
     if len(pairs) != 1:
         return None
     mean, std = (state.tensors[name].numpy().astype(float).reshape(-1) for name in pairs[0])
-    if not len(mean) == len(std) == channels:
+    if not {len(mean), len(std)} <= {1, channels} or not np.isfinite([*mean, *std]).all():
         return None
+    mean, std = np.broadcast_to(mean, channels), np.broadcast_to(std, channels)
     scale = 255.0 if max(mean.max(), std.max()) > 1 else 1.0
     try:
         return Normalization(tuple(map(float, mean / scale)), tuple(map(float, std / scale))), set(pairs[0])

@@ -129,12 +129,15 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
 
 
 def _chosen(candidates: list[Candidate]) -> Candidate:
-    """The one network that is there, or the one whose place is better known than the others'."""
+    """The one network that is there, or the one whose place is better known than the others'.
+
+    Of several architectures in one place it is the one that takes the most tensors.
+    """
 
     def place(candidate: Candidate) -> tuple[int, ...]:
         return rank(tuple(filter(None, candidate.reading.prefix.split("."))))
 
-    first = min(candidates, key=place)
+    first = min(candidates, key=lambda one: (place(one), len(one.reading.beside)))
     others = {one.reading.prefix for one in candidates if place(one) == place(first)} - {first.reading.prefix}
     if others:
         prefixes = ", ".join(repr(prefix.rstrip(".")) for prefix in sorted({first.reading.prefix, *others}))
@@ -238,7 +241,9 @@ def _of_size(state: StateDict, architecture: Architecture, prefix: str, request:
         num_classes or UNKNOWN_CLASSES,
         image_size,
         reading,
-        tuple(name for name in doubtful(state, reading, num_classes or 0) if name not in explained),
+        tuple(
+            name for name in doubtful(state, reading, architecture.channels, num_classes or 0) if name not in explained
+        ),
         normalization[0] if normalization else None,
     )
 

@@ -44,7 +44,7 @@ BESIDE = {
     "weights of a loss": (state(prefix="model."), {"criterion.weight": torch.ones(10)}),
     "a temperature behind no prefix": (state(), {"temperature": torch.ones(1), "loss.pos_weight": torch.ones(10)}),
     "centres of a loss": (state(prefix="net."), {"center_loss.centers": torch.ones(10, 2048)}),
-    "a metric's state": (state(prefix="model."), {"val_acc.confmat": torch.ones(3, 7, dtype=torch.int64)}),
+    "a metric's state": (state(prefix="model."), {"val_acc.confmat": torch.ones(10, 10, dtype=torch.int64)}),
     "another network": (state(prefix="classifier."), {"generator.0.weight": torch.ones(5, 3, 3, 3)}),
     "the smaller part": (state(prefix="netC."), {f"netG.{i}.weight": torch.ones(4, 3, 3, 3) for i in range(90)}),
 }
@@ -61,11 +61,23 @@ def test_what_lies_beside_the_network_is_kept_and_named(tmp_path, name):
     assert verify(checkpoint, tmp_path / "x.pth") <= 1e-5
 
 
+NORM = ("weight", "bias", "running_mean", "running_var")
 DOUBTFUL = {
     "attention in a block": (wide(), {"block1.layer.0.se.fc.weight": torch.ones(4, 16)}, "1 unexpected"),
     "a layer beside the others": (wide(), {"attention.weight": torch.ones(64, 64)}, "--leave-out attention.weight"),
+    "a last BatchNorm": (wide("model."), {f"model.bn.{n}": torch.ones(64) for n in NORM}, "--leave-out model.bn"),
+    "a layer in its sub-tree": (wide("model."), {"model.attention.weight": torch.ones(8, 64)}, "--leave-out model.att"),
     "a second head": (wide(), {"rotation.weight": torch.ones(4, 64)}, "--leave-out rotation.weight"),
     "a head on the output": (wide("encoder."), {"head.weight": torch.ones(4, 10)}, "--leave-out head.weight"),
+    "a layer before it": (wide("1."), {"0.weight": torch.ones(3, 3, 3, 3), "0.bias": torch.ones(3)}, "--leave-out 0"),
+    "its input's BatchNorm": (wide(), {f"input_bn.{n}": torch.ones(3) for n in NORM}, "--leave-out input_bn"),
+    "its output's BatchNorm": (wide("0."), {f"1.{n}": torch.ones(10) for n in NORM}, "--leave-out 1"),
+    "grey to colours": (wide("net."), {"to_rgb.weight": torch.ones(3, 1, 1, 1)}, "--leave-out to_rgb.weight"),
+    "another normalisation": (
+        wide("net."),
+        {"norm.mean": torch.ones(3), "norm.istd": torch.ones(3)},
+        "--leave-out norm",
+    ),
 }
 
 
@@ -142,6 +154,7 @@ def test_a_head_of_several_layers_is_named(tmp_path):
     ("normalize.mean", "normalize.std", "model."),
     ("normalizer.new_mean", "normalizer.new_std", "model."),
     ("mean", "std", "backbone."),
+    ("pre.pixel_mean", "pre.pixel_std", "model."),
 ])  # fmt: skip
 def test_a_normalisation_in_the_state_dict_is_the_models(tmp_path, mean, std, network, scale):
     values = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.247, 0.2435, 0.2616])
@@ -179,9 +192,13 @@ def test_a_yes_or_no_model_is_refused(tmp_path):
         load(tmp_path / "x.pth")
 
 
-def test_numbers_called_mean_and_std_need_be_no_normalisation(tmp_path):
+def test_numbers_called_mean_and_std_that_are_no_normalisation_are_asked_about(tmp_path):
     metric = {"score.mean": torch.zeros(3), "score.std": torch.zeros(3)}
-    checkpoint = round_trip({"net": OrderedDict([*state(prefix="model.").items(), *metric.items()])}, tmp_path)
+    tree = {"net": OrderedDict([*state(prefix="model.").items(), *metric.items()])}
+    torch.save(tree, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="--leave-out score.mean"):
+        load(tmp_path / "x.pth")
+    checkpoint = round_trip(tree, tmp_path, leave_out=("score",))
     assert checkpoint.normalization is None
     assert "score.mean, score.std" in checkpoint.beside_note()
 
@@ -203,3 +220,11 @@ def test_a_flax_folder_keeps_what_the_file_said(tmp_path):
     for options in ({"key": "a"}, {"leave_out": ("a",)}, {"num_classes": 11}, {"image_size": 64}):
         with pytest.raises(CheckpointError, match="Flax folder"):
             load(tmp_path / "flax", **options)
+
+
+def test_one_number_normalises_all_channels(tmp_path):
+    pair = {"norm.mean": torch.tensor(0.3), "norm.std": torch.tensor([0.8])}
+    checkpoint = round_trip({"net": OrderedDict([*pair.items(), *state(prefix="model.").items()])}, tmp_path)
+    np.testing.assert_allclose(
+        [checkpoint.normalization.mean, checkpoint.normalization.std], [[0.3] * 3, [0.8] * 3], rtol=1e-6
+    )

@@ -16,12 +16,12 @@ def test_everything_is_taken_from_the_file(tmp_path):
     attack_result(tmp_path, random_vgg().state_dict(), model_name="small_vgg", target=4)
     rng = np.random.default_rng(0)
     np.savez(tmp_path / "clean.npz", x=rng.integers(0, 256, (30, 32, 32, 3), np.uint8), y=rng.integers(0, 10, 30))
-    done = run(*EVALUATE, "--ckpt", "attack_result.pt", "--dataset", "clean.npz", "--json", cwd=tmp_path)
+    done = run(*EVALUATE, "--ckpt", "attack_result.pt", "--dataset", "clean.npz", "--json", "--force", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     before = json.loads(done.stdout)
     assert before["asr"] is not None
 
-    options = [*FAST, "--n-clean", 20, "--inner-lr", 0.1, "--out", "out"]
+    options = [*FAST, "--force", "--n-clean", 20, "--inner-lr", 0.1, "--out", "out"]
     done = run(*UNLEARN, "--ckpt", "attack_result.pt", "--dataset", "clean.npz", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out" / "result.json").read_text())

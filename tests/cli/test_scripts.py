@@ -146,7 +146,7 @@ def test_without_an_attack_its_figures_are_null(tmp_path, small_digits):
     plain = tmp_path / "plain.pth"
     torch.save(torch.load(EXAMPLE, weights_only=True)["net"], plain)
     done = unlearn("--ckpt", plain, "--dataset", small_digits, "--clean-set", small_digits, *FAST[2:], "--preset", "gtsrb",
-                   "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--clip", "False", cwd=tmp_path)  # fmt: skip
+                   "--mean", 0.5, 0.5, 0.5, "--std", 0.5, 0.5, 0.5, "--clip", "False", "--force", cwd=tmp_path)  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "runs" / "plain" / "result.json").read_text())
     assert result["after"]["acc"] is not None
