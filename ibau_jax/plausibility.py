@@ -82,10 +82,11 @@ def doubt(model: nnx.Module, images: Dataset, normalization: Normalization | Non
         return None
     hits, tried = predicted == some.labels, some.first(TRIED)
     where = f"of {len(some)} images of {images.name} the original model classifies"
-    best = _best(of_labels(predicted, some.labels, classes), hits)
-    if not best and np.sum(~hits[:TRIED]) >= SURE**2:  # else there are too few misses for anything to be far better
-        best = _best(of_pixels(model, tried, normalization), hits[:TRIED])
-    if best:
+    better = [one for one in of_labels(predicted, some.labels, classes) if one.is_better(hits)]
+    if np.sum(~hits[:TRIED]) >= SURE**2:  # else there are too few misses for anything to be far better
+        better += [one for one in of_pixels(model, tried, normalization) if one.is_better(hits[:TRIED])]
+    if better:
+        best = max(better, key=lambda one: np.mean(one.hits))
         return f"{where} {_percent(hits[: len(best.hits)])} rightly, but {_percent(best.hits)} {best.mending}"
     if agreement(predicted, some.labels, SURE) < SLIGHT:
         return (
@@ -94,11 +95,6 @@ def doubt(model: nnx.Module, images: Dataset, normalization: Normalization | Non
             "--normalize or --mean and --std, and --model"
         )
     return None
-
-
-def _best(explanations: Iterator[Explanation], hits: Hits) -> Explanation | None:
-    """The most accurate of those that are far better than these hits."""
-    return max((one for one in explanations if one.is_better(hits)), key=lambda one: np.mean(one.hits), default=None)
 
 
 def _percent(hits: Hits) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ibau_jax.checkpoints import load
-from ibau_jax.data import Dataset, load_dataset
+from ibau_jax.data import Dataset, load_dataset, make_dataset
 from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
 from ibau_jax.plausibility import agreement, best_mapping, cross_fitted, doubt
 from tests.cli.commands import EXAMPLE
@@ -267,3 +267,17 @@ def test_agreement_is_scikit_learns(rng):
         assert agreement(predicted, labels) == pytest.approx(cohen_kappa_score(labels, predicted), abs=1e-12)
         bounds = [agreement(np.tile(predicted, k), np.tile(labels, k), 3) for k in (1, 10, 1000)]
         assert bounds[0] > bounds[1] > bounds[2] > agreement(predicted, labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda images: images.swapaxes(1, 2), "rows and columns exchanged"),
+        (lambda images: images[:, ::-1], "upside down"),
+        (lambda images: 255 - images, "dark and light exchanged"),
+    ],
+)
+def test_images_that_are_turned_or_inverted(change, named):
+    digits = load_dataset("digits", (32, 32, 3)).first(200)
+    changed = make_dataset(np.ascontiguousarray(change(digits.images)), digits.labels, "changed")
+    assert named in doubt(load(EXAMPLE).model(), changed)
