@@ -35,9 +35,10 @@ from ibau_jax.data.memory import GROUP_LIMIT, MEMINFO
 from ibau_jax.errors import IbauError
 from ibau_jax.triggers import attack_names, load_attack
 from ibau_jax.triggers.files import STAMPS
-from tests.fuzz_reader import CHUNK, FAILURE, SECONDS, Content, Watch, damaged, expired, limit_memory
+from tests.fuzz_reader import CHUNK, FAILURE, Content, Watch, damaged, expired, limit_memory
 
 SHAPE = (8, 8, 3)
+SECONDS = 2  # of processor time for a file
 MEMORY = 2**28
 X = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
 HONEST = "honest.png"
