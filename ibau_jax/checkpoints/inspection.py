@@ -138,8 +138,9 @@ def _not_finite(found: Candidate, envelope: Envelope) -> dict[str, int]:
 
 def _weights(found: Candidate, envelope: Envelope) -> dict[str, TorchTensor]:
     """The network's tensors by its own names, without counters."""
-    tensors = {name: envelope.tensors()[full] for name, full in found.reading.names.items()}
-    return {name: tensor for name, tensor in tensors.items() if not is_counter(name, tensor)}
+    tensors = envelope.tensors()
+    own = {name: tensors[full] for name, full in found.reading.names.items()}
+    return {name: tensor for name, tensor in own.items() if not is_counter(name, tensor)}
 
 
 def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:

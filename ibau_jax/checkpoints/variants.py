@@ -147,17 +147,18 @@ def weigh(
     order = np.random.default_rng(seed).permutation(len(images))
     height, width = images.images.shape[1:3]
     few = to_unit(jnp.asarray(images.images[order[: min(IMAGES, max(8, PIXELS // (height * width)))]]))
-    models = {
-        architecture: normalized_model(checkpoint.as_variant(architecture).network(), normalization)
-        for architecture in (checkpoint.architecture, *checkpoint.alternatives)
-    }
-    weighed = [Evidence(architecture, discrepancies(model, few), len(few)) for architecture, model in models.items()]
+
+    def model(architecture: Architecture) -> nnx.Module:
+        return normalized_model(checkpoint.as_variant(architecture).network(), normalization)
+
+    architectures = (checkpoint.architecture, *checkpoint.alternatives)
+    weighed = [Evidence(one, discrepancies(model(one), few), len(few)) for one in architectures]
     weighed.sort(key=lambda one: one.discrepancy)
     close = [one for one in weighed if one.discrepancy <= UNDECIDED * weighed[0].discrepancy]
     if len(close) > 1:
         labelled = images.take(order[:LABELLED])
         for index, one in enumerate(close):
-            right = predict_where_finite(models[one.architecture], labelled) == labelled.labels
+            right = predict_where_finite(model(one.architecture), labelled) == labelled.labels
             weighed[index] = replace(one, accuracy=float(np.mean(right)))
         weighed[: len(close)] = sorted(weighed[: len(close)], key=lambda one: -(one.accuracy or 0.0))
     return weighed
