@@ -1,26 +1,33 @@
-"""How far BatchNorm's statistics are off on clean images: of each model as it is, with other layers, on other images.
+"""How far BatchNorm's statistics are off on clean images: of each model as it is, altered, on other images.
 
     IBAU_SHARED=../shared python -m benchmarks.look_alikes
+    IBAU_SHARED=../shared python -m benchmarks.look_alikes wide_resnet10_1 wide_resnet10_1+silu
 
 Prints a line a model and change: the mean over layers, and that without the largest quarter, in %; for the published
-checkpoints and those of `benchmarks.zoo` in the shared folder. See docs/converting.md.
+checkpoints and those of `benchmarks.zoo` in the shared folder. Of architectures that are named, each is trained for
+eight epochs on CIFAR-10, two minutes on 2 cores, written without its name, and what clean images say of it is printed.
+See docs/converting.md.
 """
 
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from PIL import Image
 
 from benchmarks.cases import SHARED
-from ibau_jax import Checkpoint, load, load_dataset
-from ibau_jax.checkpoints.variants import IMAGES, Evidence, discrepancies
-from ibau_jax.models.layers import Activation, AvgPool, MaxPool, Sequential, leaky_relu, relu, relu6, silu
-from ibau_jax.models.small_vgg import SmallVGG
-
-ACTIVATIONS = {"ReLU": relu, "ReLU6": relu6, "SiLU": silu, "GELU": jax.nn.gelu, "LeakyReLU(0.1)": leaky_relu}
+from benchmarks.zoo import images_of
+from ibau_jax import Checkpoint, load, load_dataset, save
+from ibau_jax.checkpoints import fresh_checkpoint
+from ibau_jax.checkpoints.variants import IMAGES, Evidence, discrepancies, weigh
+from ibau_jax.config import TrainConfig
+from ibau_jax.models import get_architecture
+from ibau_jax.models.alterations import ALTERATIONS
+from ibau_jax.training import train
 
 
 def resized(images: np.ndarray, change: Callable[[Image.Image], Image.Image]) -> np.ndarray:
@@ -39,22 +46,30 @@ OTHER_IMAGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def networks(checkpoint: Checkpoint) -> Iterator[tuple[str, nnx.Module]]:
-    """The small VGG as it is, with other activations, and with average pooling."""
+    """The small VGG as it is, and with each alteration that changes anything of it."""
     yield "as it is", checkpoint.model()
-    for name, function in ACTIVATIONS.items():
+    for name, alter in ALTERATIONS.items():
         model = checkpoint.model()
-        for _, module in nnx.iter_graph(model):
-            if isinstance(module, Activation):
-                module.function = function
-        yield name, model
-    model = checkpoint.model()
-    assert isinstance(model, SmallVGG)
-    model.features = Sequential([AvgPool(2) if isinstance(layer, MaxPool) else layer for layer in model.features])
-    yield "average pooling", model
+        if alter(model):
+            yield name, model
+
+
+def found(name: str) -> list[Evidence]:
+    """What clean images say of a model of that architecture, trained, from its state dict alone."""
+    training, others = images_of("cifar")
+    model = train(get_architecture(name), 10, training, TrainConfig(epochs=8, flip=True)).model
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "model.pth"
+        save(fresh_checkpoint(get_architecture(name), 10, training.images.shape[1], model, {}), file)
+        return weigh(load(file), others, None)
 
 
 def main() -> None:
     """Prints the lines."""
+    for name in sys.argv[1:]:
+        print(f"{name}: {'; '.join(map(str, found(name)))}", flush=True)
+    if sys.argv[1:]:
+        return
     data = {name: load_dataset(str(SHARED / "data" / f"{name}_test.npz"), (32, 32, 3)) for name in ("cifar10", "gtsrb")}
     chosen = {
         name: images.images[np.random.default_rng(0).permutation(len(images))[:IMAGES]] for name, images in data.items()

@@ -45,7 +45,8 @@ def unlearn(
         config: the algorithm's constants; the preset `cifar10` by default.
         execution: precision, memory and devices.
         state: where to go on, as `on_round` got it; `model` is still the one that came.
-        on_round: called after every good round.
+        on_round: called after every good round; where it raises NotFiniteError, as evaluating on other images may, the
+            round counts as one whose loss is not finite.
         on_batch: called with the phase, the round's number, the batches done and how many there are.
 
     Returns:
@@ -99,9 +100,9 @@ def unlearn_many(
     steps, states = CompiledSteps(), [member.state or initial_state(member.model, member.config) for member in members]
 
     def report(index: int, state: State) -> None:
-        states[index] = state
         if on_round:
             on_round(index, state)
+        states[index] = state
 
     for group in _groups(members) if whole else [[index] for index in range(len(members))]:
         stack = _stack([members[index] for index in group], execution)

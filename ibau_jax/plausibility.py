@@ -4,7 +4,7 @@ A model that is worth cleaning classifies clean images well, poisoned or not. Wh
 in what it is given: labels in another order, another normalisation, blue first. Each such explanation is a second
 series of hits and misses on the same images, and two series are compared by a paired test (McNemar, 1947). All classes
 count alike, so that a model that says one class of everything gains nothing by it. From few images, or from images of
-one class, nothing is concluded.
+one class, nothing is concluded, though a low accuracy is told.
 """
 
 from collections.abc import Iterator
@@ -62,7 +62,20 @@ class Explanation:
         return bool(far) and agreement(self.predicted, self.labels) > SLIGHT
 
 
-def doubt(model: nnx.Module, images: Dataset, normalization: Normalization | None = None) -> str | None:
+@dataclass(frozen=True)
+class Doubt:
+    """Why images and model can't belong together.
+
+    Attributes:
+        message: what was measured, and what mends it.
+        is_sure: the images are enough to conclude it.
+    """
+
+    message: str
+    is_sure: bool = True
+
+
+def doubt(model: nnx.Module, images: Dataset, normalization: Normalization | None = None) -> Doubt | None:
     """Why images and model can't belong together, and what mends it; None where they may.
 
     Args:
@@ -78,23 +91,27 @@ def doubt(model: nnx.Module, images: Dataset, normalization: Normalization | Non
     images.check_fits(images.images.shape[1:], classes)
     some = images.take(np.random.default_rng(0).permutation(len(images))[:IMAGES])
     predicted = predict(model, some)
-    if len(np.unique(some.labels)) == 1:
-        return None
     hits, tried = predicted == some.labels, some.first(TRIED)
     where = f"of {len(some)} images of {images.name} the original model classifies"
+    if len(np.unique(some.labels)) == 1:
+        message = f"{where} {_percent(hits)} rightly, all of one class, which says little"
+        return None if np.mean(hits) > SLIGHT else Doubt(message, is_sure=False)
     better = [one for one in of_labels(predicted, some.labels, classes) if one.is_better(hits)]
     if np.sum(~hits[:TRIED]) >= SURE**2:  # else there are too few misses for anything to be far better
         better += [one for one in of_pixels(model, tried, normalization) if one.is_better(hits[:TRIED])]
     if better:
         best = max(better, key=lambda one: np.mean(one.hits))
-        return f"{where} {_percent(hits[: len(best.hits)])} rightly, but {_percent(best.hits)} {best.mending}"
-    if agreement(predicted, some.labels, SURE) < SLIGHT:
-        return (
-            f"{where} {_percent(hits)} rightly, which is near chance, and no order of the classes, normalisation, "
-            "scale or order of the colours that was tried mends it; check --dataset and its labels (--class-order), "
-            "--normalize or --mean and --std, and --model"
-        )
-    return None
+        return Doubt(f"{where} {_percent(hits[: len(best.hits)])} rightly, but {_percent(best.hits)} {best.mending}")
+    if agreement(predicted, some.labels) >= SLIGHT:
+        return None
+    is_sure = agreement(predicted, some.labels, SURE) < SLIGHT
+    few = "" if is_sure else ", though so few images say little"
+    return Doubt(
+        f"{where} {_percent(hits)} rightly, which is near chance{few}, and no order of the classes, normalisation, "
+        "scale or order of the colours that was tried mends it; check "
+        "--dataset and its labels (--class-order), --normalize or --mean and --std, and --model",
+        is_sure,
+    )
 
 
 def _percent(hits: Hits) -> str:

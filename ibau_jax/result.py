@@ -143,7 +143,7 @@ class Result:
         model: the cleaned model, after `kept_round`.
         rounds: the good rounds.
         kept_round: see `State.kept_round`; 0 where none is kept, and the model is as it came.
-        status: `completed`, or `diverged` where a loss became NaN or infinite.
+        status: `completed`, or `diverged` where a loss or logit became NaN or infinite.
         compile_seconds: time taken by compilation; of models that share the compiled steps, the first one's only.
         unlearn_seconds: time taken by the rounds, this process's only.
     """

@@ -191,9 +191,10 @@ def take_in(stack: Stack, carry: PyTree, rounds: list[Round], on_round: Callable
         model = nnx.merge(stack.graph, params, split_weights(before.model).rest)
         try:
             done = judge(before, done, model, stack.held_out[index], stack.clean_sets[index], stack.configs[index])
+            after = before.undone(done) if done.undone else before.after(done, model, optimizer_state)
+            if on_round:
+                on_round(index, after)
         except NotFiniteError:  # weights so large that logits overflow
             stack.stopped.add(index)
             continue
-        stack.states[index] = before.undone(done) if done.undone else before.after(done, model, optimizer_state)
-        if on_round:
-            on_round(index, stack.states[index])
+        stack.states[index] = after

@@ -130,3 +130,17 @@ def test_a_checkpoint_names_its_tensors(tmp_path, folder):
     save(checkpoint, tmp_path / "again.pth")
     again = torch.load(tmp_path / "again.pth", weights_only=True)["net"]
     assert all(again[name].numpy().tobytes() == value.numpy().tobytes() for name, value in tree["net"].items())
+
+
+def test_a_round_after_which_other_images_can_t_be_evaluated_is_dropped():
+    """As a round is whose loss is not finite; the last good one is the result."""
+
+    def evaluated(state):
+        if len(state.rounds) == 2:
+            evaluate(Linear(255), spoilt_images())
+
+    constants = {"batch_size": 10, "K": 1, "seed": 0}
+    result = ibau_jax.unlearn(Linear(), images_of(), UnlearnConfig(n_rounds=3, **constants), on_round=evaluated)
+    once = ibau_jax.unlearn(Linear(), images_of(), UnlearnConfig(n_rounds=1, **constants))
+    assert (result.status, len(result.rounds), result.kept_round) == ("diverged", 1, 1)
+    np.testing.assert_array_equal(result.model.kernel[...], once.model.kernel[...])

@@ -28,6 +28,7 @@ from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError, ConfigError, shortened
 from ibau_jax.files import put_in_place, regular_files, staging_folder
 from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
+from ibau_jax.models.custom import is_own
 from ibau_jax.models.normalized import normalized_model
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".pkl", ".bin", ".ckpt", ".t7")  # `.pth.tar` is among them
@@ -411,6 +412,6 @@ def _whole(value: Any) -> int:
 
 def _stored_architecture(folder: Path, stored: str, model: str | None) -> Architecture:
     """The architecture that a Flax folder names; code that it names is run only if the user names it too."""
-    if ":" in stored and model is None:
+    if is_own(stored) and model is None:
         raise CheckpointError(f"{folder} is of your own model; name it again by --model {stored}")
     return find_architecture(model or stored)

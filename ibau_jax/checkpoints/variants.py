@@ -4,12 +4,11 @@ Strides, pooling, activations and what a shortcut reads leave no trace in a stat
 in the network that was trained, the statistics of each BatchNorm's input on clean images are those that it holds.
 """
 
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,13 +16,18 @@ from jaxtyping import Array, Float
 
 from ibau_jax.batches import to_unit
 from ibau_jax.checkpoints.checkpoint import Checkpoint
-from ibau_jax.compilation import compiler_options
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import CheckpointError
 from ibau_jax.functional import split_weights, training_copy
 from ibau_jax.metrics import predict_where_finite
-from ibau_jax.models import Architecture, Normalization
+from ibau_jax.models import Architecture, Normalization, altered
+from ibau_jax.models.alterations import ALTERATIONS
+from ibau_jax.models.custom import is_own
+from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.normalized import normalized_model
+
+# Of each BatchNorm layer by its path, the mean and the variance of each channel.
+Statistics = dict[tuple[Any, ...], tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]]
 
 IMAGES, PIXELS = 100, 2**20  # to measure the statistics on: at most so many of each, in one batch
 LABELLED = 500  # to measure accuracy on, where statistics do not decide
@@ -32,7 +36,9 @@ LABELLED = 500  # to measure accuracy on, where statistics do not decide
 IMPLAUSIBLE = 0.012
 MOVED = 0.25  # share of the layers whose statistics a backdoor or augmentation may have moved far
 EPSILON = 1e-5  # PyTorch's default
-UNDECIDED = 1.5  # a network whose discrepancy is no more than so many times the smallest may be the right one, too
+SCREENED = 5  # an alteration is tried on one in so many images first
+NEGLIGIBLE = 0.1  # networks are not told apart whose distance is less than so much of the discrepancy
+DECIDED = 1 / 3  # part of the way from one network to another that clean images have to be past the middle
 
 
 @dataclass(frozen=True)
@@ -44,12 +50,14 @@ class Evidence:
         layers: the discrepancy of each BatchNorm layer; see `discrepancies`.
         n_images: how many images it is from.
         accuracy: share of images classified as labelled, where the discrepancies of several do not decide.
+        seen: the statistics of each BatchNorm's input on the images.
     """
 
     architecture: Architecture
     layers: Float[np.ndarray, " layers"]
     n_images: int
     accuracy: float | None = None
+    seen: Statistics = field(default_factory=dict, repr=False)
 
     @property
     def discrepancy(self) -> float:
@@ -61,6 +69,24 @@ class Evidence:
         """The mean without the quarter of the layers that is largest."""
         kept = len(self.layers) - int(MOVED * len(self.layers))
         return float(np.sort(self.layers)[:kept].mean()) if kept else 0.0
+
+    @property
+    def is_plausible(self) -> bool:
+        """Whether this may be the network. Each image is one independent sample at least, so that chance alone makes a
+        discrepancy of 1 / (4 n_images) at most.
+        """
+        return self.plausibility <= IMPLAUSIBLE + 1 / (4 * self.n_images)
+
+    def beats(self, other: "Evidence") -> bool:
+        """Whether it is the network, if it is one of the two.
+
+        Held statistics h, seen a and b, and squared distances: if a is right, |h - b|² is |h - a|² + |a - b|², since
+        what separates h from a has nothing to do with b; if b is right, the other way round. So their difference,
+        divided by |a - b|², lies between 1 and -1.
+        """
+        apart = float(distances(self.seen, other.seen).mean()) if self.seen else 0.0
+        gain = other.discrepancy - self.discrepancy
+        return apart > NEGLIGIBLE * other.discrepancy and gain > DECIDED * apart
 
     def record(self) -> dict[str, Any]:
         """The evidence as JSON has it."""
@@ -90,34 +116,34 @@ def discrepancies(model: nnx.Module, images: Float[Array, "n h w c"]) -> Float[n
     Returns:
         A number for each layer that the network uses.
     """
+    return distances(*statistics(model, images))
+
+
+def statistics(model: nnx.Module, images: Float[Array, "n h w c"]) -> tuple[Statistics, Statistics]:
+    """What the BatchNorm layers that a network uses hold, and what their inputs have on images, in training mode.
+
+    Not compiled as a whole, which for one batch would take longer than running it.
+    """
     copy = training_copy(model)
     for _, module in nnx.iter_graph(copy):
         if isinstance(module, nnx.BatchNorm):
             module.momentum = 0.0  # what it holds afterwards is of these images alone
-    graph, weights = nnx.split(copy)[0], split_weights(copy)
-    held = {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(weights.rest)}
-    seen = {
-        path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(_run()(graph, *weights, images))
-    }
-    layers = []
-    for path in held:
-        variance = (*path[:-1], "var")
-        if path[-1] == "mean" and not np.array_equal(held[path], seen[path]):  # else the network does not use it
-            distance = _squared_hellinger(held[path], held[variance], seen[path], seen[variance])
-            layers.append(np.nan_to_num(distance, nan=1.0).mean())  # what is not finite agrees with nothing
-    return np.asarray(layers)
+    held = _statistics(copy)
+    copy(images)
+    seen = _statistics(copy)
+    used = [path for path in held if not np.array_equal(held[path][0], seen[path][0])]
+    return {path: held[path] for path in used}, {path: seen[path] for path in used}
 
 
-@functools.cache
-def _run() -> Callable[..., Any]:
-    """What a model in training mode holds beside its weights after a batch; one compilation serves all its weights."""
+def _statistics(model: nnx.Module) -> Statistics:
+    rest = {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(split_weights(model).rest)}
+    return {path[:-1]: (rest[path], rest[*path[:-1], "var"]) for path in rest if path[-1] == "mean"}
 
-    def run(graph: nnx.GraphDef, params: Any, rest: Any, images: Float[Array, "n h w c"]) -> Any:
-        merged = nnx.merge(graph, params, rest, copy=True)
-        merged(images)
-        return split_weights(merged).rest
 
-    return jax.jit(run, static_argnums=0, compiler_options=compiler_options())
+def distances(one: Statistics, other: Statistics) -> Float[np.ndarray, " layers"]:
+    """How far two networks' statistics are apart in each layer that both have, in [0, 1]; see `discrepancies`."""
+    layers = [_squared_hellinger(*one[path], *other[path]) for path in one if path in other]
+    return np.asarray([np.nan_to_num(layer, nan=1.0).mean() for layer in layers])  # what is not finite is far away
 
 
 def _squared_hellinger(
@@ -138,6 +164,9 @@ def weigh(
 ) -> list[Evidence]:
     """What clean images say for each architecture that the checkpoint may be, the likeliest first.
 
+    It may be one of its `alternatives`, or one of them altered (`ibau_jax.models.alterations`) where images agree with
+    that far better.
+
     Args:
         checkpoint: with its `alternatives`.
         images: clean ones; a random hundred of them is looked at, fewer where they are large.
@@ -147,29 +176,77 @@ def weigh(
     order = np.random.default_rng(seed).permutation(len(images))
     height, width = images.images.shape[1:3]
     few = to_unit(jnp.asarray(images.images[order[: min(IMAGES, max(8, PIXELS // (height * width)))]]))
-
-    def model(architecture: Architecture) -> nnx.Module:
-        return normalized_model(checkpoint.as_variant(architecture).network(), normalization)
-
+    witness = _Witness(checkpoint, normalization, few, images.take(order[:LABELLED]))
     architectures = (checkpoint.architecture, *checkpoint.alternatives)
-    weighed = [Evidence(one, discrepancies(model(one), few), len(few)) for one in architectures]
-    weighed.sort(key=lambda one: one.discrepancy)
-    close = [one for one in weighed if one.discrepancy <= UNDECIDED * weighed[0].discrepancy]
-    if len(close) > 1:
-        labelled = images.take(order[:LABELLED])
-        for index, one in enumerate(close):
-            right = predict_where_finite(model(one.architecture), labelled) == labelled.labels
-            weighed[index] = replace(one, accuracy=float(np.mean(right)))
-        weighed[: len(close)] = sorted(weighed[: len(close)], key=lambda one: -(one.accuracy or 0.0))
+    weighed = _with_alterations(witness, sorted(map(witness.evidence, architectures), key=_discrepancy))
+    undecided = [one for one in weighed if one is weighed[0] or not weighed[0].beats(one)]
+    if len(undecided) == 1:
+        return weighed
+    counted = [replace(one, accuracy=witness.accuracy(one.architecture)) for one in undecided]
+    return [*sorted(counted, key=lambda one: -(one.accuracy or 0.0)), *(one for one in weighed if one not in undecided)]
+
+
+@dataclass(frozen=True)
+class _Witness:
+    """Clean images that are asked about a checkpoint: a few without their labels, and some with them."""
+
+    checkpoint: Checkpoint
+    normalization: Normalization | None
+    few: Float[Array, "n h w c"]
+    labelled: Dataset
+
+    def model(self, architecture: Architecture) -> nnx.Module:
+        return normalized_model(self.checkpoint.as_variant(architecture).network(), self.normalization)
+
+    def evidence(self, architecture: Architecture, share: int = 1) -> Evidence:
+        """What one in `share` of the images says of an architecture."""
+        images = self.few[: max(1, len(self.few) // share)]
+        held, seen = statistics(self.model(architecture), images)
+        return Evidence(architecture, distances(held, seen), len(images), seen=seen)
+
+    def accuracy(self, architecture: Architecture) -> float:
+        """The share of images that an architecture classifies as labelled."""
+        predicted = predict_where_finite(self.model(architecture), self.labelled)
+        return float(np.mean(predicted == self.labelled.labels))
+
+    def alterations(self, architecture: Architecture) -> list[str]:
+        """The names of those that change anything of an architecture."""
+        if is_own(architecture.name):
+            return []
+        model = architecture.build(self.checkpoint.num_classes, self.checkpoint.image_size, ABSTRACT)
+        return [name for name, alter in ALTERATIONS.items() if alter(nnx.clone(model))]
+
+    def better(self, than: Evidence, best: Evidence) -> Iterator[Evidence]:
+        """The alterations of an architecture that beat it, and the best one."""
+        least = min(self.evidence(one.architecture, SCREENED).discrepancy for one in (than, best))
+        for name in self.alterations(than.architecture) if least else ():
+            one = altered(than.architecture, name)
+            with contextlib.suppress(TypeError):  # its maps have another size than its last layer takes
+                if self.evidence(one, SCREENED).discrepancy < least:
+                    found = self.evidence(one)
+                    if found.beats(than) and found.beats(best):
+                        yield found
+
+
+def _with_alterations(witness: _Witness, known: list[Evidence]) -> list[Evidence]:
+    """Before what is known, architectures altered in one way, and in one more, as long as each beats all before."""
+    weighed, possible = known, [one for one in known if one is known[0] or one.is_plausible]
+    architectures = [one.architecture for one in known]
+    while found := [other for one in possible for other in witness.better(one, weighed[0])]:
+        name = min(found, key=_discrepancy).architecture.name.rpartition("+")[2]
+        architectures = [altered(one, name) for one in architectures if name in witness.alterations(one)]
+        possible = [min(map(witness.evidence, architectures), key=_discrepancy)]
+        weighed = [*possible, *weighed]
     return weighed
 
 
-def check_evidence(evidence: Sequence[Evidence]) -> None:
-    """Raises CheckpointError where not even the likeliest architecture agrees with clean images.
+def _discrepancy(evidence: Evidence) -> float:
+    return evidence.discrepancy
 
-    Each image is one independent sample at least, so that chance alone makes a discrepancy of 1 / (4 n_images) at most.
-    """
-    if evidence[0].plausibility <= IMPLAUSIBLE + 1 / (4 * evidence[0].n_images):
+
+def check_evidence(evidence: Sequence[Evidence]) -> None:
+    """Raises CheckpointError where not even the likeliest architecture agrees with clean images."""
+    if evidence[0].is_plausible:
         return
     raise CheckpointError(
         "the statistics in the checkpoint's BatchNorm layers are not those of the clean images, so this is another "

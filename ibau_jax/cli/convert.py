@@ -21,7 +21,7 @@ from ibau_jax.checkpoints.recognition import Request
 from ibau_jax.checkpoints.variants import check_evidence
 from ibau_jax.checkpoints.verify import compared_module, random_images, verify
 from ibau_jax.cli import console
-from ibau_jax.cli.job import check_agreement, likeliest, load_images, load_subject
+from ibau_jax.cli.job import likeliest, load_images, load_subject, settled
 from ibau_jax.cli.options import DataOptions, ModelOptions
 from ibau_jax.data import Dataset
 from ibau_jax.errors import CheckpointError, ConfigError
@@ -93,8 +93,7 @@ def convert(
     images = None
     if data is not None:
         images = load_images(data, subject)
-        subject = likeliest(subject, images)
-        check_agreement(subject, options.force)
+        subject = settled(subject, images, options.force)
     checkpoint = subject.checkpoint
     with staging_folder(target) as folder:
         prepared = folder / target.name

@@ -125,13 +125,19 @@ def settled(subject: Subject, images: Dataset, force: bool) -> Subject:
 
 
 def check_agreement(subject: Subject, force: bool) -> None:
-    """Checks that the likeliest network agrees with clean images.
+    """Checks that the network agrees with clean images.
 
     Raises:
-        CheckpointError: it does not, unless `force`: then a line says so.
+        CheckpointError: it does not, or far less than another, unless `force`: then a line says so.
     """
     try:
         check_evidence(subject.evidence)
+        best = subject.evidence[0].architecture
+        if best != subject.checkpoint.architecture:
+            raise CheckpointError(
+                f"clean images agree far better with another network than with that of --model "
+                f"({'; '.join(map(str, subject.evidence))}): --model {best.name}"
+            )
     except CheckpointError as error:
         if not force:
             raise CheckpointError(
@@ -142,33 +148,37 @@ def check_agreement(subject: Subject, force: bool) -> None:
 
 
 def likeliest(subject: Subject, images: Dataset) -> Subject:
-    """The checkpoint as the network whose BatchNorm statistics agree best with clean images; of several, says which."""
+    """The checkpoint as the network whose BatchNorm statistics agree best with clean images; of several, says which.
+
+    One that --model names stays.
+    """
     checkpoint = subject.checkpoint
-    count = 1 + len(checkpoint.alternatives)
     with Bar() as bar:
-        bar.add_task(f"which of {count} networks" if count > 1 else "BatchNorm statistics", total=None)
+        bar.add_task("which network, by its BatchNorm statistics", total=None)
         evidence = weigh(checkpoint, images, subject.normalization)
-    chosen = checkpoint.as_variant(evidence[0].architecture)
-    if count > 1:
-        console.warn(f"{subject.path} is {evidence[0]}, by clean images; not {', '.join(map(str, evidence[1:]))}")
-    return replace(subject, checkpoint=chosen, evidence=tuple(evidence))
+    best, *others = evidence
+    if others and not subject.options.model:
+        by = "the labels of clean images alone" if others[0].accuracy is not None else "clean images"
+        console.warn(f"{subject.path} is {best}, by {by}; not {', '.join(map(str, others))}")
+        checkpoint = checkpoint.as_variant(best.architecture)
+    return replace(subject, checkpoint=checkpoint, evidence=tuple(evidence))
 
 
 def check_plausible(subject: Subject, images: Dataset, force: bool) -> None:
     """Checks that the model classifies clean images as a model of theirs would.
 
     Raises:
-        DataError: it does not, unless `force`: then a line says so.
+        DataError: it does not, unless `force` or the images are too few to be sure: then a line says so.
         NotFiniteError: the logits of an image are NaN or infinite.
     """
     try:
-        message = doubt(subject.model, images, subject.normalization)
+        found = doubt(subject.model, images, subject.normalization)
     except NotFiniteError as error:
         raise NotFiniteError(f"{subject.path}: {error}") from error
-    if message and not force:
-        raise DataError(f"{subject.path}: {message}. --force goes on as it is")
-    if message:
-        console.warn(f"{subject.path}: {message}")
+    if found and found.is_sure and not force:
+        raise DataError(f"{subject.path}: {found.message}. --force goes on as it is")
+    if found:
+        console.warn(f"{subject.path}: {found.message}")
 
 
 def load_images(options: DataOptions, subject: Subject) -> Dataset:

@@ -28,7 +28,7 @@ SOME_FAILED = 1  # also where the one run diverged
 
 
 def run(options: UnlearnOptions) -> int:
-    """Runs `scripts/unlearn.py` and returns its exit code: 0, or 1 where a loss became NaN or infinite or a run failed.
+    """Runs `scripts/unlearn.py` and returns its exit code: 0, or 1 where one became NaN or infinite or failed.
 
     Raises:
         IbauError: the input is to blame; nothing was written.

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 from flax import nnx
 
 from ibau_jax.auditing import Audit, Suspect, lingering
@@ -118,8 +119,8 @@ class Task:
 
         The figures are those of the weights as a file would hold them; the unlearning goes on from its own.
         """
-        self.state = state
         if not is_first_process():
+            self.state = state
             return
         if self.before is None:
             self.before = self.evaluate(self.model)
@@ -127,7 +128,10 @@ class Task:
         try:
             metrics = self.evaluate(self.as_written(state.model))
         except NotFiniteError as error:
-            raise NotFiniteError(f"after round {state.rounds[-1].number} {error}. Try a smaller --lr") from error
+            if jax.process_count() > 1:  # which would go on with a round that this one dropped
+                raise ConfigError(f"after round {state.rounds[-1].number} {error}. Try a smaller --lr") from error
+            raise
+        self.state = state
         self.records.append(round_record(state.rounds[-1], metrics))
         if self.defence is None:  # others can't be resumed
             self.progress.store_state(state, {"before": asdict(self.before), "rounds": self.records})
@@ -151,7 +155,8 @@ class Task:
         if self.result is None or not self.result.rounds:
             predict(self.model, self.clean_set)
             raise ConfigError(
-                "a loss became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr or --lr"
+                "a loss or logit became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr "
+                "or --lr"
             )
         if not self.result.kept_round:
             raise ConfigError(
@@ -166,7 +171,7 @@ class Task:
         model_file = write_results(self.folder, content, cleaned, self.result.rounds, self.report)
         if self.result.status == "diverged":
             console.warn(
-                f"{self.name} stopped: a loss became NaN or infinite in round {len(self.result.rounds) + 1}; "
+                f"{self.name} stopped: a loss or logit became NaN or infinite in round {len(self.result.rounds) + 1}; "
                 f"the results are those of round {self.result.kept_round}"
             )
         return model_file

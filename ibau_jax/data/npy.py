@@ -141,7 +141,10 @@ def _header(stream: IO[bytes], size: int) -> tuple[Header, bytes]:
     version = np.lib.format.read_magic(head)
     if version not in HEADERS:
         raise ValueError(f"arrays of format version {version[0]}.{version[1]} are not read")
-    shape, fortran, dtype = HEADERS[version](head)
+    try:
+        shape, fortran, dtype = HEADERS[version](head)
+    except (MemoryError, RecursionError):  # of Python's parser, at a few hundred brackets
+        raise ValueError("an array's header is nested too deeply") from None
     if dtype.hasobject or dtype.names is not None or dtype.subdtype is not None:
         raise ValueError("an array of Python objects or of records is not read")
     if not all(0 <= length < 2**63 for length in shape):

@@ -14,13 +14,22 @@ from ibau_jax.models import (  # noqa: F401 - each registers what it defines
 )
 from ibau_jax.models.custom import find_architecture
 from ibau_jax.models.normalized import NORMALIZATIONS, Normalization, Normalized
-from ibau_jax.models.registry import Architecture, architectures, get_architecture, name_patterns, register, variants
+from ibau_jax.models.registry import (
+    Architecture,
+    altered,
+    architectures,
+    get_architecture,
+    name_patterns,
+    register,
+    variants,
+)
 
 __all__ = [
     "NORMALIZATIONS",
     "Architecture",
     "Normalization",
     "Normalized",
+    "altered",
     "architectures",
     "find_architecture",
     "get_architecture",

@@ -22,12 +22,17 @@ def find_architecture(spec: str) -> Architecture:
     Raises:
         CheckpointError: there is no such architecture, file or class, or the file fails.
     """
-    if ":" not in spec:
+    if not is_own(spec):
         return get_architecture(spec)
     found = load_object(spec, "--model")
     if not isinstance(found, type) or not issubclass(found, nnx.Module):
         raise CheckpointError(f"--model: {spec} is no Flax NNX module class")
     return _from_class(spec, found)
+
+
+def is_own(name: str) -> bool:
+    """Whether an architecture's name says that it is the user's own, FILE.py:CLASS."""
+    return ":" in name
 
 
 def load_object(spec: str, option: str) -> Any:

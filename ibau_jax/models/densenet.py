@@ -37,9 +37,11 @@ class DenseLayer(nnx.Module):
         hidden = BOTTLENECK * growth
         self.norm1, self.conv1 = batch_norm(in_features, rngs), conv(in_features, hidden, 1, rngs)
         self.norm2, self.conv2 = batch_norm(hidden, rngs), conv(hidden, growth, 3, rngs)
+        self.activation = relu
 
     def __call__(self, x: Features) -> Features:
-        new = self.conv2(relu(conv_norm(self.conv1, self.norm2, relu(self.norm1(x)))))
+        hidden = conv_norm(self.conv1, self.norm2, self.activation(self.norm1(x)))
+        new = self.conv2(self.activation(hidden))
         return jnp.concatenate([x, new], axis=-1)
 
 
@@ -76,9 +78,10 @@ class DenseNet(nnx.Module):
                 features //= 2
         self.features = NamedSequential({**layers, "norm5": batch_norm(features, rngs)})
         self.classifier = linear(features, num_classes, rngs)
+        self.activation = relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
-        return self.classifier(global_average(relu(self.features(x))))
+        return self.classifier(global_average(self.activation(self.features(x))))
 
 
 # Stride of the first convolution, and whether a max pooling follows.

@@ -83,10 +83,10 @@ class Activation(nnx.Module):
     """A function at its place in a `Sequential`."""
 
     def __init__(self, function: Function) -> None:
-        self.function = function
+        self.activation = function
 
     def __call__(self, x: Array) -> Array:
-        return self.function(x)
+        return self.activation(x)
 
 
 relu: Function = jax.nn.relu
@@ -94,9 +94,9 @@ silu: Function = jax.nn.silu
 gelu: Function = functools.partial(jax.nn.gelu, approximate=False)
 
 
-def leaky_relu(x: Array) -> Array:
-    """`torch.nn.LeakyReLU(0.1)`; unlike `jax.nn.leaky_relu`, its derivative at 0 is 0.1, as PyTorch has it."""
-    return jnp.where(x > 0, x, 0.1 * x)
+def leaky_relu(x: Array, slope: float = 0.1) -> Array:
+    """`torch.nn.LeakyReLU(slope)`; unlike `jax.nn.leaky_relu`, its derivative at 0 is the slope, as PyTorch has it."""
+    return jnp.where(x > 0, x, slope * x)
 
 
 @jax.custom_jvp
@@ -134,21 +134,27 @@ class Identity(nnx.Module):
 
 
 class MaxPool(nnx.Module):
-    """`torch.nn.MaxPool2d(size, stride, padding)`; a remainder at the border is dropped.
+    """`torch.nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)`; a remainder at the border is dropped, unless `ceil`.
 
     Where a window has its maximum twice, the derivative goes to the first in row order, as PyTorch's does; images
     clipped to black or white have such windows. Written out over the places of a window: with
     `lax.reduce_window` an outer step takes a tenth longer on CPU.
     """
 
-    def __init__(self, size: int, stride: int | None = None, padding: int = 0) -> None:
-        self.size, self.stride, self.padding = size, stride or size, padding
+    def __init__(self, size: int, stride: int | None = None, padding: int = 0, *, ceil: bool = False) -> None:
+        self.size, self.stride, self.padding, self.ceil = size, stride or size, padding, ceil
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ph pw c"]:
-        if self.padding:
-            border = (self.padding, self.padding)
-            x = jnp.pad(x, ((0, 0), border, border, (0, 0)), constant_values=-jnp.inf)
+        rows, columns = ((self.padding, self.padding + self._remainder(extent)) for extent in x.shape[1:3])
+        if any((*rows, *columns)):
+            x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)), constant_values=-jnp.inf)
         return _max_pool(self.size, self.stride, x)
+
+    def _remainder(self, extent: int) -> int:
+        """What a last window lacks at the border, where there is one; none begins behind the image."""
+        over = (extent + 2 * self.padding - self.size) % self.stride
+        begins = extent + 2 * self.padding - self.size - over + self.stride
+        return self.stride - over if self.ceil and over and begins < extent + self.padding else 0
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -178,13 +184,16 @@ def _chosen_places(size: int, stride: int, x: Float[Array, "n h w c"]) -> tuple[
 
 
 class AvgPool(nnx.Module):
-    """`torch.nn.AvgPool2d(size)`: disjoint windows, a remainder at the border is dropped."""
+    """`torch.nn.AvgPool2d(size, stride, padding)`: zeros outside count; a remainder at the border is dropped."""
 
-    def __init__(self, size: int) -> None:
-        self.size = size
+    def __init__(self, size: int, stride: int | None = None, padding: int = 0) -> None:
+        self.size, self.stride, self.padding = size, stride or size, padding
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ph pw c"]:
-        total, *others = _window_places(x, self.size, self.size)
+        if self.padding:
+            border = (self.padding, self.padding)
+            x = jnp.pad(x, ((0, 0), border, border, (0, 0)))
+        total, *others = _window_places(x, self.size, self.stride)
         for other in others:
             total = total + other
         return total / self.size**2

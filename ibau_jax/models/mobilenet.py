@@ -112,11 +112,11 @@ class CifarBlock(nnx.Module):
         projects = stride == 1 and in_features != features
         projection = [conv(in_features, features, 1, rngs), batch_norm(features, rngs)]
         self.shortcut = Sequential(projection if projects else [])
-        self.stride = stride
+        self.stride, self.activation = stride, relu
 
     def __call__(self, x: Features) -> Features:
-        out = relu(conv_norm(self.conv1, self.bn1, x))
-        out = relu(conv_norm(self.conv2, self.bn2, out))
+        out = self.activation(conv_norm(self.conv1, self.bn1, x))
+        out = self.activation(conv_norm(self.conv2, self.bn2, out))
         out = conv_norm(self.conv3, self.bn3, out)
         return out + self.shortcut(x) if self.stride == 1 else out
 
@@ -130,10 +130,11 @@ class CifarMobileNetV2(nnx.Module):
         self.conv2 = conv(V2_CIFAR_STAGES[-1][1], LAST_FEATURES, 1, rngs)
         self.bn2 = batch_norm(LAST_FEATURES, rngs)
         self.linear = linear(LAST_FEATURES, num_classes, rngs)
+        self.activation = relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
-        x = self.layers(relu(conv_norm(self.conv1, self.bn1, x)))
-        return self.linear(global_average(relu(conv_norm(self.conv2, self.bn2, x))))
+        x = self.layers(self.activation(conv_norm(self.conv1, self.bn1, x)))
+        return self.linear(global_average(self.activation(conv_norm(self.conv2, self.bn2, x))))
 
 
 def _biased(in_features: int, features: int, kernel: int, rngs: nnx.Rngs, **options: int) -> list[nnx.Module]:

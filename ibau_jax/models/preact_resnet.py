@@ -25,11 +25,11 @@ class PreActBlock(nnx.Module):
         self.bn1, self.conv1 = batch_norm(in_features, rngs), conv(in_features, features, 3, rngs, stride=stride)
         self.bn2, self.conv2 = batch_norm(features, rngs), conv(features, features, 3, rngs)
         self.shortcut = _shortcut(in_features, features, stride, rngs)
-        self.raw_shortcut = raw_shortcut
+        self.raw_shortcut, self.activation = raw_shortcut, relu
 
     def __call__(self, x: Features) -> Features:
-        active = relu(self.bn1(x))
-        out = self.conv2(relu(conv_norm(self.conv1, self.bn2, active)))
+        active = self.activation(self.bn1(x))
+        out = self.conv2(self.activation(conv_norm(self.conv1, self.bn2, active)))
         return out + (self.shortcut(x if self.raw_shortcut else active) if self.shortcut else x)
 
 
@@ -43,12 +43,12 @@ class PreActBottleneck(nnx.Module):
         self.bn2, self.conv2 = batch_norm(features, rngs), conv(features, features, 3, rngs, stride=stride)
         self.bn3, self.conv3 = batch_norm(features, rngs), conv(features, 4 * features, 1, rngs)
         self.shortcut = _shortcut(in_features, 4 * features, stride, rngs)
-        self.raw_shortcut = raw_shortcut
+        self.raw_shortcut, self.activation = raw_shortcut, relu
 
     def __call__(self, x: Features) -> Features:
-        active = relu(self.bn1(x))
-        out = relu(conv_norm(self.conv1, self.bn2, active))
-        out = self.conv3(relu(conv_norm(self.conv2, self.bn3, out)))
+        active = self.activation(self.bn1(x))
+        out = self.activation(conv_norm(self.conv1, self.bn2, active))
+        out = self.conv3(self.activation(conv_norm(self.conv2, self.bn3, out)))
         return out + (self.shortcut(x if self.raw_shortcut else active) if self.shortcut else x)
 
 
@@ -78,10 +78,11 @@ class PreActResNet(nnx.Module):
         features = RESNET_WIDTHS[-1] * block.expansion
         self.bn = batch_norm(features, rngs) if final_norm else None
         self.linear = linear(features, num_classes, rngs)
+        self.activation = relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
-        x = relu(self.bn(x)) if self.bn else x
+        x = self.activation(self.bn(x)) if self.bn else x
         return self.linear(global_average(x))
 
 

@@ -4,12 +4,13 @@ import difflib
 import functools
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError
+from ibau_jax.models.alterations import ALTERATIONS
 
 if TYPE_CHECKING:
     import torch
@@ -66,15 +67,37 @@ def variants(architecture: Architecture) -> tuple[Architecture, ...]:
     """All architectures with the names and shapes of this one, which is among them; the most common comes first."""
     base = architecture.variant_of or architecture.name
     group = tuple(one for one in _ARCHITECTURES.values() if base in (one.name, one.variant_of))
-    return group or (architecture,)  # the user's own module is not registered
+    return group if architecture in group else (architecture, *group)  # altered, or the user's own module
+
+
+@functools.cache  # so that the same name gives the same architecture
+def altered(architecture: Architecture, alteration: str) -> Architecture:
+    """The architecture with one of `ALTERATIONS`; building it raises CheckpointError where that changes nothing."""
+    name = f"{architecture.name}+{alteration}"
+
+    def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
+        model = architecture.build(num_classes, image_size, rngs)
+        if not ALTERATIONS[alteration](model):
+            raise CheckpointError(f"there is no model {name!r}: {architecture.name} has nothing that it could alter")
+        return model
+
+    base = architecture.variant_of or architecture.name
+    return replace(architecture, name=name, build=build, torch_module=None, variant_of=base)
 
 
 def get_architecture(name: str) -> Architecture:
-    """The architecture called `name`.
+    """The architecture called `name`, or NAME+ALTERATION.
 
     Raises:
         CheckpointError: there is none; the message names similar ones.
     """
+    base, plus, alteration = name.rpartition("+")
+    if plus:
+        if alteration not in ALTERATIONS:
+            raise CheckpointError(
+                f"there is no model {name!r}: what can stand behind a + is one of {', '.join(ALTERATIONS)}"
+            )
+        return altered(get_architecture(base), alteration)
     if name not in _ARCHITECTURES:
         close = ", ".join(difflib.get_close_matches(name, _ARCHITECTURES, n=4, cutoff=0.5))
         raise CheckpointError(

@@ -58,10 +58,10 @@ class ResidualBlock(nnx.Module):
         project = stride != 1 or in_features != out_features
         projection = [conv(in_features, out_features, 1, rngs, stride=stride), batch_norm(out_features, rngs)]
         setattr(self, style.shortcut, Sequential(projection if project else []))
-        self.shortcut_name = style.shortcut
+        self.shortcut_name, self.activation = style.shortcut, relu
 
     def __call__(self, x: Features) -> Features:
-        return relu(self.branch(x) + getattr(self, self.shortcut_name)(x))
+        return self.activation(self.branch(x) + getattr(self, self.shortcut_name)(x))
 
     def branch(self, x: Features) -> Features:
         raise NotImplementedError
@@ -76,7 +76,7 @@ class BasicBlock(ResidualBlock):
         self.conv2, self.bn2 = conv(features, features, 3, rngs), batch_norm(features, rngs)
 
     def branch(self, x: Features) -> Features:
-        return conv_norm(self.conv2, self.bn2, relu(conv_norm(self.conv1, self.bn1, x)))
+        return conv_norm(self.conv2, self.bn2, self.activation(conv_norm(self.conv1, self.bn1, x)))
 
 
 class Bottleneck(ResidualBlock):
@@ -92,8 +92,8 @@ class Bottleneck(ResidualBlock):
         self.conv3, self.bn3 = conv(features, 4 * features, 1, rngs), batch_norm(4 * features, rngs)
 
     def branch(self, x: Features) -> Features:
-        out = relu(conv_norm(self.conv1, self.bn1, x))
-        out = relu(conv_norm(self.conv2, self.bn2, out))
+        out = self.activation(conv_norm(self.conv1, self.bn1, x))
+        out = self.activation(conv_norm(self.conv2, self.bn2, out))
         return conv_norm(self.conv3, self.bn3, out)
 
 
@@ -118,10 +118,10 @@ class ResNet(nnx.Module):
         self.flatten = Flatten()
         grid = image_size // 8 // style.grid_pool if style.grid_pool else 1
         setattr(self, style.classifier, linear(features * grid**2, num_classes, rngs))
-        self.classifier_name = style.classifier
+        self.classifier_name, self.activation = style.classifier, relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
-        x = self.maxpool(relu(conv_norm(self.conv1, self.bn1, x)))
+        x = self.maxpool(self.activation(conv_norm(self.conv1, self.bn1, x)))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         classifier: Callable[[Array], Array] = getattr(self, self.classifier_name)
         return classifier(self.flatten(self.avgpool(x)))

@@ -71,6 +71,7 @@ NPZ = {
     "negative": (with_x(header("(-6, 8, 8, -3)", values=X.tobytes())), "can't be"),
     "0-d": (with_x(npy(np.asarray(3))), r"not \(\)"),
     "nested": (with_x(b"\x93NUMPY\1\0" + struct.pack("<H", 5001) + b"(" * 5000 + b"\n"), "EOF"),
+    "nested within the parser's bounds": (with_x(header("[" * 198 + "?" + "]" * 198)), "nested too deeply"),
     "long header": (with_x(b"\x93NUMPY\2\0" + struct.pack("<I", 2**31) + b"{"), "EOF"),
     "version 9": (with_x(header("(6, 8, 8, 3)", version=9, values=X.tobytes())), "version 9"),
     "short": (with_x(npy(X)[:-1]), "bytes, but 1151 are there"),

@@ -18,13 +18,20 @@ from ibau_jax.errors import CheckpointError
 from ibau_jax.models import architectures, get_architecture, variants
 from tests.checkpoints.test_conversion import random_vgg
 from tests.oracles.cifar_models import WideResNet, randomise
-from tests.oracles.look_alikes import LOOK_ALIKES, calibrated
+from tests.oracles.look_alikes import LOOK_ALIKES, calibrated, resnet
 from tests.oracles.twins import as_torch
 
 CLASSES, SIZE = 10, 32
 # Compiling is what takes time: the others are run with the slow tests.
 FAST = {"wide_resnet10_1_leaky_raw", "wide_resnet10_1_raw"}
-ALL = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in LOOK_ALIKES]
+
+
+def slow_where(slow, names):
+    """The names as parameters, some of them run with the slow tests."""
+    return [pytest.param(name, marks=pytest.mark.slow if slow(name) else ()) for name in names]
+
+
+ALL = slow_where(lambda name: name not in FAST, LOOK_ALIKES)
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -84,21 +91,105 @@ def test_the_most_common_network_is_chosen_where_it_is_the_right_one(tmp_path, d
     check_evidence(evidence)
 
 
-def with_activations(function):
-    """A small VGG whose activations are another function."""
+@pytest.fixture(scope="module")
+def patchwork():
+    """Images of 8x8 random squares: enough independent content that a hundred tell what a thousand would."""
+    squares = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), np.uint8)
+    return make_dataset(squares.repeat(4, 1).repeat(4, 2), np.arange(300) % CLASSES, "patchwork")
+
+
+def small_vgg(activation=None, pool=None):
+    """A small VGG, its activations and poolings replaced; without dropout, which random weights are not used to."""
     module = random_vgg(CLASSES)
     for index, layer in enumerate(module.features):
-        if isinstance(layer, nn.ELU):
-            module.features[index] = function
+        if isinstance(layer, nn.Dropout):
+            layer.p = 0.0
+        if isinstance(layer, nn.ELU) and activation:
+            module.features[index] = activation
+        if isinstance(layer, nn.MaxPool2d) and pool:
+            module.features[index] = pool
     return module
 
 
-@pytest.mark.parametrize("function", [nn.ReLU(), nn.SiLU(), nn.Sigmoid()])
-def test_a_network_that_nobody_registered_is_refused(tmp_path, digits, function):
-    module = trained_statistics(with_activations(function), digits)
+def resnet18(pool=None, last_stride=2, epsilon=1e-5):
+    """torchvision's with a 3x3 stem, its max pooling, last stride and BatchNorm's ε replaced."""
+    module = resnet(18, CLASSES, kernel=3, stride=1)
+    module.maxpool = pool or module.maxpool
+    module.layer4[0].conv1.stride = module.layer4[0].downsample[0].stride = (last_stride, last_stride)
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eps = epsilon
+    return randomise(module, seed=1)
+
+
+ALTERED = {
+    "small_vgg+relu": lambda: small_vgg(nn.ReLU()),
+    "small_vgg+relu6": lambda: small_vgg(nn.ReLU6()),
+    "small_vgg+leaky_relu": lambda: small_vgg(nn.LeakyReLU()),
+    "small_vgg+leaky_relu0.1": lambda: small_vgg(nn.LeakyReLU(0.1)),
+    "small_vgg+leaky_relu0.2": lambda: small_vgg(nn.LeakyReLU(0.2)),
+    "small_vgg+selu": lambda: small_vgg(nn.SELU()),
+    "small_vgg+silu": lambda: small_vgg(nn.SiLU()),
+    "small_vgg+gelu": lambda: small_vgg(nn.GELU()),
+    "small_vgg+hardswish": lambda: small_vgg(nn.Hardswish()),
+    "small_vgg+mish": lambda: small_vgg(nn.Mish()),
+    "small_vgg+tanh": lambda: small_vgg(nn.Tanh()),
+    "small_vgg+avg_pool": lambda: small_vgg(pool=nn.AvgPool2d(2)),
+    "small_vgg+pool3": lambda: small_vgg(pool=nn.MaxPool2d(3, 2, 1)),
+    "small_vgg+silu+avg_pool": lambda: small_vgg(nn.SiLU(), nn.AvgPool2d(2)),
+    "resnet18_small_stem_max_pool+avg_pool": lambda: resnet18(nn.AvgPool2d(3, 2, 1)),
+    "resnet18_small_stem_max_pool+pool2": lambda: resnet18(nn.MaxPool2d(2)),
+    "resnet18_small_stem_max_pool+pool_ceil": lambda: resnet18(nn.MaxPool2d(3, 2, 1, ceil_mode=True)),
+    "resnet18_small_stem_max_pool+last_stride1": lambda: resnet18(last_stride=1),
+    "resnet18_small_stem_max_pool+eps1e-3": lambda: resnet18(epsilon=1e-3),
+}
+# A slope of 0.01, a bound at 6 that is hardly reached and a larger ε move statistics too little; one thing at a time.
+UNTOLD = {name for name in ALTERED if name.endswith(("+relu6", "+leaky_relu", "+eps1e-3")) or name.count("+") > 1}
+TOLD = [name for name in ALTERED if name not in UNTOLD]
+FEW = ("small_vgg+silu", "small_vgg+leaky_relu0.2", "small_vgg+avg_pool")
+
+
+@pytest.mark.parametrize("name", slow_where(lambda name: name.startswith("resnet"), ALTERED))
+def test_an_altered_network_computes_what_pytorch_does(name, tmp_path, rng):
+    module, images = ALTERED[name]().eval(), 3 * rng.random((3, SIZE, SIZE, 3), np.float32)
+    checkpoint = load(saved(module, tmp_path / "x.pth"), model=name)
+    with torch.no_grad():
+        expected = module(as_torch(images)).numpy()
+    logits = np.asarray(checkpoint.model()(images))
+    assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+    base = load(tmp_path / "x.pth", model=name.partition("+")[0]).model()(images)
+    assert np.abs(np.asarray(base) - expected).max() > 1e-4 * np.abs(expected).max()  # else this would show nothing
+
+
+@pytest.mark.parametrize("name", slow_where(lambda name: name not in FEW, TOLD))
+def test_clean_images_tell_how_it_is_altered(name, tmp_path, patchwork):
+    """Statistics by PyTorch's own training mode on other images; labels say nothing."""
+    module = trained_statistics(ALTERED[name](), patchwork)
+    path = saved(module, tmp_path / "x.pth")
+    checkpoint = load(path)
+    evidence = weigh(checkpoint, patchwork.take(np.arange(200, 300)), None)
+    assert evidence[0].architecture.name == name, list(map(str, evidence))
+    check_evidence(evidence)
+    save(checkpoint.as_variant(evidence[0].architecture), tmp_path / "flax")
+    assert load(tmp_path / "flax").architecture.name == name
+    save(load(tmp_path / "flax"), tmp_path / "back.pth")
+    back = torch.load(tmp_path / "back.pth", weights_only=True)
+    assert all(torch.equal(value, back[key]) for key, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["small_vgg+no", "small_vgg+", "+silu", "small_vgg+elu", "small_vgg+last_stride1"])
+def test_what_alters_nothing_is_no_model(name, tmp_path):
+    path = saved(small_vgg(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="there is no model"):
+        load(path, model=name)
+
+
+@pytest.mark.parametrize("function", [nn.Sigmoid(), nn.Softplus()])
+def test_a_network_that_nobody_registered_is_refused(tmp_path, patchwork, function):
+    module = trained_statistics(small_vgg(function), patchwork)
     checkpoint = load(saved(module, tmp_path / "x.pth"))
     with pytest.raises(CheckpointError, match="another network with the same names and shapes"):
-        check_evidence(weigh(checkpoint, digits.take(np.arange(400, 480)), None))
+        check_evidence(weigh(checkpoint, patchwork.take(np.arange(200, 300)), None))
 
 
 class OneNorm(nnx.Module):

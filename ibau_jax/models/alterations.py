@@ -1,0 +1,98 @@
+"""What can be otherwise in a network and leaves no trace in its state dict, for all architectures alike.
+
+`NAME+ALTERATION` is the architecture called NAME with another activation, pooling or ε of BatchNorm, or without its
+last stride: `resnet18_small_stem+silu`. Clean images tell which it is (`ibau_jax.checkpoints.variants`).
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+from ibau_jax.models.layers import AvgPool, Function, MaxPool, elu, gelu, hardswish, leaky_relu, relu, relu6, silu
+
+
+def mish(x: Array) -> Array:
+    """`torch.nn.Mish`."""
+    return x * jnp.tanh(jax.nn.softplus(x))
+
+
+ACTIVATIONS: dict[str, Function] = {
+    "relu": relu,
+    "relu6": relu6,
+    "leaky_relu": partial(leaky_relu, slope=0.01),
+    "leaky_relu0.1": leaky_relu,
+    "leaky_relu0.2": partial(leaky_relu, slope=0.2),
+    "elu": elu,
+    "selu": jax.nn.selu,
+    "silu": silu,
+    "gelu": gelu,
+    "hardswish": hardswish,
+    "mish": mish,
+    "tanh": jnp.tanh,
+}
+
+
+def _activate_by(function: Function, model: nnx.Module) -> bool:
+    """The activation that the model has most often becomes another."""
+    having = [module for _, module in nnx.iter_graph(model) if hasattr(module, "activation")]
+    counts = Counter(module.activation for module in having).most_common(1)
+    changing = [module for module in having if module.activation is counts[0][0] is not function]
+    for module in changing:
+        module.activation = function
+    return bool(changing)
+
+
+def _pool_by(replacement: Callable[[MaxPool], nnx.Module | None], model: nnx.Module) -> bool:
+    """Max poolings become other layers; those stay that have no replacement."""
+    changed = False
+    for _, module in list(nnx.iter_graph(model)):
+        if not isinstance(module, nnx.Module):
+            continue
+        layers: Any = enumerate(module) if isinstance(module, nnx.List) else list(vars(module).items())
+        for place, layer in layers:
+            if isinstance(layer, MaxPool) and (other := replacement(layer)):
+                if isinstance(module, nnx.List):
+                    module[place] = other
+                else:
+                    setattr(module, place, other)
+                changed = True
+    return changed
+
+
+def _normalize_by(epsilon: float, model: nnx.Module) -> bool:
+    """BatchNorm's ε becomes another."""
+    norms = [module for _, module in nnx.iter_graph(model) if isinstance(module, nnx.BatchNorm)]
+    changing = [norm for norm in norms if norm.epsilon != epsilon]
+    for norm in changing:
+        norm.epsilon = epsilon
+    return bool(changing)
+
+
+def _keep_size(model: nnx.Module) -> bool:
+    """The last block that makes its maps smaller by a convolution's stride keeps their size."""
+    found = [(path, module) for path, module in nnx.iter_graph(model) if isinstance(module, nnx.Conv)]
+    strided = [(path[:2], module) for path, module in found if module.strides == 2]
+    for block, module in strided:
+        if block == strided[-1][0]:
+            module.strides = 1
+    return bool(strided)
+
+
+# Each changes a model in place, and says whether there was anything to change.
+ALTERATIONS: dict[str, Callable[[nnx.Module], bool]] = {
+    **{name: partial(_activate_by, function) for name, function in ACTIVATIONS.items()},
+    "avg_pool": partial(_pool_by, lambda pool: AvgPool(pool.size, pool.stride, pool.padding)),
+    "pool2": partial(_pool_by, lambda pool: MaxPool(2) if pool.size == 3 else None),
+    "pool3": partial(_pool_by, lambda pool: MaxPool(3, 2, 1) if pool.size == 2 else None),
+    "pool_ceil": partial(
+        _pool_by, lambda pool: None if pool.ceil else MaxPool(pool.size, pool.stride, pool.padding, ceil=True)
+    ),
+    "eps1e-3": partial(_normalize_by, 1e-3),
+    "last_stride1": _keep_size,
+}
