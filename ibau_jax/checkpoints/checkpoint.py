@@ -1,5 +1,6 @@
 """A classifier's checkpoint: its weights in Flax's layout, and all it takes to give the PyTorch file back."""
 
+import contextlib
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -219,7 +220,12 @@ def possible_variants(architecture: Architecture, request: Request) -> list[Arch
     """The architectures with the names and shapes of this one that are not ruled out, the likeliest first."""
     if request.model:
         return [architecture]
-    return sorted(variants(architecture), key=lambda one: not same_name(one.name, request.hints.model))
+    known, named = variants(architecture), request.hints.model or ""
+    if "+" in named:  # as scripts/poison.py writes it
+        with contextlib.suppress(CheckpointError):
+            hinted = get_architecture(named)
+            known = (hinted, *known) if hinted.variant_of == known[0].name else known
+    return sorted(known, key=lambda one: not same_name(one.name, named))
 
 
 def form_of(path: Path) -> Form:

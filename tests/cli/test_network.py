@@ -8,7 +8,7 @@ import torch
 
 from ibau_jax import load, load_dataset
 from tests.cli.commands import CONVERT, EVALUATE, UNLEARN, run
-from tests.models.test_look_alikes import made, trained_statistics
+from tests.models.test_look_alikes import made, patchwork, small_vgg, trained_statistics
 
 NAME, BASE = "wide_resnet10_1_raw", "wide_resnet10_1"
 
@@ -74,3 +74,27 @@ def test_what_computes_settles_an_assumption(folder):
     result = json.loads((folder / "out" / "result.json").read_text())
     assert (result["model"], result["evidence"][0]["model"]) == (NAME, NAME)
     assert load(folder / "out" / "flax").architecture.name == NAME
+
+
+def test_a_network_that_is_altered(tmp_path):
+    """As clean images say; another one that --model names is refused."""
+    images = patchwork()
+    module = trained_statistics(small_vgg(torch.nn.SiLU()), images)
+    torch.save(module.state_dict(), tmp_path / "x.pth")
+    with torch.no_grad():
+        labels = module(torch.tensor(images.images.transpose(0, 3, 1, 2)) / 255).argmax(1).numpy()
+    np.savez(tmp_path / "clean.npz", x=images.images, y=labels)
+    command = [*EVALUATE, "--ckpt", "x.pth", "--dataset", "clean.npz", "--json"]
+    done = run(*command, cwd=tmp_path)
+    assert json.loads(done.stdout)["acc"] > 0.99, done.stderr
+    assert "is small_vgg+silu" in done.stderr
+    done = run(*command, "--model", "small_vgg", cwd=tmp_path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "--model small_vgg+silu" in done.stderr
+    done = run(*command, "--model", "small_vgg", "--force", cwd=tmp_path)
+    assert json.loads(done.stdout)["acc"] < 0.9, done.stderr
+
+
+def test_a_file_that_names_an_altered_network(tmp_path):
+    torch.save({"net": small_vgg().state_dict(), "ibau_jax": {"model": "small_vgg+silu"}}, tmp_path / "x.pth")
+    assert load(tmp_path / "x.pth").architecture.name == "small_vgg+silu"

@@ -91,7 +91,6 @@ def test_the_most_common_network_is_chosen_where_it_is_the_right_one(tmp_path, d
     check_evidence(evidence)
 
 
-@pytest.fixture(scope="module")
 def patchwork():
     """Images of 8x8 random squares: enough independent content that a hundred tell what a thousand would."""
     squares = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 3), np.uint8)
@@ -162,12 +161,12 @@ def test_an_altered_network_computes_what_pytorch_does(name, tmp_path, rng):
 
 
 @pytest.mark.parametrize("name", slow_where(lambda name: name not in FEW, TOLD))
-def test_clean_images_tell_how_it_is_altered(name, tmp_path, patchwork):
+def test_clean_images_tell_how_it_is_altered(name, tmp_path):
     """Statistics by PyTorch's own training mode on other images; labels say nothing."""
-    module = trained_statistics(ALTERED[name](), patchwork)
+    module = trained_statistics(ALTERED[name](), patchwork())
     path = saved(module, tmp_path / "x.pth")
     checkpoint = load(path)
-    evidence = weigh(checkpoint, patchwork.take(np.arange(200, 300)), None)
+    evidence = weigh(checkpoint, patchwork().take(np.arange(200, 300)), None)
     assert evidence[0].architecture.name == name, list(map(str, evidence))
     check_evidence(evidence)
     save(checkpoint.as_variant(evidence[0].architecture), tmp_path / "flax")
@@ -185,11 +184,11 @@ def test_what_alters_nothing_is_no_model(name, tmp_path):
 
 
 @pytest.mark.parametrize("function", [nn.Sigmoid(), nn.Softplus()])
-def test_a_network_that_nobody_registered_is_refused(tmp_path, patchwork, function):
-    module = trained_statistics(small_vgg(function), patchwork)
+def test_a_network_that_nobody_registered_is_refused(tmp_path, function):
+    module = trained_statistics(small_vgg(function), patchwork())
     checkpoint = load(saved(module, tmp_path / "x.pth"))
     with pytest.raises(CheckpointError, match="another network with the same names and shapes"):
-        check_evidence(weigh(checkpoint, patchwork.take(np.arange(200, 300)), None))
+        check_evidence(weigh(checkpoint, patchwork().take(np.arange(200, 300)), None))
 
 
 class OneNorm(nnx.Module):
