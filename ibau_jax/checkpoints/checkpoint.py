@@ -322,6 +322,7 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
         "alternatives": [architecture.name for architecture in checkpoint.alternatives],
         "state_dict": {"path": list(checkpoint.envelope.path), "names": dict(checkpoint.envelope.names)},
         "source_format": checkpoint.envelope.format,
+        "leaves_sha256": flax_store.digest(checkpoint.leaves),
     }
     flax_store.write_manifest(manifest, folder)
 
@@ -353,6 +354,8 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     check_dtypes(stored)
     dtypes = {path: stored[torch_name(path)] for path in shapes}
     leaves = flax_store.read_leaves(folder / flax_store.LEAVES, shapes, dtypes)
+    if manifest.get("leaves_sha256") not in (None, flax_store.digest(leaves)):  # earlier versions wrote none
+        raise CheckpointError(f"{folder / flax_store.LEAVES} is damaged: its weights are not those that were written")
     return Checkpoint(architecture, num_classes, image_size, leaves, envelope, alternatives, normalization)
 
 

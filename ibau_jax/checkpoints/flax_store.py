@@ -5,6 +5,7 @@ DIR/checkpoint.json architecture, number of classes, where the state dict lay in
 DIR/envelope.pth    the file's content around the weights, whose tensors are empty here
 """
 
+import hashlib
 import math
 import os
 import re
@@ -78,6 +79,14 @@ def read_leaves(
         return {path: read.result() for path, read in reads.items()}
     except Exception as error:  # TensorStore has no error of its own for damaged files
         raise CheckpointError(f"can't read the Orbax checkpoint {directory}: {str(error)[:200]}") from error
+
+
+def digest(leaves: Leaves) -> str:
+    """SHA-256 of the leaves' values in the order of their paths: one changed bit is another."""
+    found = hashlib.sha256()
+    for path in sorted(leaves, key=lambda path: tuple(map(str, path))):
+        found.update(np.ascontiguousarray(leaves[path]).reshape(-1).view(np.uint8).data)
+    return found.hexdigest()
 
 
 def _opened(directory: Path, path: tuple[str | int, ...]) -> Any:

@@ -118,6 +118,8 @@ def compared(checkpoint: Checkpoint, torch_file: Path, comparison: Comparison, i
     whose = compared_module(checkpoint)
     if comparison.torch_module:
         make, whose = _named_module(comparison.torch_module), comparison.torch_module
+    elif images is None:
+        whose += ", chosen by names and shapes as the network was,"
     sets = {"random": random_images(checkpoint, comparison.images)}
     if images is not None:
         sets[images.name] = np.asarray(to_unit(jnp.asarray(images.images[: comparison.images])))

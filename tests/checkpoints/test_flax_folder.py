@@ -64,6 +64,15 @@ def truncated(folder):
     largest.write_bytes(largest.read_bytes()[:1000])
 
 
+def another_weight(folder):
+    """One bit of a weight, where no checksum but our own sees it."""
+    values = np.ascontiguousarray(next(leaf for leaf in load(folder).leaves.values() if leaf.size > 1000)).tobytes()
+    file = next(file for file in (folder / "leaves").rglob("*") if file.is_file() and values in file.read_bytes())
+    content = bytearray(file.read_bytes())
+    content[content.index(values) + len(values) // 2] ^= 1
+    file.write_bytes(content)
+
+
 def with_link(folder):
     (folder / "leaves" / "link").symlink_to("/etc/passwd")
 
@@ -97,6 +106,7 @@ TAMPERED = {
     "no leaves": lambda folder: shutil.rmtree(folder / "leaves"),
     "no Orbax manifest": lambda folder: (folder / "leaves" / "manifest.ocdbt").unlink(),
     "a flipped byte": flipped,
+    "another weight": another_weight,
     "truncated": truncated,
     "link": with_link,
     "pipe": lambda folder: os.mkfifo(folder / "leaves" / "pipe"),
