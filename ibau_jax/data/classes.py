@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -115,18 +116,23 @@ def _wrong_count(names: Sequence[str], num_classes: int) -> str:
 def _listed(names: Sequence[str], listed: Sequence[str], num_classes: int | None, file: str) -> dict[str, int]:
     if num_classes is not None and len(listed) != num_classes:
         raise DataError(f"{file} lists {len(listed)} classes ({_few(listed)}), but the model has {num_classes}")
-    labels = {name: label for label, name in enumerate(listed)}
-    unlisted = [name for name in names if name not in labels]
+    labels = {_composed(name): label for label, name in enumerate(listed)}
+    unlisted = [name for name in names if _composed(name) not in labels]
     if unlisted:
         raise DataError(f"{file} does not list the class folders {_few(unlisted)}; it has {_few(listed)}")
-    return {name: labels[name] for name in names}
+    return {name: labels[_composed(name)] for name in names}
+
+
+def _composed(name: str) -> str:
+    """A name as other systems spell it: macOS writes an accent as a character of its own."""
+    return unicodedata.normalize("NFC", name)
 
 
 def class_names(file: Path) -> list[str]:
     """The names in a file for `--class-order`, in the order of labels.
 
     Raises:
-        DataError: it can't be read, or is neither a list of different names nor a `class_to_idx`.
+        DataError: it can't be read, or is neither a list of different names nor a `class_to_idx` or its inverse.
         ConfigError: it is no regular file.
     """
     if not file.exists():
@@ -135,7 +141,10 @@ def class_names(file: Path) -> list[str]:
     with refusing(str(file), DataError):
         if file.stat().st_size > LARGEST_LIST:
             raise DataError(f"{file} has {file.stat().st_size} bytes, more than any list of class names")
-        text = file.read_text("utf-8-sig")
+        try:
+            text = file.read_text("utf-8-sig")
+        except UnicodeDecodeError:
+            raise DataError(f"{file} is no text in UTF-8; save the list of class names as UTF-8") from None
         names = json.loads(text) if text.lstrip()[:1] in ("{", "[") else [line.strip() for line in text.splitlines()]
         names = _in_order(names, file) if isinstance(names, dict) else [name for name in names if name != ""]
         if not names or not all(isinstance(name, str) for name in names):
@@ -147,6 +156,8 @@ def class_names(file: Path) -> list[str]:
 
 
 def _in_order(labels: dict[str, object], file: Path) -> list[str]:
+    if all(isinstance(name, str) for name in labels.values()) and all(map(_is_number, labels)):
+        labels = {str(name): int(label) for label, name in labels.items()}  # an idx_to_class
     whole = [label for label in labels.values() if type(label) is int]
     if sorted(whole) != list(range(len(labels))):
         raise DataError(f"{file} is no class_to_idx: its values are not the labels 0 to {len(labels) - 1}, each once")

@@ -105,11 +105,24 @@ def test_a_file_lists_the_labels(folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
+    "content",
+    ['{"1": "caf\u00e9", "0": "dog"}', '{"caf\u00e9": 1, "dog": 0}', '["dog", "cafe\u0301"]', "dog\ncafe\u0301"],
+)
+@pytest.mark.parametrize("name", ["caf\u00e9", "cafe\u0301"])
+def test_forms_of_a_list(tmp_path, content, name):
+    """`class_to_idx`, its inverse, a list; and accents that another system writes as a character of their own."""
+    (tmp_path / "order").write_text(content, encoding="utf-8")
+    assert class_labels([name, "dog"], 2, str(tmp_path / "order")) == {name: 1, "dog": 0}
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"dog\ndog\n", "dog more than once"),
         (b"", "no class names"),
-        (b"\xff\xfe\x00", "can't read"),
+        (b"\xff\xfe\x00", "no text in UTF-8"),
+        ("cat\ndog\n".encode("utf-16"), "no text in UTF-8"),
+        (b'{"0": "cat", "1": "cat"}', "each once"),
         (b"[" * 100_000, "can't read"),
         (b"[1, 2]", "no class names"),
         (b'{"cat": 0, "dog": 2}', "0 to 1, each once"),
