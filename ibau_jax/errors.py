@@ -19,6 +19,13 @@ def shortened(text: object, length: int = LONGEST) -> str:
     return line if len(whole) <= length else f"{line[:length]}... ({len(whole):,} characters)"
 
 
+def quoted(text: str | bytes, length: int = LONGEST) -> str:
+    """The same in quotes, what can't be printed escaped, which takes up to ten times as many characters."""
+    shown = repr(text[:length])
+    fits = len(text) <= length and len(shown) <= length + 2
+    return shown if fits else f"{shown[:length]}'... ({len(text):,} characters)"
+
+
 class IbauError(Exception):
     """Base of every error that the input, not the program, is to blame for. Its message is bounded."""
 

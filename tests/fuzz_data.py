@@ -215,7 +215,7 @@ def tiffs(draw) -> bytes:
 
 
 KEYS = ["size", "row", "column", "look", "alpha", "seed", "delta", "frequency", "frequencies", "k", "s", "levels", ""]
-WORDS = ["", "nan", "1e999", "9" * 5000, "noise", "floyd", "\0", "=", "white", "0x3"]
+WORDS = ["", "\udcff" * 900, "nan", "1e999", "9" * 5000, "noise", "floyd", "\0", "=", "white", "0x3"]
 
 
 @st.composite
@@ -224,7 +224,8 @@ def specs(draw) -> bytes:
     name = draw(st.sampled_from([name for name in attack_names() if name != "input_aware"]))
     values = st.one_of(st.none(), NUMBERS, st.floats(), st.sampled_from(WORDS))
     pairs = draw(st.lists(st.tuples(st.sampled_from(KEYS), values), max_size=3))
-    return f"{name}:{','.join(key if value is None else f'{key}={value}' for key, value in pairs)}".encode()
+    parameters = ",".join(key if value is None else f"{key}={value}" for key, value in pairs)
+    return os.fsencode(draw(st.sampled_from([f"{name}:{parameters}"] * 9 + [WORDS[1], f"{name}:{WORDS[1]}=1"])))
 
 
 def kinds(folder: Path) -> dict[str, tuple[str, st.SearchStrategy[bytes], Callable[[Path], object]]]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ibau_jax.checkpoints.values import STORAGE_DTYPES, TORCH_DTYPES, GlobalName, Storage, TorchTensor, TorchValue
-from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.errors import CheckpointError, quoted, shortened
 
 BUILTIN_MODULES = ("builtins", "__builtin__")
 NUMPY_CORES = ("numpy.core", "numpy._core")
@@ -42,7 +42,7 @@ def checked_key(key: Any) -> Any:
     extended numbers, are easily made to collide, and checkpoints do not have them for keys.
     """
     if isinstance(key, (str, bytes)) and len(key) > MAX_KEY_LENGTH:
-        raise CheckpointError(f"a dict's key or a set's item has {len(key):,} characters: {shortened(key)!r}: refused")
+        raise CheckpointError(f"a dict's key or a set's item has {len(key):,} characters: {quoted(key)}: refused")
     parts = key if isinstance(key, tuple) else (key,)
     if len(parts) > MAX_KEY_PARTS or not all(_is_plain_key(part) for part in parts):
         raise CheckpointError(
@@ -285,7 +285,7 @@ def find_global(module: str, name: str) -> GlobalName:
     known = _KNOWN.get(GlobalName(module, name))
     if known is None:
         raise CheckpointError(
-            f"the pickle names the global {shortened(f'{module}.{name}')!r}, which is not on the allow list: "
+            f"the pickle names the global {quoted(f'{module}.{name}')}, which is not on the allow list: "
             "refused without running it. A checkpoint needs only tensors and plain data; "
             "if you trust its origin, save its state_dict() alone"
         )

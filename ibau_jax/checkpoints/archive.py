@@ -10,7 +10,7 @@ import zlib
 from typing import IO
 
 from ibau_jax.checkpoints.budget import Budget
-from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.errors import CheckpointError, quoted, shortened
 
 END, END64, LOCATOR64 = struct.Struct("<4s4H2IH"), struct.Struct("<4sQ2H2I4Q"), struct.Struct("<4sIQI")
 LOCAL = struct.Struct("<4s5H3I2H")
@@ -70,12 +70,12 @@ class Archive:
         else:
             content = _inflated(self._file, member)
         if self._has_checksums and zlib.crc32(content) != member.CRC:
-            raise damaged(f"the checksum of {shortened(name)!r} is wrong")
+            raise damaged(f"the checksum of {quoted(name)} is wrong")
         return content
 
     def _member(self, name: str) -> zipfile.ZipInfo:
         if name not in self:
-            raise damaged(f"it lacks {shortened(name)!r}")
+            raise damaged(f"it lacks {quoted(name)}")
         return self._members[name.lower()]
 
 
@@ -119,7 +119,7 @@ def _checked_starts(file: IO[bytes], members: list[zipfile.ZipInfo], directory: 
             raise CheckpointError(f"{AMBIGUOUS}: its members overlap, or there are bytes between them: refused")
         starts[place], place = _checked_span(file, member)
         if place > directory:
-            raise damaged(f"{shortened(member.filename)!r} reaches beyond the members' end")
+            raise damaged(f"{quoted(member.filename)} reaches beyond the members' end")
     if place != directory:
         raise CheckpointError(f"{AMBIGUOUS}: there are bytes between its members and its directory: refused")
     return starts
@@ -195,7 +195,7 @@ def _inflated(file: IO[bytes], member: zipfile.ZipInfo) -> bytearray:
         content[place : place + len(chunk)] = chunk
         place, piece = place + len(chunk), inflater.unconsumed_tail
     if not inflater.eof or place != len(content) or left or inflater.unused_data:
-        raise damaged(f"{shortened(member.filename)!r} is not as large as it says")
+        raise damaged(f"{quoted(member.filename)} is not as large as it says")
     return content
 
 

@@ -20,7 +20,7 @@ from ibau_jax.checkpoints.budget import Budget
 from ibau_jax.checkpoints.tree import checked_tree
 from ibau_jax.checkpoints.unpickle import unpickle, unpickle_with_dialect
 from ibau_jax.checkpoints.values import OWN_DIALECT, STORAGE_DTYPES, Dialect, GlobalName, Storage, TorchTensor
-from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.errors import CheckpointError, quoted, shortened
 from ibau_jax.files import open_regular
 
 Format = Literal["zip", "legacy", "pickle", "safetensors"]
@@ -295,7 +295,7 @@ def _safetensors_metadata(header: bytes) -> Mapping[str, str] | None:
 def _safetensors_tensor(name: str, tensor: Mapping[str, Any]) -> TorchTensor:
     if tensor["dtype"] not in SAFETENSORS_DTYPES:
         raise CheckpointError(
-            f"the tensor {shortened(name)!r} has the dtype {tensor['dtype']}, which is not supported; "
+            f"the tensor {quoted(name)} has the dtype {tensor['dtype']}, which is not supported; "
             "save it again as float32, float16 or bfloat16"
         )
     dtype = SAFETENSORS_DTYPES[tensor["dtype"]]

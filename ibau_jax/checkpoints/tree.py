@@ -6,7 +6,7 @@ from typing import Any
 
 from ibau_jax.checkpoints.budget import Budget
 from ibau_jax.checkpoints.values import TorchTensor, TorchValue
-from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.errors import CheckpointError, quoted
 
 MAX_NESTING = 100
 MAX_NAME, MAX_PARTS = 400, 40  # of a tensor: characters, and parts between dots
@@ -77,4 +77,4 @@ def _check_names(container: dict[Any, Any], budget: Budget) -> None:
         if isinstance(value, TorchTensor):
             budget.take(NAMED_TENSOR + value.nbytes)
             if isinstance(name, str) and (len(name) > MAX_NAME or name.count(".") >= MAX_PARTS):
-                raise CheckpointError(f"a tensor's name has too many characters or parts: {shortened(name)!r}: refused")
+                raise CheckpointError(f"a tensor's name has too many characters or parts: {quoted(name)}: refused")

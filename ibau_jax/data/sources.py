@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.data.folder import is_folder, load_folder
-from ibau_jax.errors import DataError, shortened
+from ibau_jax.errors import DataError, quoted, shortened
 from ibau_jax.files import check_regular
 
 Source = Callable[[str, tuple[int, int, int]], Dataset]
@@ -59,7 +59,7 @@ def load_dataset(
             raise DataError(f"there is no file {shortened(file)}")
         check_regular(file)
         return _source(SUFFIXES[file.suffix.lower()])(spec, input_shape)
-    raise DataError(f"there is no data set {shortened(spec)!r}; name one of: {FORMS}")
+    raise DataError(f"there is no data set {quoted(spec)}; name one of: {FORMS}")
 
 
 def _source(place: tuple[str, str]) -> Source:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from ibau_jax.data.folder import load_triggered
-from ibau_jax.errors import ConfigError, shortened
+from ibau_jax.errors import ConfigError, quoted
 from ibau_jax.triggers.attack import Attack
 from ibau_jax.triggers.files import TRIGGERS, Shape, read_mask, read_pattern, read_triggers
 from ibau_jax.triggers.input_aware import InputAware
@@ -111,7 +111,7 @@ def _load(
         takes_none = name in _KNOWN or spec.startswith(FOLDER)
         what = "takes no mask" if takes_none else "is no attack and no file"
         forms = f"one of {', '.join(_KNOWN)}, a PNG file, a triggers.npz, or {FOLDER}PATH"
-        raise ConfigError(f"{shortened(spec)!r} {what}; --attack takes {forms}")
+        raise ConfigError(f"{quoted(spec)} {what}; --attack takes {forms}")
     pattern = read_pattern(Path(spec), input_shape)
     return Attack(spec, Additive(pattern) if mask is None else Masked(pattern, read_mask(mask, input_shape)))
 
@@ -123,7 +123,7 @@ def _registered(spec: str, name: str, parameters: str, canvas: Canvas) -> Attack
         key, _, text = item.partition("=")
         if key not in known.defaults:
             takes = ", ".join(known.defaults) or "no parameters"
-            raise ConfigError(f"the attack {name} has no parameter {shortened(key, 40)!r}; it takes {takes}")
+            raise ConfigError(f"the attack {name} has no parameter {quoted(key, 40)}; it takes {takes}")
         if key in given:
             raise ConfigError(f"the attack {name} has the parameter {key} twice")
         given[key] = _value(key, text, known.defaults[key], known.kinds[key])
@@ -135,12 +135,12 @@ def _value(key: str, text: str, default: Any, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         if text not in get_args(kind):
             *words, last = get_args(kind)
-            raise ConfigError(f"{key} is {shortened(text, 40)!r}; choose {', '.join(words)} or {last}")
+            raise ConfigError(f"{key} is {quoted(text, 40)}; choose {', '.join(words)} or {last}")
         return text
     try:
         value = type(default)(text)
     except (ValueError, OverflowError) as error:
-        raise ConfigError(f"{key} is {shortened(text, 40)!r}; it must be like {default!r}") from error
+        raise ConfigError(f"{key} is {quoted(text, 40)}; it must be like {default!r}") from error
     get_args(kind)[1].check(key, value)
     return value
 
