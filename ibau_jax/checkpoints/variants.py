@@ -231,7 +231,7 @@ class _Witness:
 def _with_alterations(witness: _Witness, known: list[Evidence]) -> list[Evidence]:
     """Before what is known, architectures altered in one way, and in one more, as long as each beats all before."""
     weighed, possible = known, [one for one in known if one is known[0] or one.is_plausible]
-    architectures = [one.architecture for one in known]
+    architectures = [witness.checkpoint.architecture, *witness.checkpoint.alternatives]
     while found := [other for one in possible for other in witness.better(one, weighed[0])]:
         name = min(found, key=_discrepancy).architecture.name.rpartition("+")[2]
         architectures = [altered(one, name) for one in architectures if name in witness.alterations(one)]
