@@ -94,7 +94,7 @@ def doubt(model: nnx.Module, images: Dataset, normalization: Normalization | Non
     hits, tried = predicted == some.labels, some.first(TRIED)
     where = f"of {len(some)} images of {images.name} the original model classifies"
     if len(np.unique(some.labels)) == 1:
-        message = f"{where} {_percent(hits)} rightly, all of one class, which says little"
+        message = f"{where} {_percent(hits)} rightly; all are labelled as one class, which says little"
         return None if np.mean(hits) > SLIGHT else Doubt(message, is_sure=False)
     better = [one for one in of_labels(predicted, some.labels, classes) if one.is_better(hits)]
     if np.sum(~hits[:TRIED]) >= SURE**2:  # else there are too few misses for anything to be far better

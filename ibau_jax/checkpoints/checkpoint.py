@@ -423,4 +423,9 @@ def _stored_architecture(folder: Path, stored: str, model: str | None) -> Archit
     """The architecture that a Flax folder names; code that it names is run only if the user names it too."""
     if is_own(stored) and model is None:
         raise CheckpointError(f"{folder} is of your own model; name it again by --model {stored}")
-    return find_architecture(model or stored)
+    if model is not None:
+        return find_architecture(model)
+    try:
+        return find_architecture(stored)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / flax_store.MANIFEST}: {error}") from error

@@ -5,10 +5,12 @@ in the network that was trained, the statistics of each BatchNorm's input on cle
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -16,15 +18,16 @@ from jaxtyping import Array, Float
 
 from ibau_jax.batches import to_unit
 from ibau_jax.checkpoints.checkpoint import Checkpoint
+from ibau_jax.compilation import compiler_options
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import CheckpointError
 from ibau_jax.functional import split_weights, training_copy
 from ibau_jax.metrics import predict_where_finite
-from ibau_jax.models import Architecture, Normalization, altered
-from ibau_jax.models.alterations import ALTERATIONS
+from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.custom import is_own
 from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.normalized import normalized_model
+from ibau_jax.models.registry import altered, neighbours, unaltered
 
 # Of each BatchNorm layer by its path, the mean and the variance of each channel.
 Statistics = dict[tuple[Any, ...], tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]]
@@ -37,6 +40,7 @@ IMPLAUSIBLE = 0.012
 MOVED = 0.25  # share of the layers whose statistics a backdoor or augmentation may have moved far
 EPSILON = 1e-5  # PyTorch's default
 SCREENED = 5  # an alteration is tried on one in so many images first
+CLIMBED = 3  # of altered networks, the likeliest that are altered further
 NEGLIGIBLE = 0.1  # networks are not told apart whose distance is less than so much of the discrepancy
 DECIDED = 1 / 3  # part of the way from one network to another that clean images have to be past the middle
 
@@ -119,25 +123,40 @@ def discrepancies(model: nnx.Module, images: Float[Array, "n h w c"]) -> Float[n
     return distances(*statistics(model, images))
 
 
-def statistics(model: nnx.Module, images: Float[Array, "n h w c"]) -> tuple[Statistics, Statistics]:
+def statistics(
+    model: nnx.Module, images: Float[Array, "n h w c"], compiled: bool = True
+) -> tuple[Statistics, Statistics]:
     """What the BatchNorm layers that a network uses hold, and what their inputs have on images, in training mode.
 
-    Not compiled as a whole, which for one batch would take longer than running it.
+    Compiled as a whole it is a program that is kept for the next time; of many networks that are looked at once, each
+    operation by itself is faster, since most of their operations are the same.
     """
     copy = training_copy(model)
     for _, module in nnx.iter_graph(copy):
         if isinstance(module, nnx.BatchNorm):
             module.momentum = 0.0  # what it holds afterwards is of these images alone
-    held = _statistics(copy)
-    copy(images)
-    seen = _statistics(copy)
+    graph, weights = nnx.split(copy)[0], split_weights(copy)
+    rest = (_compiled() if compiled else _run)(graph, *weights, images)
+    held, seen = _by_layer(weights.rest), _by_layer(rest)
     used = [path for path in held if not np.array_equal(held[path][0], seen[path][0])]
     return {path: held[path] for path in used}, {path: seen[path] for path in used}
 
 
-def _statistics(model: nnx.Module) -> Statistics:
-    rest = {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(split_weights(model).rest)}
-    return {path[:-1]: (rest[path], rest[*path[:-1], "var"]) for path in rest if path[-1] == "mean"}
+def _run(graph: nnx.GraphDef, params: Any, rest: Any, images: Float[Array, "n h w c"]) -> Any:
+    """What a model in training mode holds beside its weights after a batch."""
+    model = nnx.merge(graph, params, rest, copy=True)
+    model(images)
+    return split_weights(model).rest
+
+
+@functools.cache
+def _compiled() -> Callable[..., Any]:
+    return jax.jit(_run, static_argnums=0, compiler_options=compiler_options())
+
+
+def _by_layer(rest: Any) -> Statistics:
+    arrays = {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(rest)}
+    return {path[:-1]: (arrays[path], arrays[*path[:-1], "var"]) for path in arrays if path[-1] == "mean"}
 
 
 def distances(one: Statistics, other: Statistics) -> Float[np.ndarray, " layers"]:
@@ -201,7 +220,7 @@ class _Witness:
     def evidence(self, architecture: Architecture, share: int = 1) -> Evidence:
         """What one in `share` of the images says of an architecture."""
         images = self.few[: max(1, len(self.few) // share)]
-        held, seen = statistics(self.model(architecture), images)
+        held, seen = statistics(self.model(architecture), images, compiled=share == 1)
         return Evidence(architecture, distances(held, seen), len(images), seen=seen)
 
     def accuracy(self, architecture: Architecture) -> float:
@@ -209,18 +228,16 @@ class _Witness:
         predicted = predict_where_finite(self.model(architecture), self.labelled)
         return float(np.mean(predicted == self.labelled.labels))
 
-    def alterations(self, architecture: Architecture) -> list[str]:
-        """The names of those that change anything of an architecture."""
+    def neighbours(self, architecture: Architecture) -> list[Architecture]:
+        """What is altered in one way more, less or otherwise than an architecture."""
         if is_own(architecture.name):
             return []
-        model = architecture.build(self.checkpoint.num_classes, self.checkpoint.image_size, ABSTRACT)
-        return [name for name, alter in ALTERATIONS.items() if alter(nnx.clone(model))]
+        return neighbours(architecture, self.checkpoint.num_classes, self.checkpoint.image_size, ABSTRACT)
 
     def better(self, than: Evidence, best: Evidence) -> Iterator[Evidence]:
-        """The alterations of an architecture that beat it, and the best one."""
+        """The neighbours of an architecture that beat it, and the best one."""
         least = min(self.evidence(one.architecture, SCREENED).discrepancy for one in (than, best))
-        for name in self.alterations(than.architecture) if least else ():
-            one = altered(than.architecture, name)
+        for one in self.neighbours(than.architecture) if least else ():
             with contextlib.suppress(TypeError):  # its maps have another size than its last layer takes
                 if self.evidence(one, SCREENED).discrepancy < least:
                     found = self.evidence(one)
@@ -229,15 +246,29 @@ class _Witness:
 
 
 def _with_alterations(witness: _Witness, known: list[Evidence]) -> list[Evidence]:
-    """Before what is known, architectures altered in one way, and in one more, as long as each beats all before."""
-    weighed, possible = known, [one for one in known if one is known[0] or one.is_plausible]
-    architectures = [witness.checkpoint.architecture, *witness.checkpoint.alternatives]
-    while found := [other for one in possible for other in witness.better(one, weighed[0])]:
-        name = min(found, key=_discrepancy).architecture.name.rpartition("+")[2]
-        architectures = [altered(one, name) for one in architectures if name in witness.alterations(one)]
-        possible = [min(map(witness.evidence, architectures), key=_discrepancy)]
-        weighed = [*possible, *weighed]
-    return weighed
+    """What is known, and before it an architecture that is altered, where one beats all of it and is plausible.
+
+    A hill climb: the alterations of all that may be the network, then those of what was the best of them, and of its
+    relatives altered likewise, until nothing is better.
+    """
+    best, possible = known[0], [one for one in known if one is known[0] or one.is_plausible]
+    while found := [other for one in possible for other in witness.better(one, best)]:
+        least = min(found, key=_discrepancy)
+        best = next(one for one in found if not least.beats(one))  # of what can't be told apart, the more common
+        _, names = unaltered(best.architecture)
+        likewise = [witness.evidence(one) for one in _altered_likewise(witness, names)]
+        best = min([*likewise, best], key=_discrepancy)
+        possible = [best, *(one for one in sorted(found, key=_discrepancy)[:CLIMBED] if one is not best)]
+    return [best, *known] if best is not known[0] and best.is_plausible else known
+
+
+def _altered_likewise(witness: _Witness, names: tuple[str, ...]) -> Iterator[Architecture]:
+    """The checkpoint's possible architectures altered by the same names, where these change something of them."""
+    for one in (witness.checkpoint.architecture, *witness.checkpoint.alternatives):
+        candidate = altered(unaltered(one)[0], *names)
+        with contextlib.suppress(CheckpointError):
+            candidate.build(witness.checkpoint.num_classes, witness.checkpoint.image_size, ABSTRACT)
+            yield candidate
 
 
 def _discrepancy(evidence: Evidence) -> float:

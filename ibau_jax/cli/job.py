@@ -119,25 +119,38 @@ def settled(subject: Subject, images: Dataset, force: bool) -> Subject:
         NotFiniteError: the logits of an image are NaN or infinite.
     """
     subject = likeliest(subject, images)
+    check_named(subject, force)
     check_plausible(subject, images, force)
     check_agreement(subject, force)
     return subject
+
+
+def check_named(subject: Subject, force: bool) -> None:
+    """Checks that clean images do not agree far better with another network than with the one that `--model` names.
+
+    Raises:
+        CheckpointError: they do, unless `force`: then a line says so.
+    """
+    best = subject.evidence[0]
+    if best.architecture == subject.checkpoint.architecture or not best.is_plausible:
+        return
+    message = (
+        f"{subject.path}: clean images agree far better with another network than with that of --model "
+        f"({'; '.join(map(str, subject.evidence))}). --model {best.architecture.name} takes it so"
+    )
+    if not force:
+        raise CheckpointError(f"{message}; --force goes on as it is")
+    console.warn(message)
 
 
 def check_agreement(subject: Subject, force: bool) -> None:
     """Checks that the network agrees with clean images.
 
     Raises:
-        CheckpointError: it does not, or far less than another, unless `force`: then a line says so.
+        CheckpointError: it does not, unless `force`: then a line says so.
     """
     try:
         check_evidence(subject.evidence)
-        best = subject.evidence[0].architecture
-        if best != subject.checkpoint.architecture:
-            raise CheckpointError(
-                f"clean images agree far better with another network than with that of --model "
-                f"({'; '.join(map(str, subject.evidence))}): --model {best.name}"
-            )
     except CheckpointError as error:
         if not force:
             raise CheckpointError(

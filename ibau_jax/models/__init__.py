@@ -16,7 +16,6 @@ from ibau_jax.models.custom import find_architecture
 from ibau_jax.models.normalized import NORMALIZATIONS, Normalization, Normalized
 from ibau_jax.models.registry import (
     Architecture,
-    altered,
     architectures,
     get_architecture,
     name_patterns,
@@ -29,7 +28,6 @@ __all__ = [
     "Architecture",
     "Normalization",
     "Normalized",
-    "altered",
     "architectures",
     "find_architecture",
     "get_architecture",

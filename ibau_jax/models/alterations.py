@@ -1,11 +1,12 @@
 """What can be otherwise in a network and leaves no trace in its state dict, for all architectures alike.
 
 `NAME+ALTERATION` is the architecture called NAME with another activation, pooling or ε of BatchNorm, or without its
-last stride: `resnet18_small_stem+silu`. Clean images tell which it is (`ibau_jax.checkpoints.variants`).
+last stride: `resnet18_small_stem+silu`. Clean images tell which it is, where it moves the statistics of BatchNorm's
+inputs (`ibau_jax.checkpoints.variants`).
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -84,15 +85,24 @@ def _keep_size(model: nnx.Module) -> bool:
     return bool(strided)
 
 
-# Each changes a model in place, and says whether there was anything to change.
-ALTERATIONS: dict[str, Callable[[nnx.Module], bool]] = {
-    **{name: partial(_activate_by, function) for name, function in ACTIVATIONS.items()},
-    "avg_pool": partial(_pool_by, lambda pool: AvgPool(pool.size, pool.stride, pool.padding)),
-    "pool2": partial(_pool_by, lambda pool: MaxPool(2) if pool.size == 3 else None),
-    "pool3": partial(_pool_by, lambda pool: MaxPool(3, 2, 1) if pool.size == 2 else None),
-    "pool_ceil": partial(
-        _pool_by, lambda pool: None if pool.ceil else MaxPool(pool.size, pool.stride, pool.padding, ceil=True)
-    ),
-    "eps1e-3": partial(_normalize_by, 1e-3),
-    "last_stride1": _keep_size,
-}
+Alter = Callable[[nnx.Module], bool]  # changes a model in place; whether there was anything to change
+
+# Of each kind a network has one at most, the more common first.
+KINDS: tuple[dict[str, Alter], ...] = (
+    {name: partial(_activate_by, function) for name, function in ACTIVATIONS.items()},
+    {
+        "avg_pool": partial(_pool_by, lambda pool: AvgPool(pool.size, pool.stride, pool.padding)),
+        "pool2": partial(_pool_by, lambda pool: MaxPool(2) if pool.size == 3 else None),
+        "pool3": partial(_pool_by, lambda pool: MaxPool(3, 2, 1) if pool.size == 2 else None),
+        "pool_ceil": partial(_pool_by, lambda pool: MaxPool(pool.size, pool.stride, pool.padding, ceil=True)),
+    },
+    {"last_stride1": _keep_size},
+    {"eps1e-3": partial(_normalize_by, 1e-3)},
+)
+ALTERATIONS: dict[str, Alter] = {name: alter for kind in KINDS for name, alter in kind.items()}
+
+
+def replacing(chosen: Sequence[str], kind: Mapping[str, Alter], name: str | None) -> tuple[str, ...]:
+    """Alterations with the one of a kind replaced by another, or left out, in the order of kinds."""
+    names = {*(one for one in chosen if one not in kind), *((name,) if name else ())}
+    return tuple(one for one in ALTERATIONS if one in names)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError
-from ibau_jax.models.alterations import ALTERATIONS
+from ibau_jax.models.alterations import ALTERATIONS, KINDS, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -71,18 +71,37 @@ def variants(architecture: Architecture) -> tuple[Architecture, ...]:
 
 
 @functools.cache  # so that the same name gives the same architecture
-def altered(architecture: Architecture, alteration: str) -> Architecture:
-    """The architecture with one of `ALTERATIONS`; building it raises CheckpointError where that changes nothing."""
-    name = f"{architecture.name}+{alteration}"
+def altered(base: Architecture, *names: str) -> Architecture:
+    """The architecture with some of `ALTERATIONS`; building it raises CheckpointError where one changes nothing."""
+    if not names:
+        return base
+    name = "+".join((base.name, *names))
 
     def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
-        model = architecture.build(num_classes, image_size, rngs)
-        if not ALTERATIONS[alteration](model):
-            raise CheckpointError(f"there is no model {name!r}: {architecture.name} has nothing that it could alter")
+        model = base.build(num_classes, image_size, rngs)
+        for one in names:
+            if not ALTERATIONS[one](model):
+                raise CheckpointError(f"there is no model {name!r}: +{one} changes nothing of {base.name}")
         return model
 
-    base = architecture.variant_of or architecture.name
-    return replace(architecture, name=name, build=build, torch_module=None, variant_of=base)
+    return replace(base, name=name, build=build, torch_module=None, variant_of=base.variant_of or base.name)
+
+
+def neighbours(architecture: Architecture, num_classes: int, image_size: int, rngs: nnx.Rngs) -> list[Architecture]:
+    """The architecture with one alteration more, less or another instead, the more common first."""
+    base, chosen = unaltered(architecture)
+    model = base.build(num_classes, image_size, rngs)
+    possible = {name for name, alter in ALTERATIONS.items() if alter(nnx.clone(model))}
+    found = [
+        replacing(chosen, kind, name) for kind in KINDS for name in (None, *(one for one in kind if one in possible))
+    ]
+    return [altered(base, *names) for names in dict.fromkeys(found) if names != chosen]
+
+
+def unaltered(architecture: Architecture) -> tuple[Architecture, tuple[str, ...]]:
+    """A registered architecture's base, and its alterations."""
+    name, *chosen = architecture.name.split("+")
+    return get_architecture(name), tuple(chosen)
 
 
 def get_architecture(name: str) -> Architecture:
@@ -91,17 +110,20 @@ def get_architecture(name: str) -> Architecture:
     Raises:
         CheckpointError: there is none; the message names similar ones.
     """
-    base, plus, alteration = name.rpartition("+")
-    if plus:
-        if alteration not in ALTERATIONS:
-            raise CheckpointError(
-                f"there is no model {name!r}: what can stand behind a + is one of {', '.join(ALTERATIONS)}"
-            )
-        return altered(get_architecture(base), alteration)
+    base, *chosen = name.split("+")
+    for one in chosen:
+        if one not in ALTERATIONS:
+            close = difflib.get_close_matches(one.strip().lower(), ALTERATIONS, n=1)
+            meant = f"; did you mean +{close[0]}?" if close else f"; behind a + stands one of {', '.join(ALTERATIONS)}"
+            raise CheckpointError(f"there is no model {name!r}{meant}")
+    if chosen:
+        if any(sum(one in kind for one in chosen) > 1 for kind in KINDS):
+            raise CheckpointError(f"there is no model {name!r}: two alterations are of one kind")
+        return altered(get_architecture(base), *(one for one in ALTERATIONS if one in chosen))
     if name not in _ARCHITECTURES:
-        close = ", ".join(difflib.get_close_matches(name, _ARCHITECTURES, n=4, cutoff=0.5))
+        similar = ", ".join(difflib.get_close_matches(name, _ARCHITECTURES, n=4, cutoff=0.5))
         raise CheckpointError(
-            f"there is no model {name!r}{f'; did you mean {close}?' if close else ''} "
+            f"there is no model {name!r}{f'; did you mean {similar}?' if similar else '.'} "
             f"--model takes FILE.py:CLASS, or a name like {name_patterns()}"
         )
     return _ARCHITECTURES[name]
