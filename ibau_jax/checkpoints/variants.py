@@ -197,7 +197,8 @@ def weigh(
     few = to_unit(jnp.asarray(images.images[order[: min(IMAGES, max(8, PIXELS // (height * width)))]]))
     witness = _Witness(checkpoint, normalization, few, images.take(order[:LABELLED]))
     architectures = (checkpoint.architecture, *checkpoint.alternatives)
-    weighed = _with_alterations(witness, sorted(map(witness.evidence, architectures), key=_discrepancy))
+    known = [witness.evidence(one, compiled=True) for one in architectures]
+    weighed = _with_alterations(witness, sorted(known, key=_discrepancy))
     undecided = [one for one in weighed if one is weighed[0] or not weighed[0].beats(one)]
     if len(undecided) == 1:
         return weighed
@@ -217,10 +218,10 @@ class _Witness:
     def model(self, architecture: Architecture) -> nnx.Module:
         return normalized_model(self.checkpoint.as_variant(architecture).network(), self.normalization)
 
-    def evidence(self, architecture: Architecture, share: int = 1) -> Evidence:
+    def evidence(self, architecture: Architecture, share: int = 1, compiled: bool = False) -> Evidence:
         """What one in `share` of the images says of an architecture."""
         images = self.few[: max(1, len(self.few) // share)]
-        held, seen = statistics(self.model(architecture), images, compiled=share == 1)
+        held, seen = statistics(self.model(architecture), images, compiled)
         return Evidence(architecture, distances(held, seen), len(images), seen=seen)
 
     def accuracy(self, architecture: Architecture) -> float:
