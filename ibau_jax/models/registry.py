@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError
-from ibau_jax.models.alterations import ALTERATIONS, KINDS, replacing
+from ibau_jax.models.alterations import ALTERATIONS, FAINT, KINDS, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -88,10 +88,10 @@ def altered(base: Architecture, *names: str) -> Architecture:
 
 
 def neighbours(architecture: Architecture, num_classes: int, image_size: int, rngs: nnx.Rngs) -> list[Architecture]:
-    """The architecture with one alteration more, less or another instead, the more common first."""
+    """The architecture with one alteration more, less or another instead, of those that clean images may tell."""
     base, chosen = unaltered(architecture)
     model = base.build(num_classes, image_size, rngs)
-    possible = {name for name, alter in ALTERATIONS.items() if alter(nnx.clone(model))}
+    possible = {name for name, alter in ALTERATIONS.items() if name not in FAINT and alter(nnx.clone(model))}
     found = [
         replacing(chosen, kind, name) for kind in KINDS for name in (None, *(one for one in kind if one in possible))
     ]
