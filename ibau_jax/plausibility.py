@@ -102,9 +102,9 @@ def doubt(model: nnx.Module, images: Dataset, normalization: Normalization | Non
     if better:
         best = max(better, key=lambda one: np.mean(one.hits))
         return Doubt(f"{where} {_percent(hits[: len(best.hits)])} rightly, but {_percent(best.hits)} {best.mending}")
-    if agreement(predicted, some.labels) >= SLIGHT:
-        return None
     is_sure = agreement(predicted, some.labels, SURE) < SLIGHT
+    if not is_sure and (agreement(predicted, some.labels) >= SLIGHT or agreement(predicted, some.labels, -SURE) > 0):
+        return None
     few = "" if is_sure else ", though so few images say little"
     return Doubt(
         f"{where} {_percent(hits)} rightly, which is near chance{few}, and no order of the classes, normalisation, "
@@ -125,17 +125,18 @@ def weights_of(labels: Labels) -> Float[np.ndarray, " n"]:
 
 
 def agreement(predicted: Labels, labels: Labels, errors: float = 0.0) -> float:
-    """(accuracy - chance) / (1 - chance), all classes counted alike (Cohen's kappa), or so many standard errors more.
+    """(accuracy - chance) / (1 - chance), all classes counted alike (Cohen's kappa), or that many standard errors off.
 
     Chance is the accuracy of the same predictions made without a look at the images. The bound is Wilson's, for Kish's
-    effective number of images: where a class has few of them, it is high.
+    effective number of images: where a class has few of them, the upper one is high, and the lower one, of a negative
+    number of errors, low.
     """
     weights, present = weights_of(labels), np.unique(labels)
     chance = np.sum(weights * np.isin(predicted, present)) / len(present)
     accuracy, doubtful = np.sum(weights * (predicted == labels)), errors**2 * np.sum(weights**2)
-    spread = np.sqrt(doubtful * max(0.0, accuracy * (1 - accuracy)) + doubtful**2 / 4)
-    highest = (accuracy + doubtful / 2 + spread) / (1 + doubtful)
-    return float((highest - chance) / max(1 - chance, 1e-9))  # 0 / 0 where one class is all there is
+    spread = np.sign(errors) * np.sqrt(doubtful * max(0.0, accuracy * (1 - accuracy)) + doubtful**2 / 4)
+    bound = (accuracy + doubtful / 2 + spread) / (1 + doubtful)
+    return float((bound - chance) / max(1 - chance, 1e-9))  # 0 / 0 where one class is all there is
 
 
 def of_labels(predicted: Labels, labels: Labels, classes: int) -> Iterator[Explanation]:

@@ -165,14 +165,14 @@ def test_the_option_that_is_named_mends_the_normalisation(nearest, digits, train
     numbers = re.search(r"--mean ([\d. ]+) --std ([\d. ]*\d)", message)
     assert bool(name) != bool(numbers)
     mending = FORMS[name[1]] if name else Normalization(*(tuple(map(float, text.split())) for text in numbers.groups()))
-    assert sure_of(Normalized(model, mending), some, mending) is None
+    assert doubt(Normalized(model, mending), some, mending) is None
     logits = Normalized(model, mending)(jnp.asarray(some.images / np.float32(255)))
     assert np.mean(np.argmax(logits, axis=1) == some.labels) > 0.95
 
 
 def test_the_right_normalisation_is_not_doubted(nearest, digits):
     for form in FORMS.values():
-        assert sure_of(Normalized(Expects(nearest, form.mean, form.std), form), digits.first(100), form) is None
+        assert doubt(Normalized(Expects(nearest, form.mean, form.std), form), digits.first(100), form) is None
 
 
 def test_blue_first(digits):
@@ -180,7 +180,7 @@ def test_blue_first(digits):
         return Dataset(np.abs(images.images - np.asarray([0, 0, 255])).astype(np.uint8), images.labels)
 
     model, some = NearestNeighbour(yellow_on_blue(load_dataset("digits:train", (32, 32, 3)))), digits.first(100)
-    assert sure_of(model, yellow_on_blue(some)) is None
+    assert doubt(model, yellow_on_blue(some)) is None
     blue_first = Dataset(np.ascontiguousarray(yellow_on_blue(some).images[..., ::-1]), some.labels)
     assert "with red and blue exchanged" in sure_of(model, blue_first)
 
@@ -205,7 +205,8 @@ def test_predictions_that_have_nothing_to_do_with_the_labels(classes):
 def test_a_mediocre_model_is_not_doubted(classes, accuracy, count):
     for seed in range(30):
         true, predicted = of_accuracy(np.random.default_rng(seed), accuracy, classes, count)
-        assert sure_of(ReadsColours(classes), seen_as(predicted, true)) is None
+        found = doubt(ReadsColours(classes), seen_as(predicted, true))
+        assert found is None or (count == 10 and not found.is_sure)
 
 
 def test_honest_images_of_few_or_uneven_classes_are_not_doubted(nearest, digits):
@@ -213,8 +214,8 @@ def test_honest_images_of_few_or_uneven_classes_are_not_doubted(nearest, digits)
     uneven = np.concatenate([by_class[2], *(some[:2] for some in by_class)])
     subsets = [*by_class, np.concatenate(by_class[:2]), np.concatenate(by_class[4:]), uneven, np.arange(10)]
     for subset in (*subsets, np.arange(1), np.arange(800)):
-        assert sure_of(nearest, digits.take(subset)) is None
-    assert sure_of(nearest, Dataset(digits.images.astype(np.float32) / 255, digits.labels)) is None
+        assert doubt(nearest, digits.take(subset)) is None
+    assert doubt(nearest, Dataset(digits.images.astype(np.float32) / 255, digits.labels)) is None
 
 
 def test_nothing_is_concluded_from_images_of_one_class_or_from_few():
@@ -232,7 +233,7 @@ HONEST = ["checkpoints/badnets_8_02_ckpt", "zoo/cifar-all2all-1", "zoo/cifar-wan
 
 def test_the_example():
     model, digits = load(EXAMPLE).model(), load_dataset("digits", (32, 32, 3)).first(100)
-    assert sure_of(model, digits) is None
+    assert doubt(model, digits) is None
     assert "label 3 is the model's class 4, 4 is 5" in sure_of(model, relabelled(digits, WITHOUT_3))
     wrong = FORMS["cifar10"]
     assert sure_of(Normalized(model, wrong), digits, wrong).endswith("with --normalize none")
@@ -244,7 +245,7 @@ def test_poisoned_models_are_not_doubted(shared, name):
     checkpoint = load(shared / f"{name}.pth")
     data = "gtsrb_test" if "gtsrb" in name else "cifar10_test"
     images = load_dataset(str(shared / "data" / f"{data}.npz"), checkpoint.input_shape)
-    assert sure_of(checkpoint.model(), images.take(np.random.default_rng(0).permutation(len(images))[:100])) is None
+    assert doubt(checkpoint.model(), images.take(np.random.default_rng(0).permutation(len(images))[:100])) is None
 
 
 @settings(max_examples=50, deadline=None)
@@ -278,6 +279,8 @@ def test_agreement_is_scikit_learns(rng):
         assert agreement(predicted, labels) == pytest.approx(cohen_kappa_score(labels, predicted), abs=1e-12)
         bounds = [agreement(np.tile(predicted, k), np.tile(labels, k), 3) for k in (1, 10, 1000)]
         assert bounds[0] > bounds[1] > bounds[2] > agreement(predicted, labels)
+        bounds = [agreement(np.tile(predicted, k), np.tile(labels, k), -3) for k in (1, 10, 1000)]
+        assert bounds[0] < bounds[1] < bounds[2] < agreement(predicted, labels)
 
 
 @pytest.mark.parametrize(
