@@ -23,7 +23,7 @@ def quoted(text: str | bytes, length: int = LONGEST) -> str:
     """The same in quotes, what can't be printed escaped, which takes up to ten times as many characters."""
     shown = repr(text[:length])
     fits = len(text) <= length and len(shown) <= length + 2
-    return shown if fits else f"{shown[:length]}'... ({len(text):,} characters)"
+    return shown if fits else f"{shown[:length]}... ({len(text):,} characters)'"
 
 
 class IbauError(Exception):

@@ -189,7 +189,7 @@ def test_stamped_images_are_images(name, height, width, channels, seed):
         ("badnets:size=3,", "no parameter ''"),
         ("badnets:row=35", "not inside"),
         (f"badnets:row={10**30}", "row is 10{29}"),
-        (f"badnets:row={'9' * 5000}", r"row is '9+'\.\.\. \(5,000 characters\)"),
+        (f"badnets:row={'9' * 5000}", r"row is '9+\.\.\. \(5,000 characters\)'"),
         ("blended:alpha=nan", "alpha is nan"),
         ("blended:alpha=inf", "alpha is inf"),
         ("blended:seed=-1", "seed is -1"),
