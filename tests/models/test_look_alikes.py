@@ -33,17 +33,6 @@ def slow_where(slow, names):
 
 
 ALL = slow_where(lambda name: name not in FAST, LOOK_ALIKES)
-# One of each kind of difference, and of each family.
-CHOSEN = [
-    "resnet18_small_stem_max_pool",
-    "resnet18_stride1",
-    "resnet50_v1",
-    "mobilenet_v2_stride8",
-    "efficientnet_b0_stride16",
-    "densenet121_stride1_no_pool",
-    "preact_resnet18_raw_shortcut",
-    "wide_resnet28_2_leaky",
-]
 
 pytestmark = pytest.mark.usefixtures("compiled_quickly")
 
@@ -81,7 +70,7 @@ def test_the_variant_computes_what_pytorch_does(name, tmp_path, rng):
     assert np.abs(np.asarray(checkpoint.model()(images)) - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", slow_where(lambda name: name not in FAST, [*sorted(FAST), *CHOSEN]))
+@pytest.mark.parametrize("name", ALL)
 def test_clean_images_tell_which_it_is(name, tmp_path, digits):
     """Statistics by PyTorch's own training mode on other images; labels are not needed."""
     path = saved(trained_statistics(made(name), digits), tmp_path / "x.pth")
