@@ -237,7 +237,7 @@ class _Witness:
 
     def better(self, than: Evidence, best: Evidence) -> Iterator[Evidence]:
         """The neighbours of an architecture that beat it, and the best one."""
-        least = min(self.evidence(one.architecture, SCREENED).discrepancy for one in (than, best))
+        least = min(self.evidence(one, SCREENED).discrepancy for one in {than.architecture, best.architecture})
         for one in self.neighbours(than.architecture) if least else ():
             with contextlib.suppress(TypeError):  # its maps have another size than its last layer takes
                 if self.evidence(one, SCREENED).discrepancy < least:

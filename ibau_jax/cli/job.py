@@ -18,7 +18,7 @@ from ibau_jax.cli.options import AttackOptions, DataOptions, ModelChoices, Model
 from ibau_jax.cli.progress import Bar
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
 from ibau_jax.data.folder import is_folder
-from ibau_jax.errors import CheckpointError, ConfigError, DataError, NotFiniteError
+from ibau_jax.errors import CheckpointError, ConfigError, DataError, IbauError, NotFiniteError
 from ibau_jax.files import digests
 from ibau_jax.models import NORMALIZATIONS, Normalization
 from ibau_jax.models.normalized import normalized_model
@@ -138,8 +138,13 @@ def check_named(subject: Subject, force: bool) -> None:
         f"{subject.path}: clean images agree far better with another network than with that of --model "
         f"({'; '.join(map(str, subject.evidence))}). --model {best.architecture.name} takes it so"
     )
+    _stop(CheckpointError, message, force)
+
+
+def _stop(error: type[IbauError], message: str, force: bool) -> None:
+    """Raises the error, or where `force` only warns."""
     if not force:
-        raise CheckpointError(f"{message}; --force goes on as it is")
+        raise error(f"{message}. --force goes on as it is")
     console.warn(message)
 
 
@@ -188,10 +193,8 @@ def check_plausible(subject: Subject, images: Dataset, force: bool) -> None:
         found = doubt(subject.model, images, subject.normalization)
     except NotFiniteError as error:
         raise NotFiniteError(f"{subject.path}: {error}") from error
-    if found and found.is_sure and not force:
-        raise DataError(f"{subject.path}: {found.message}. --force goes on as it is")
     if found:
-        console.warn(f"{subject.path}: {found.message}")
+        _stop(DataError, f"{subject.path}: {found.message}", force or not found.is_sure)
 
 
 def load_images(options: DataOptions, subject: Subject) -> Dataset:
