@@ -24,10 +24,11 @@ from ibau_jax.errors import CheckpointError
 from ibau_jax.functional import split_weights, training_copy
 from ibau_jax.metrics import predict_where_finite
 from ibau_jax.models import Architecture, Normalization
+from ibau_jax.models.alterations import ACTIVATIONS, activate_by
 from ibau_jax.models.custom import is_own
 from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.normalized import normalized_model
-from ibau_jax.models.registry import altered, neighbours, unaltered
+from ibau_jax.models.registry import activated, altered, neighbours, unaltered
 
 # Of each BatchNorm layer by its path, the mean and the variance of each channel.
 Statistics = dict[tuple[Any, ...], tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]]
@@ -124,34 +125,40 @@ def discrepancies(model: nnx.Module, images: Float[Array, "n h w c"]) -> Float[n
 
 
 def statistics(
-    model: nnx.Module, images: Float[Array, "n h w c"], compiled: bool = True
+    model: nnx.Module, images: Float[Array, "n h w c"], activation: str | None = None
 ) -> tuple[Statistics, Statistics]:
     """What the BatchNorm layers that a network uses hold, and what their inputs have on images, in training mode.
 
-    Compiled as a whole it is a program that is kept for the next time; of many networks that are looked at once, each
-    operation by itself is faster, since most of their operations are the same.
+    Args:
+        model: maps images, float32 in [0, 1], to logits.
+        images: clean ones.
+        activation: one of `ACTIVATIONS` that the model has instead of its most common one. All of them are one
+            compiled program, so that trying a dozen costs little more than trying one.
     """
     copy = training_copy(model)
     for _, module in nnx.iter_graph(copy):
         if isinstance(module, nnx.BatchNorm):
             module.momentum = 0.0  # what it holds afterwards is of these images alone
     graph, weights = nnx.split(copy)[0], split_weights(copy)
-    rest = (_compiled() if compiled else _run)(graph, *weights, images)
+    index = None if activation is None else list(ACTIVATIONS).index(activation)
+    rest = _compiled()(graph, *weights, images, index)
     held, seen = _by_layer(weights.rest), _by_layer(rest)
     used = [path for path in held if not np.array_equal(held[path][0], seen[path][0])]
     return {path: held[path] for path in used}, {path: seen[path] for path in used}
 
 
-def _run(graph: nnx.GraphDef, params: Any, rest: Any, images: Float[Array, "n h w c"]) -> Any:
-    """What a model in training mode holds beside its weights after a batch."""
-    model = nnx.merge(graph, params, rest, copy=True)
-    model(images)
-    return split_weights(model).rest
-
-
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    return jax.jit(_run, static_argnums=0, compiler_options=compiler_options())
+    """What a model in training mode holds beside its weights after a batch, compiled."""
+
+    def run(graph: nnx.GraphDef, params: Any, rest: Any, images: Float[Array, "n h w c"], index: Array | None) -> Any:
+        model = nnx.merge(graph, params, rest, copy=True)
+        if index is not None:
+            activate_by(functools.partial(jax.lax.switch, index, tuple(ACTIVATIONS.values())), model)
+        model(images)
+        return split_weights(model).rest
+
+    return jax.jit(run, static_argnums=0, compiler_options=compiler_options())
 
 
 def _by_layer(rest: Any) -> Statistics:
@@ -197,7 +204,7 @@ def weigh(
     few = to_unit(jnp.asarray(images.images[order[: min(IMAGES, max(8, PIXELS // (height * width)))]]))
     witness = _Witness(checkpoint, normalization, few, images.take(order[:LABELLED]))
     architectures = (checkpoint.architecture, *checkpoint.alternatives)
-    known = [witness.evidence(one, compiled=True) for one in architectures]
+    known = [witness.evidence(one) for one in architectures]
     weighed = _with_alterations(witness, sorted(known, key=_discrepancy))
     undecided = [one for one in weighed if one is weighed[0] or not weighed[0].beats(one)]
     if len(undecided) == 1:
@@ -218,10 +225,11 @@ class _Witness:
     def model(self, architecture: Architecture) -> nnx.Module:
         return normalized_model(self.checkpoint.as_variant(architecture).network(), self.normalization)
 
-    def evidence(self, architecture: Architecture, share: int = 1, compiled: bool = False) -> Evidence:
+    def evidence(self, architecture: Architecture, share: int = 1) -> Evidence:
         """What one in `share` of the images says of an architecture."""
         images = self.few[: max(1, len(self.few) // share)]
-        held, seen = statistics(self.model(architecture), images, compiled)
+        base, activation = activated(architecture)
+        held, seen = statistics(self.model(base), images, activation)
         return Evidence(architecture, distances(held, seen), len(images), seen=seen)
 
     def accuracy(self, architecture: Architecture) -> float:
