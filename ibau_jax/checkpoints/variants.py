@@ -221,16 +221,20 @@ class _Witness:
     normalization: Normalization | None
     few: Float[Array, "n h w c"]
     labelled: Dataset
+    heard: dict[tuple[str, int], Evidence] = field(default_factory=dict)  # of an architecture's name and a share
 
     def model(self, architecture: Architecture) -> nnx.Module:
         return normalized_model(self.checkpoint.as_variant(architecture).network(), self.normalization)
 
     def evidence(self, architecture: Architecture, share: int = 1) -> Evidence:
-        """What one in `share` of the images says of an architecture."""
-        images = self.few[: max(1, len(self.few) // share)]
-        base, activation = activated(architecture)
-        held, seen = statistics(self.model(base), images, activation)
-        return Evidence(architecture, distances(held, seen), len(images), seen=seen)
+        """What one in `share` of the images says of an architecture; said once, it is remembered."""
+        key = architecture.name, share
+        if key not in self.heard:
+            images = self.few[: max(1, len(self.few) // share)]
+            base, activation = activated(architecture)
+            held, seen = statistics(self.model(base), images, activation)
+            self.heard[key] = Evidence(architecture, distances(held, seen), len(images), seen=seen)
+        return self.heard[key]
 
     def accuracy(self, architecture: Architecture) -> float:
         """The share of images that an architecture classifies as labelled."""

@@ -34,8 +34,6 @@ def slow_where(slow, names):
 
 ALL = slow_where(lambda name: name not in FAST, LOOK_ALIKES)
 
-pytestmark = pytest.mark.usefixtures("compiled_quickly")
-
 
 def saved(module, path):
     torch.save(module.state_dict(), path)
@@ -60,6 +58,7 @@ def trained_statistics(module, images, normalization=None):
     return calibrated(module, inputs)
 
 
+@pytest.mark.usefixtures("compiled_quickly")
 @pytest.mark.parametrize("name", ALL)
 def test_the_variant_computes_what_pytorch_does(name, tmp_path, rng):
     module, images = made(name), rng.random((3, SIZE, SIZE, 3), np.float32)
@@ -149,6 +148,7 @@ FEW = ("small_vgg+leaky_relu0.2",)
 
 
 @pytest.mark.parametrize("name", slow_where(lambda name: name.startswith("resnet"), ALTERED))
+@pytest.mark.usefixtures("compiled_quickly")
 def test_an_altered_network_computes_what_pytorch_does(name, tmp_path, rng):
     module, images = ALTERED[name]().eval(), 3 * rng.random((3, SIZE, SIZE, 3), np.float32)
     checkpoint = load(saved(module, tmp_path / "x.pth"), model=name)
