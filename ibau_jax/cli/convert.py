@@ -105,6 +105,8 @@ def convert(
     yield f"{source}: {checkpoint.summary()}, {values:,} values in {len(checkpoint.leaves)} leaves"
     if note := checkpoint.assumption_note():
         yield note
+    elif images is None and options.model is None and not source.is_dir():
+        yield f"{UNTRACED} are taken as {checkpoint.architecture.name} has them; --dataset checks that"
     yield f"written: {target} ({FORMS[form]})"
 
 
@@ -204,6 +206,8 @@ def described(report: Report) -> dict[str, Any]:
     return {name: value for name, value in lines.items() if value not in (None, "")}
 
 
+UNTRACED = "activations, poolings and strides, which leave no trace in a file,"
+
 FORMATS = {
     "zip": "PyTorch (zip)",
     "legacy": "PyTorch before 1.6 (legacy)",
@@ -216,7 +220,7 @@ def _architecture_line(report: Report) -> str:
     if report.model is None:
         return "not recognised"
     if not report.assumed:
-        return report.model
+        return report.model if report.evidence else f"{report.model}; {UNTRACED} as it has them (--dataset checks that)"
     others = ", ".join(name for name in report.variants if name != report.model)
     return f"{report.model}, assumed: {others} have the same names and shapes; --dataset or --model tells"
 
