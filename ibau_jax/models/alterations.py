@@ -40,7 +40,7 @@ ACTIVATIONS: dict[str, Function] = {
 
 
 def activate_by(function: Function, model: nnx.Module) -> bool:
-    """The activation that the model has most often becomes another."""
+    """The activation that the model has most often becomes another; whether there was one to change."""
     having = [module for _, module in nnx.iter_graph(model) if hasattr(module, "activation")]
     counts = Counter(module.activation for module in having).most_common(1)
     changing = [module for module in having if module.activation is counts[0][0] is not function]
