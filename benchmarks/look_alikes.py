@@ -82,7 +82,7 @@ def main() -> None:
         cases += [(name, model, change(images)) for name, change in OTHER_IMAGES.items()]
         for name, network, some in [*cases, (f"images of {other}", model, chosen[other])]:
             evidence = Evidence(
-                checkpoint.architecture, discrepancies(network, jnp.asarray(some, jnp.float32) / 255), len(some)
+                checkpoint.architecture, *discrepancies(network, jnp.asarray(some, jnp.float32) / 255), len(some)
             )
             print(
                 f"{file.stem}, {name}: {100 * evidence.discrepancy:.2f} {100 * evidence.plausibility:.2f}", flush=True

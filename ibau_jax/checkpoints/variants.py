@@ -6,11 +6,12 @@ in the network that was trained, the statistics of each BatchNorm's input on cle
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -18,17 +19,15 @@ from jaxtyping import Array, Float
 
 from ibau_jax.batches import to_unit
 from ibau_jax.checkpoints.checkpoint import Checkpoint
-from ibau_jax.compilation import compiler_options
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import CheckpointError
-from ibau_jax.functional import split_weights, training_copy
+from ibau_jax.functional import training_copy
 from ibau_jax.metrics import predict_where_finite
 from ibau_jax.models import Architecture, Normalization
-from ibau_jax.models.alterations import ACTIVATIONS, activate_by
 from ibau_jax.models.custom import is_own
-from ibau_jax.models.layers import ABSTRACT
+from ibau_jax.models.layers import ABSTRACT, Activation, AvgPool, MaxPool
 from ibau_jax.models.normalized import normalized_model
-from ibau_jax.models.registry import activated, altered, neighbours, unaltered
+from ibau_jax.models.registry import altered, neighbours, unaltered
 
 # Of each BatchNorm layer by its path, the mean and the variance of each channel.
 Statistics = dict[tuple[Any, ...], tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]]
@@ -40,7 +39,6 @@ LABELLED = 500  # to measure accuracy on, where statistics do not decide
 IMPLAUSIBLE = 0.012
 MOVED = 0.25  # share of the layers whose statistics a backdoor or augmentation may have moved far
 EPSILON = 1e-5  # PyTorch's default
-SCREENED = 5  # an alteration is tried on one in so many images first
 CLIMBED = 3  # of altered networks, the likeliest that are altered further
 NEGLIGIBLE = 0.1  # networks are not told apart whose distance is less than so much of the discrepancy
 DECIDED = 1 / 3  # part of the way from one network to another that clean images have to be past the middle
@@ -53,16 +51,16 @@ class Evidence:
     Attributes:
         architecture: which.
         layers: the discrepancy of each BatchNorm layer; see `discrepancies`.
+        seen: the statistics of each BatchNorm's input on the images.
         n_images: how many images it is from.
         accuracy: share of images classified as labelled, where the discrepancies of several do not decide.
-        seen: the statistics of each BatchNorm's input on the images.
     """
 
     architecture: Architecture
     layers: Float[np.ndarray, " layers"]
+    seen: Statistics = field(repr=False)
     n_images: int
     accuracy: float | None = None
-    seen: Statistics = field(default_factory=dict, repr=False)
 
     @property
     def discrepancy(self) -> float:
@@ -108,7 +106,13 @@ class Evidence:
         return f"{self.architecture.name} {statistics}{accuracy}"
 
 
-def discrepancies(model: nnx.Module, images: Float[Array, "n h w c"]) -> Float[np.ndarray, " layers"]:
+class TooFar(Exception):
+    """A network's statistics are further from those that it holds than asked for."""
+
+
+def discrepancies(
+    model: nnx.Module, images: Float[Array, "n h w c"], most: float = math.inf
+) -> tuple[Float[np.ndarray, " layers"], Statistics]:
     """How far the statistics of each BatchNorm's input on `images` are from those that it holds, in [0, 1].
 
     The squared Hellinger distance of two normal distributions, one with the held mean and variance of a channel, one
@@ -117,59 +121,82 @@ def discrepancies(model: nnx.Module, images: Float[Array, "n h w c"]) -> Float[n
     Args:
         model: maps images, float32 in [0, 1], to logits.
         images: clean ones.
+        most: the mean over layers from which on the rest of the network needs no running.
 
     Returns:
-        A number for each layer that the network uses.
-    """
-    return distances(*statistics(model, images))
+        A number for each layer that the network uses, and the statistics of its input.
 
-
-def statistics(
-    model: nnx.Module, images: Float[Array, "n h w c"], activation: str | None = None
-) -> tuple[Statistics, Statistics]:
-    """What the BatchNorm layers that a network uses hold, and what their inputs have on images, in training mode.
-
-    Args:
-        model: maps images, float32 in [0, 1], to logits.
-        images: clean ones.
-        activation: one of `ACTIVATIONS` that the model has instead of its most common one. All of them are one
-            compiled program, so that trying a dozen costs little more than trying one.
+    Raises:
+        TooFar: the mean is more than `most`.
     """
     copy = training_copy(model)
-    for _, module in nnx.iter_graph(copy):
+    norms = {path: module for path, module in nnx.iter_graph(copy) if isinstance(module, nnx.BatchNorm)}
+    held = {id(norm): _statistics(norm) for norm in norms.values()}
+    far: dict[int, float] = {}
+
+    def hear(norm: nnx.BatchNorm) -> None:
+        far[id(norm)] = _distance(held[id(norm)], _statistics(norm))
+        if sum(far.values()) > most * len(norms):
+            raise TooFar
+
+    for norm in norms.values():
+        norm.momentum = 0.0  # what it holds afterwards is of these images alone
+    _compile_layers(copy)
+    token = _HEAR.set(hear)
+    try:
+        if norms:
+            copy(images)
+    finally:
+        _HEAR.reset(token)
+    used = {path: norm for path, norm in norms.items() if id(norm) in far}
+    return np.asarray([far[id(norm)] for norm in used.values()]), {
+        path: _statistics(norm) for path, norm in used.items()
+    }
+
+
+def _compile_layers(model: nnx.Module) -> None:
+    """Makes layers compiled programs of their own, which BatchNorm's then say what they heard.
+
+    Convolutions and what is between layers run operation by operation. Networks with the same names and shapes share
+    nearly all of that, and it is compiled once; each network as a whole would be compiled anew.
+    """
+    for _, module in nnx.iter_graph(model):
         if isinstance(module, nnx.BatchNorm):
-            module.momentum = 0.0  # what it holds afterwards is of these images alone
-    graph, weights = nnx.split(copy)[0], split_weights(copy)
-    index = None if activation is None else list(ACTIVATIONS).index(activation)
-    rest = _compiled()(graph, *weights, images, index)
-    held, seen = _by_layer(weights.rest), _by_layer(rest)
-    used = [path for path in held if not np.array_equal(held[path][0], seen[path][0])]
-    return {path: held[path] for path in used}, {path: seen[path] for path in used}
+            module.__class__ = _Listening
+        elif isinstance(module, Activation | MaxPool | AvgPool):
+            module.__class__ = _compiled(type(module))
 
 
 @functools.cache
-def _compiled() -> Callable[..., Any]:
-    """What a model in training mode holds beside its weights after a batch, compiled."""
-
-    def run(graph: nnx.GraphDef, params: Any, rest: Any, images: Float[Array, "n h w c"], index: Array | None) -> Any:
-        model = nnx.merge(graph, params, rest, copy=True)
-        if index is not None:
-            activate_by(functools.partial(jax.lax.switch, index, tuple(ACTIVATIONS.values())), model)
-        model(images)
-        return split_weights(model).rest
-
-    return jax.jit(run, static_argnums=0, compiler_options=compiler_options())
+def _compiled(layer: type[nnx.Module]) -> Any:
+    return type(layer.__name__, (layer,), {"__call__": nnx.jit(layer.__call__)})
 
 
-def _by_layer(rest: Any) -> Statistics:
-    arrays = {path: np.asarray(leaf[...], np.float64) for path, leaf in nnx.to_flat_state(rest)}
-    return {path[:-1]: (arrays[path], arrays[*path[:-1], "var"]) for path in arrays if path[-1] == "mean"}
+_HEAR: ContextVar[Callable[[nnx.BatchNorm], None]] = ContextVar("hear")
+
+
+class _Listening(nnx.BatchNorm):
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
+        output = _normalize(self, x, *args, **kwargs)
+        _HEAR.get()(self)
+        return output
+
+
+_normalize = nnx.jit(nnx.BatchNorm.__call__)
+
+
+def _statistics(norm: nnx.BatchNorm) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
+    return np.asarray(norm.mean[...], np.float64), np.asarray(norm.var[...], np.float64)
 
 
 def distances(one: Statistics, other: Statistics) -> Float[np.ndarray, " layers"]:
     """How far two networks' statistics are apart in each layer that both have, in [0, 1]; see `discrepancies`."""
-    layers = [_squared_hellinger(*one[path], *other[path]) for path in one if path in other]
-    return np.asarray([np.nan_to_num(layer, nan=1.0).mean() for layer in layers])  # what is not finite is far away
+    return np.asarray([_distance(one[path], other[path]) for path in one if path in other])
+
+
+def _distance(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
+    channels = _squared_hellinger(*one, *other)
+    return float(np.nan_to_num(channels, nan=1.0).mean())  # what is not finite is far away
 
 
 def _squared_hellinger(
@@ -221,20 +248,21 @@ class _Witness:
     normalization: Normalization | None
     few: Float[Array, "n h w c"]
     labelled: Dataset
-    heard: dict[tuple[str, int], Evidence] = field(default_factory=dict)  # of an architecture's name and a share
+    heard: dict[str, Evidence] = field(default_factory=dict)  # by the architecture's name
 
     def model(self, architecture: Architecture) -> nnx.Module:
         return normalized_model(self.checkpoint.as_variant(architecture).network(), self.normalization)
 
-    def evidence(self, architecture: Architecture, share: int = 1) -> Evidence:
-        """What one in `share` of the images says of an architecture; said once, it is remembered."""
-        key = architecture.name, share
-        if key not in self.heard:
-            images = self.few[: max(1, len(self.few) // share)]
-            base, activation = activated(architecture)
-            held, seen = statistics(self.model(base), images, activation)
-            self.heard[key] = Evidence(architecture, distances(held, seen), len(images), seen=seen)
-        return self.heard[key]
+    def evidence(self, architecture: Architecture, most: float = math.inf) -> Evidence:
+        """What the few images say of an architecture; said once, it is remembered.
+
+        Raises:
+            TooFar: the discrepancy is more than `most`.
+        """
+        if architecture.name not in self.heard:
+            found = discrepancies(self.model(architecture), self.few, most)
+            self.heard[architecture.name] = Evidence(architecture, *found, len(self.few))
+        return self.heard[architecture.name]
 
     def accuracy(self, architecture: Architecture) -> float:
         """The share of images that an architecture classifies as labelled."""
@@ -249,13 +277,12 @@ class _Witness:
 
     def better(self, than: Evidence, best: Evidence) -> Iterator[Evidence]:
         """The neighbours of an architecture that beat it, and the best one."""
-        least = min(self.evidence(one, SCREENED).discrepancy for one in {than.architecture, best.architecture})
+        least = min(than.discrepancy, best.discrepancy)
         for one in self.neighbours(than.architecture) if least else ():
-            with contextlib.suppress(TypeError):  # its maps have another size than its last layer takes
-                if self.evidence(one, SCREENED).discrepancy < least:
-                    found = self.evidence(one)
-                    if found.beats(than) and found.beats(best):
-                        yield found
+            with contextlib.suppress(TooFar, TypeError):  # its maps have another size than its last layer takes
+                found = self.evidence(one, least)
+                if found.beats(than) and found.beats(best):
+                    yield found
 
 
 def _with_alterations(witness: _Witness, known: list[Evidence]) -> list[Evidence]:

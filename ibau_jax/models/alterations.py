@@ -39,7 +39,7 @@ ACTIVATIONS: dict[str, Function] = {
 }
 
 
-def activate_by(function: Function, model: nnx.Module) -> bool:
+def _activate_by(function: Function, model: nnx.Module) -> bool:
     """The activation that the model has most often becomes another; whether there was one to change."""
     having = [module for _, module in nnx.iter_graph(model) if hasattr(module, "activation")]
     counts = Counter(module.activation for module in having).most_common(1)
@@ -89,7 +89,7 @@ Alter = Callable[[nnx.Module], bool]  # changes a model in place; whether there 
 
 # Of each kind a network has one at most, the more common first.
 KINDS: tuple[dict[str, Alter], ...] = (
-    {name: partial(activate_by, function) for name, function in ACTIVATIONS.items()},
+    {name: partial(_activate_by, function) for name, function in ACTIVATIONS.items()},
     {
         "avg_pool": partial(_pool_by, lambda pool: AvgPool(pool.size, pool.stride, pool.padding)),
         "pool2": partial(_pool_by, lambda pool: MaxPool(2) if pool.size == 3 else None),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError
-from ibau_jax.models.alterations import ACTIVATIONS, ALTERATIONS, FAINT, KINDS, replacing
+from ibau_jax.models.alterations import ALTERATIONS, FAINT, KINDS, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -102,13 +102,6 @@ def unaltered(architecture: Architecture) -> tuple[Architecture, tuple[str, ...]
     """An architecture's registered base, and its alterations; a user's own has none."""
     name, *chosen = architecture.name.split("+")
     return (_ARCHITECTURES[name], tuple(chosen)) if name in _ARCHITECTURES else (architecture, ())
-
-
-def activated(architecture: Architecture) -> tuple[Architecture, str | None]:
-    """An architecture without the activation that alters it, and that activation, if any."""
-    base, chosen = unaltered(architecture)
-    others = tuple(one for one in chosen if one not in ACTIVATIONS)
-    return altered(base, *others), next((one for one in chosen if one in ACTIVATIONS), None)
 
 
 def get_architecture(name: str) -> Architecture:
