@@ -56,7 +56,9 @@ def main() -> int:
     process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
     from ibau_jax.cli.convert import Comparison, convert, inspect
+    from ibau_jax.cli.device import use_compile_cache
 
+    use_compile_cache()
     subject = ModelOptions(ckpt=options.source, **vars(options.classifier))
     data = DataOptions(options.dataset, class_order=options.class_order) if options.dataset else None
     if options.inspect:

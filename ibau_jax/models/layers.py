@@ -289,9 +289,22 @@ def linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 def batch_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> nnx.BatchNorm:
     """`torch.nn.BatchNorm2d(features, eps)` with its running statistics."""
-    return nnx.BatchNorm(
-        features, use_running_average=True, momentum=0.9, epsilon=epsilon, scale_init=_ONES, bias_init=_ZEROS, rngs=rngs
+    abstract = isinstance(rngs, Abstract)
+    norm = nnx.BatchNorm(
+        1 if abstract else features,
+        use_running_average=True,
+        momentum=0.9,
+        epsilon=epsilon,
+        scale_init=_ONES,
+        bias_init=_ZEROS,
+        rngs=rngs,
     )
+    if abstract:  # Flax makes arrays of the statistics all the same, and a program for each of their sizes
+        norm.num_features = features
+        shape: Any = jax.ShapeDtypeStruct((features,), jnp.float32)
+        norm.mean, norm.var = nnx.BatchStat(shape), nnx.BatchStat(shape)
+        norm.scale, norm.bias = nnx.Param(shape), nnx.Param(shape)
+    return norm
 
 
 def layer_norm(features: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
