@@ -23,10 +23,11 @@ from benchmarks.cases import SHARED
 from benchmarks.zoo import images_of
 from ibau_jax import Checkpoint, load, load_dataset, save
 from ibau_jax.checkpoints import fresh_checkpoint
-from ibau_jax.checkpoints.variants import IMAGES, Evidence, discrepancies, weigh
+from ibau_jax.checkpoints.variants import IMAGES, Evidence, weigh
 from ibau_jax.config import TrainConfig
 from ibau_jax.models import get_architecture
 from ibau_jax.models.alterations import ALTERATIONS
+from ibau_jax.models.recorded import discrepancies
 from ibau_jax.training import train
 
 

@@ -5,10 +5,8 @@ in the network that was trained, the statistics of each BatchNorm's input on cle
 """
 
 import contextlib
-import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,16 +19,13 @@ from ibau_jax.batches import to_unit
 from ibau_jax.checkpoints.checkpoint import Checkpoint
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import CheckpointError
-from ibau_jax.functional import training_copy
 from ibau_jax.metrics import predict_where_finite
 from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.custom import is_own
-from ibau_jax.models.layers import ABSTRACT, Activation, AvgPool, MaxPool
+from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.normalized import normalized_model
+from ibau_jax.models.recorded import Statistics, TooFar, discrepancies, distances
 from ibau_jax.models.registry import altered, neighbours, unaltered
-
-# Of each BatchNorm layer by its path, the mean and the variance of each channel.
-Statistics = dict[tuple[Any, ...], tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]]
 
 IMAGES, PIXELS = 100, 2**20  # to measure the statistics on: at most so many of each, in one batch
 LABELLED = 500  # to measure accuracy on, where statistics do not decide
@@ -38,7 +33,6 @@ LABELLED = 500  # to measure accuracy on, where statistics do not decide
 # gtsrb-wanet-4-1 and cifar-clean-0, the same on ten other models (docs/converting.md).
 IMPLAUSIBLE = 0.012
 MOVED = 0.25  # share of the layers whose statistics a backdoor or augmentation may have moved far
-EPSILON = 1e-5  # PyTorch's default
 CLIMBED = 3  # of altered networks, the likeliest that are altered further
 NEGLIGIBLE = 0.1  # networks are not told apart whose distance is less than so much of the discrepancy
 DECIDED = 1 / 3  # part of the way from one network to another that clean images have to be past the middle
@@ -104,112 +98,6 @@ class Evidence:
         statistics = f"{100 * self.discrepancy:.2f} % off" if len(self.layers) else "without BatchNorm"
         accuracy = "" if self.accuracy is None else f", ACC {100 * self.accuracy:.1f} %"
         return f"{self.architecture.name} {statistics}{accuracy}"
-
-
-class TooFar(Exception):
-    """A network's statistics are further from those that it holds than asked for."""
-
-
-def discrepancies(
-    model: nnx.Module, images: Float[Array, "n h w c"], most: float = math.inf
-) -> tuple[Float[np.ndarray, " layers"], Statistics]:
-    """How far the statistics of each BatchNorm's input on `images` are from those that it holds, in [0, 1].
-
-    The squared Hellinger distance of two normal distributions, one with the held mean and variance of a channel, one
-    with those of the images, averaged over channels. The model runs in training mode, as it did when it recorded them.
-
-    Args:
-        model: maps images, float32 in [0, 1], to logits.
-        images: clean ones.
-        most: the mean over layers from which on the rest of the network needs no running.
-
-    Returns:
-        A number for each layer that the network uses, and the statistics of its input.
-
-    Raises:
-        TooFar: the mean is more than `most`.
-    """
-    copy = training_copy(model)
-    norms = {path: module for path, module in nnx.iter_graph(copy) if isinstance(module, nnx.BatchNorm)}
-    held = {id(norm): _statistics(norm) for norm in norms.values()}
-    far: dict[int, float] = {}
-
-    def hear(norm: nnx.BatchNorm) -> None:
-        far[id(norm)] = _distance(held[id(norm)], _statistics(norm))
-        if sum(far.values()) > most * len(norms):
-            raise TooFar
-
-    for norm in norms.values():
-        norm.momentum = 0.0  # what it holds afterwards is of these images alone
-    _compile_layers(copy)
-    token = _HEAR.set(hear)
-    try:
-        if norms:
-            copy(images)
-    finally:
-        _HEAR.reset(token)
-    used = {path: norm for path, norm in norms.items() if id(norm) in far}
-    return np.asarray([far[id(norm)] for norm in used.values()]), {
-        path: _statistics(norm) for path, norm in used.items()
-    }
-
-
-def _compile_layers(model: nnx.Module) -> None:
-    """Makes layers compiled programs of their own, which BatchNorm's then say what they heard.
-
-    Convolutions and what is between layers run operation by operation. Networks with the same names and shapes share
-    nearly all of that, and it is compiled once; each network as a whole would be compiled anew.
-    """
-    for _, module in nnx.iter_graph(model):
-        if isinstance(module, nnx.BatchNorm):
-            module.__class__ = _Listening
-        elif isinstance(module, Activation | MaxPool | AvgPool):
-            module.__class__ = _compiled(type(module))
-
-
-@functools.cache
-def _compiled(layer: type[nnx.Module]) -> Any:
-    return type(layer.__name__, (layer,), {"__call__": nnx.jit(layer.__call__)})
-
-
-_HEAR: ContextVar[Callable[[nnx.BatchNorm], None]] = ContextVar("hear")
-
-
-class _Listening(nnx.BatchNorm):
-    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Array:
-        output = _normalize(self, x, *args, **kwargs)
-        _HEAR.get()(self)
-        return output
-
-
-_normalize = nnx.jit(nnx.BatchNorm.__call__)
-
-
-def _statistics(norm: nnx.BatchNorm) -> tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]:
-    return np.asarray(norm.mean[...], np.float64), np.asarray(norm.var[...], np.float64)
-
-
-def distances(one: Statistics, other: Statistics) -> Float[np.ndarray, " layers"]:
-    """How far two networks' statistics are apart in each layer that both have, in [0, 1]; see `discrepancies`."""
-    return np.asarray([_distance(one[path], other[path]) for path in one if path in other])
-
-
-def _distance(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
-    channels = _squared_hellinger(*one, *other)
-    return float(np.nan_to_num(channels, nan=1.0).mean())  # what is not finite is far away
-
-
-def _squared_hellinger(
-    mean: Float[np.ndarray, " c"],
-    variance: Float[np.ndarray, " c"],
-    other_mean: Float[np.ndarray, " c"],
-    other_variance: Float[np.ndarray, " c"],
-) -> Float[np.ndarray, " c"]:
-    """Of normal distributions, their variances enlarged as BatchNorm enlarges them."""
-    first, second = variance + EPSILON, other_variance + EPSILON
-    total = first + second
-    with np.errstate(invalid="ignore", over="ignore"):
-        return 1 - np.sqrt(2 * np.sqrt(first * second) / total) * np.exp(-((mean - other_mean) ** 2) / (4 * total))
 
 
 def weigh(

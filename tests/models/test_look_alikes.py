@@ -12,11 +12,12 @@ from torch import nn
 from ibau_jax import NORMALIZATIONS, load, load_dataset, make_dataset, save
 from ibau_jax.checkpoints.inspection import inspect_file
 from ibau_jax.checkpoints.recognition import Request, abstract_shapes
-from ibau_jax.checkpoints.variants import check_evidence, discrepancies, weigh
+from ibau_jax.checkpoints.variants import check_evidence, weigh
 from ibau_jax.checkpoints.verify import verify
 from ibau_jax.errors import CheckpointError
 from ibau_jax.models import architectures, get_architecture, variants
 from ibau_jax.models.alterations import FAINT
+from ibau_jax.models.recorded import discrepancies
 from tests.checkpoints.test_conversion import random_vgg
 from tests.oracles.cifar_models import WideResNet, randomise
 from tests.oracles.look_alikes import LOOK_ALIKES, calibrated, resnet
