@@ -58,7 +58,8 @@ def main() -> int:
     from ibau_jax.cli.convert import Comparison, convert, inspect
     from ibau_jax.cli.device import use_compile_cache
 
-    use_compile_cache()
+    if options.dataset or options.verify is not None:  # nothing else runs the network
+        use_compile_cache()
     subject = ModelOptions(ckpt=options.source, **vars(options.classifier))
     data = DataOptions(options.dataset, class_order=options.class_order) if options.dataset else None
     if options.inspect:

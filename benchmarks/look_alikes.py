@@ -27,7 +27,7 @@ from ibau_jax.checkpoints.variants import IMAGES, Evidence, weigh
 from ibau_jax.config import TrainConfig
 from ibau_jax.models import get_architecture
 from ibau_jax.models.alterations import ALTERATIONS
-from ibau_jax.models.recorded import discrepancies
+from ibau_jax.models.running_statistics import discrepancies
 from ibau_jax.training import train
 
 

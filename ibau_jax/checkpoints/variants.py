@@ -6,7 +6,7 @@ in the network that was trained, the statistics of each BatchNorm's input on cle
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,8 +24,8 @@ from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.custom import is_own
 from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.normalized import normalized_model
-from ibau_jax.models.recorded import Statistics, TooFar, discrepancies, distances
 from ibau_jax.models.registry import altered, neighbours, unaltered
+from ibau_jax.models.running_statistics import DiscrepancyExceeded, Statistics, discrepancies, distances
 
 IMAGES, PIXELS = 100, 2**20  # to measure the statistics on: at most so many of each, in one batch
 LABELLED = 500  # to measure accuracy on, where statistics do not decide
@@ -136,21 +136,30 @@ class _Witness:
     normalization: Normalization | None
     few: Float[Array, "n h w c"]
     labelled: Dataset
-    heard: dict[str, Evidence] = field(default_factory=dict)  # by the architecture's name
+    computed: dict[str, Evidence] = field(default_factory=dict)  # by the architecture's name
+    exceeded: dict[str, float] = field(default_factory=dict)  # by the architecture's name, a limit that it exceeds
 
     def model(self, architecture: Architecture) -> nnx.Module:
         return normalized_model(self.checkpoint.as_variant(architecture).network(), self.normalization)
 
-    def evidence(self, architecture: Architecture, most: float = math.inf) -> Evidence:
-        """What the few images say of an architecture; said once, it is remembered.
+    def evidence(self, architecture: Architecture, limit: float = math.inf) -> Evidence:
+        """What the few images say of an architecture, computed once.
 
         Raises:
-            TooFar: the discrepancy is more than `most`.
+            DiscrepancyExceeded: the discrepancy exceeds `limit`, and was not computed before.
+            TypeError: the maps of the architecture have another size than its last layer takes.
         """
-        if architecture.name not in self.heard:
-            found = discrepancies(self.model(architecture), self.few, most)
-            self.heard[architecture.name] = Evidence(architecture, *found, len(self.few))
-        return self.heard[architecture.name]
+        name = architecture.name
+        if limit <= self.exceeded.get(name, -math.inf):
+            raise DiscrepancyExceeded
+        if name not in self.computed:
+            try:
+                layers, statistics = discrepancies(self.model(architecture), self.few, limit)
+            except DiscrepancyExceeded:
+                self.exceeded[name] = limit
+                raise
+            self.computed[name] = Evidence(architecture, layers, statistics, len(self.few))
+        return self.computed[name]
 
     def accuracy(self, architecture: Architecture) -> float:
         """The share of images that an architecture classifies as labelled."""
@@ -166,11 +175,18 @@ class _Witness:
     def better(self, than: Evidence, best: Evidence) -> Iterator[Evidence]:
         """The neighbours of an architecture that beat it, and the best one."""
         least = min(than.discrepancy, best.discrepancy)
-        for one in self.neighbours(than.architecture) if least else ():
-            with contextlib.suppress(TooFar, TypeError):  # its maps have another size than its last layer takes
-                found = self.evidence(one, least)
-                if found.beats(than) and found.beats(best):
-                    yield found
+        for one in self.evidence_of(self.neighbours(than.architecture), least) if least else ():
+            if one.beats(than) and one.beats(best):
+                yield one
+
+    def evidence_of(self, architectures: Iterable[Architecture], limit: float) -> Iterator[Evidence]:
+        """What the few images say of the architectures that do not exceed a discrepancy."""
+        for one in architectures:
+            try:
+                evidence = self.evidence(one, limit)
+            except (DiscrepancyExceeded, TypeError):
+                continue
+            yield evidence
 
 
 def _with_alterations(witness: _Witness, known: list[Evidence]) -> list[Evidence]:
@@ -184,7 +200,7 @@ def _with_alterations(witness: _Witness, known: list[Evidence]) -> list[Evidence
         least = min(found, key=_discrepancy)
         best = next(one for one in found if not least.beats(one))  # of what can't be told apart, the more common
         _, names = unaltered(best.architecture)
-        likewise = [witness.evidence(one) for one in _altered_likewise(witness, names)]
+        likewise = witness.evidence_of(_altered_likewise(witness, names), best.discrepancy)
         best = min([*likewise, best], key=_discrepancy)
         possible = [best, *(one for one in sorted(found, key=_discrepancy)[:CLIMBED] if one is not best)]
     return [best, *known] if best is not known[0] and best.is_plausible else known

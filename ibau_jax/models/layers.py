@@ -289,7 +289,7 @@ def linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 def batch_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> nnx.BatchNorm:
     """`torch.nn.BatchNorm2d(features, eps)` with its running statistics."""
-    abstract = isinstance(rngs, Abstract)
+    abstract = rngs is ABSTRACT
     norm = nnx.BatchNorm(
         1 if abstract else features,
         use_running_average=True,
@@ -299,7 +299,9 @@ def batch_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> nnx.Batc
         bias_init=_ZEROS,
         rngs=rngs,
     )
-    if abstract:  # Flax makes arrays of the statistics all the same, and a program for each of their sizes
+    if abstract:
+        # Flax makes arrays of the statistics even then, and compiles a program for each of their sizes: so it makes
+        # them of one feature, and all four leaves get their shape here.
         norm.num_features = features
         shape: Any = jax.ShapeDtypeStruct((features,), jnp.float32)
         norm.mean, norm.var = nnx.BatchStat(shape), nnx.BatchStat(shape)

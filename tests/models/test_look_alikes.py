@@ -17,7 +17,7 @@ from ibau_jax.checkpoints.verify import verify
 from ibau_jax.errors import CheckpointError
 from ibau_jax.models import architectures, get_architecture, variants
 from ibau_jax.models.alterations import FAINT
-from ibau_jax.models.recorded import discrepancies
+from ibau_jax.models.running_statistics import DiscrepancyExceeded, discrepancies
 from tests.checkpoints.test_conversion import random_vgg
 from tests.oracles.cifar_models import WideResNet, randomise
 from tests.oracles.look_alikes import LOOK_ALIKES, calibrated, resnet
@@ -219,6 +219,55 @@ def test_discrepancy_is_the_squared_hellinger_distance(mean, variance, rng):
     product = np.sqrt(density(mean, variance) * density(images.mean(), images.var()))
     (distance,), _ = discrepancies(OneNorm(mean, variance), images)
     np.testing.assert_allclose(distance, 1 - np.trapezoid(product, grid), atol=1e-4)
+
+
+def test_a_model_stops_where_its_limit_is_exceeded(rng):
+    images = rng.random((20, 8, 8, 1), np.float32)
+    (distance,), _ = discrepancies(OneNorm(0.2, 0.1), images)
+    assert discrepancies(OneNorm(0.2, 0.1), images, 1.01 * distance)[0] == distance
+    with pytest.raises(DiscrepancyExceeded):
+        discrepancies(OneNorm(0.2, 0.1), images, 0.99 * distance)
+
+
+class OneCompiledNorm(OneNorm):
+    """As a user's own model may be."""
+
+    __call__ = nnx.jit(OneNorm.__call__)
+
+
+class UnusedNorm(OneNorm):
+    """Its BatchNorm reads what it recorded, whatever the mode."""
+
+    def __call__(self, x):
+        return self.bn(x, use_running_average=True).mean((1, 2))
+
+
+class RectifiedNorm(nnx.BatchNorm):
+    def __call__(self, x):
+        return nnx.relu(super().__call__(x))
+
+
+class TwoNorms(OneNorm):
+    """The second reads what the first makes of the images."""
+
+    def __init__(self):
+        super().__init__(0.5, 0.1)
+        self.bn = RectifiedNorm(1, rngs=nnx.Rngs(0))
+        self.second = nnx.BatchNorm(1, rngs=nnx.Rngs(0))
+
+    def __call__(self, x):
+        return self.second(self.bn(x)).mean((1, 2))
+
+
+def test_users_own_models_run_as_they_are_written(rng):
+    images = rng.random((20, 8, 8, 1), np.float32)
+    (distance,), _ = discrepancies(OneNorm(0.2, 0.1), images)
+    (compiled,), _ = discrepancies(OneCompiledNorm(0.2, 0.1), images)
+    assert compiled == pytest.approx(distance)
+    assert len(discrepancies(UnusedNorm(0.2, 0.1), images)[0]) == 0
+    _, statistics = discrepancies(TwoNorms(), images)
+    rectified = np.maximum(images - images.mean(), 0) / np.sqrt(images.var() + 1e-5)
+    np.testing.assert_allclose(statistics["second",], [[rectified.mean()], [rectified.var()]], rtol=1e-4)
 
 
 def test_every_variant_has_the_state_dict_of_its_base():
