@@ -21,6 +21,7 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import CheckpointError
 from ibau_jax.metrics import predict_where_finite
 from ibau_jax.models import Architecture, Normalization
+from ibau_jax.models.alterations import ALTERATIONS
 from ibau_jax.models.custom import is_own
 from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.normalized import normalized_model
@@ -138,9 +139,16 @@ class _Witness:
     labelled: Dataset
     computed: dict[str, Evidence] = field(default_factory=dict)  # by the architecture's name
     exceeded: dict[str, float] = field(default_factory=dict)  # by the architecture's name, a limit that it exceeds
+    networks: dict[str, nnx.Module] = field(default_factory=dict)  # not altered, by the architecture's name
 
     def model(self, architecture: Architecture) -> nnx.Module:
-        return normalized_model(self.checkpoint.as_variant(architecture).network(), self.normalization)
+        base, alterations = unaltered(architecture)
+        if base.name not in self.networks:
+            self.networks[base.name] = self.checkpoint.as_variant(base).network()
+        network = nnx.clone(self.networks[base.name])
+        for name in alterations:
+            ALTERATIONS[name](network)
+        return normalized_model(network, self.normalization)
 
     def evidence(self, architecture: Architecture, limit: float = math.inf) -> Evidence:
         """What the few images say of an architecture, computed once.

@@ -28,17 +28,27 @@ class Conv(nnx.Conv):
         self, x: Float[Array, "n h w i"], kernel: Float[Array, "h w i o"], bias: Float[Array, " o"] | None
     ) -> Float[Array, "n oh ow o"]:
         """The convolution with other weights."""
-        border = (cast(int, self.padding),) * 2
-        stride = cast(int, self.strides)
-        y = jax.lax.conv_general_dilated(
-            x,
-            kernel,
-            (stride, stride),
-            (border, border),
-            dimension_numbers=LAYOUT,
-            feature_group_count=self.feature_group_count,
-        )
-        return y if bias is None else y + per_channel(bias, y)
+        return convolve(x, kernel, bias, cast(int, self.strides), cast(int, self.padding), self.feature_group_count)
+
+
+def convolve(
+    x: Float[Array, "n h w i"],
+    kernel: Float[Array, "h w i o"],
+    bias: Float[Array, " o"] | None,
+    stride: int,
+    padding: int,
+    groups: int,
+) -> Float[Array, "n oh ow o"]:
+    """A convolution with the same stride, and the same padding, along rows and columns."""
+    y = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        ((padding, padding), (padding, padding)),
+        dimension_numbers=LAYOUT,
+        feature_group_count=groups,
+    )
+    return y if bias is None else y + per_channel(bias, y)
 
 
 def per_channel(values: Float[Array, " c"], like: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.compilation import compiler_options
 from ibau_jax.functional import training_copy
+from ibau_jax.models.convolution import Conv, convolve
 from ibau_jax.models.layers import Activation, AvgPool, MaxPool
 
 Moments = tuple[Float[np.ndarray, " c"], Float[np.ndarray, " c"]]  # the mean and the variance of each channel
@@ -77,14 +80,16 @@ def discrepancies(
 
 
 def _compile_layers(model: nnx.Module) -> None:
-    """Compiles each BatchNorm, activation and pooling on its own; each BatchNorm reports its statistics when called.
+    """Compiles each layer on its own; each BatchNorm reports its statistics when called.
 
-    Other operations run one by one. JAX keeps programs by function and shape, so that networks with the same layers
-    share them; a program of a whole network would be compiled for each network.
+    Operations between layers run one by one. JAX keeps programs by function and shape, so that networks with the same
+    layers share them; a program of a whole network would be compiled for each network.
     """
     for _, module in nnx.iter_graph(model):
         if isinstance(module, nnx.BatchNorm):
             module.__class__ = _reporting(type(module))
+        elif type(module) is Conv:
+            module.__class__ = _CompiledConv
         elif isinstance(module, Activation | MaxPool | AvgPool):
             module.__class__ = _compiled(type(module))
 
@@ -109,6 +114,18 @@ def _reporting(norm: type[nnx.BatchNorm]) -> Any:
 @functools.cache
 def _compiled(layer: type[nnx.Module]) -> Any:
     return type(layer.__name__, (layer,), {"__call__": nnx.jit(layer.__call__)})
+
+
+class _CompiledConv(Conv):
+    def applied(
+        self, x: Float[Array, "n h w i"], kernel: Float[Array, "h w i o"], bias: Float[Array, " o"] | None
+    ) -> Float[Array, "n oh ow o"]:
+        return _convolve()(x, kernel, bias, self.strides, self.padding, self.feature_group_count)
+
+
+@functools.cache
+def _convolve() -> Any:
+    return jax.jit(convolve, static_argnums=(3, 4, 5), compiler_options=compiler_options())
 
 
 def _moments(norm: nnx.BatchNorm) -> Moments:
