@@ -1,10 +1,7 @@
 """The command lines that the tests here run as a user would: in a process of their own."""
 
-import os
 import subprocess
 import sys
-
-import jax
 
 from tests.cli.forked import run_forked
 from tests.conftest import ROOT
@@ -22,7 +19,7 @@ TIMEOUT = 300  # seconds
 
 
 def run(*arguments, cwd, fresh=False, **options):
-    """A command's exit code and output. It compiles as the test that runs it does.
+    """A command's exit code and output. It compiles as for a user: commands share what they compile.
 
     Args:
         arguments: the command line. A Python script is run by a process that has imported already.
@@ -33,7 +30,6 @@ def run(*arguments, cwd, fresh=False, **options):
     command = [*map(str, arguments)]
     if command[0] == sys.executable and command[1].endswith(".py") and not fresh and not options:
         return run_forked(command[1], command[2:], cwd, TIMEOUT)
-    options["env"] = compiling(jax.config.read("jax_disable_most_optimizations")) | options.get("env", os.environ)
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT, **options)
 
 

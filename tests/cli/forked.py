@@ -13,8 +13,6 @@ from multiprocessing import reduction
 from pathlib import Path
 from typing import Any
 
-import jax
-
 IMPORTED = ["ibau_jax.cli.run", "ibau_jax.cli.compare", "ibau_jax.cli.poison", "ibau_jax.cli.convert"]
 
 _context = multiprocessing.get_context("forkserver")
@@ -31,7 +29,7 @@ def run_forked(script: str, arguments: list[str], cwd: Path, timeout: float) -> 
         outputs = [reduction.DupFd(file.fileno()) for file in (out, err)]
         process = _context.Process(
             target=_run_script,
-            args=(script, arguments, str(cwd), *outputs, jax.config.read("jax_disable_most_optimizations")),
+            args=(script, arguments, str(cwd), *outputs),
         )
         process.start()
         process.join(timeout)
@@ -44,9 +42,8 @@ def run_forked(script: str, arguments: list[str], cwd: Path, timeout: float) -> 
         return subprocess.CompletedProcess([script, *arguments], process.exitcode, out.read(), err.read())
 
 
-def _run_script(script: str, arguments: list[str], cwd: str, out: Any, err: Any, quickly_compiled: bool) -> None:
+def _run_script(script: str, arguments: list[str], cwd: str, out: Any, err: Any) -> None:
     """What the forked process does."""
-    jax.config.update("jax_disable_most_optimizations", quickly_compiled)
     os.dup2(out.detach(), 1)
     os.dup2(err.detach(), 2)
     os.chdir(cwd)
