@@ -143,7 +143,9 @@ def test_forward_rule_equals_reverse_over_reverse(rng):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize(("terms", "clip"), [(1, False), (5, False), (5, True)])
+@pytest.mark.parametrize(
+    ("terms", "clip"), [(5, True), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((1, False), (5, False)))]
+)
 def test_small_vgg_matches_torch_autograd(rng, terms, clip):
     """The same K-term series on the published architecture, float32: relative error at most 1e-4.
 

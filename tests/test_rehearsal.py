@@ -77,6 +77,7 @@ def test_rehearsals_count_what_runs_without_a_part_say_of_it(rng):
     assert rehearsed[-1][2] == rehearsed[-1][3] == len(rehearsed)
 
 
+@pytest.mark.slow
 def test_going_on_rehearses_no_more(rng):
     model, data, states, phases = Tiny(nnx.Rngs(0)), tiny_data(rng, 30), [], []
     whole = unlearn(model, data, CONFIG, on_round=states.append)
@@ -131,6 +132,7 @@ def test_a_round_that_is_taken_back_is_the_last(rng):
     assert found.kept_round == 0
 
 
+@pytest.mark.slow
 def test_what_costs_too_much_is_done_slower(rng):
     """A quarter of the rate is what a run of that rate does; rehearsals that still cost too much change nothing."""
     labels = np.arange(40) % 2

@@ -60,6 +60,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_too_few_clean_images_are_not_audited_but_unlearn(tmp_path, small_digits):
     few = ["--dataset", small_digits, *FAST, "--n-clean", 8, "--out", "out"]
     done = run(*AUDITED_UNLEARN, "--ckpt", EXAMPLE, *few, cwd=tmp_path)

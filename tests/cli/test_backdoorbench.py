@@ -32,6 +32,7 @@ def test_everything_is_taken_from_the_file(tmp_path):
     random_vgg().load_state_dict(cleaned["model"])
 
 
+@pytest.mark.slow
 def test_comparing_on_real_images(tmp_path):
     torch.save({"net": random_vgg().state_dict()}, tmp_path / "x.tar")
     done = run(*CONVERT, "x.tar", "y.bin", "--verify", 5, "--dataset", "digits", "--force", cwd=tmp_path)

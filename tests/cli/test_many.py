@@ -64,6 +64,7 @@ def test_seeds_and_learning_rates_are_swept(folder):
     assert len({leaf[key].tobytes() for leaf in leaves}) == 4
 
 
+@pytest.mark.slow
 def test_compiled_programs_are_kept_unless_told_not_to(folder):
     def cached(name, *arguments):
         environment = {**os.environ, "XDG_CACHE_HOME": str(folder / name)}

@@ -68,6 +68,10 @@ def test_what_computes_settles_an_assumption(folder):
     assert f"is {NAME}" in done.stderr
     done = run(*EVALUATE, "--ckpt", "x.pth", "--dataset", "clean.npz", "--model", BASE, cwd=folder)
     assert done.returncode == 2
+
+
+@pytest.mark.slow
+def test_unlearning_settles_an_assumption(folder):
     settings = ["--preset", "cifar10", "--n-rounds", 1, "--K", 1, "--n-clean", 40, "--batch-size", 20, "--out", "out"]
     done = run(*UNLEARN, "--ckpt", "x.pth", "--dataset", "clean.npz", *settings, cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -76,6 +80,7 @@ def test_what_computes_settles_an_assumption(folder):
     assert load(folder / "out" / "flax").architecture.name == NAME
 
 
+@pytest.mark.slow
 def test_a_network_that_is_altered(tmp_path):
     """As clean images say; another one that --model names is refused."""
     images = patchwork()

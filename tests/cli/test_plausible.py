@@ -15,6 +15,9 @@ COMMANDS = {
     "unlearn": [*UNLEARN, *FAST, "--out", "run"],
 }
 
+SHORT = ("evaluate", "unlearn")
+EACH = [pytest.param(name, marks=() if name in SHORT else pytest.mark.slow) for name in COMMANDS]
+
 
 @pytest.fixture(scope="module")
 def shifted(tmp_path_factory, small_digits):
@@ -36,7 +39,7 @@ def broken(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", EACH)
 def test_labels_that_are_not_the_models(tmp_path, shifted, command):
     done = run(*COMMANDS[command], "--ckpt", EXAMPLE, "--dataset", shifted, cwd=tmp_path)
     error = done.stderr.splitlines()[-1]
@@ -47,7 +50,7 @@ def test_labels_that_are_not_the_models(tmp_path, shifted, command):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", EACH)
 def test_logits_that_are_not_finite(tmp_path, small_digits, broken, command):
     done = run(*COMMANDS[command], "--ckpt", broken, "--dataset", small_digits, "--force", cwd=tmp_path)
     assert done.returncode == 2, done.stderr

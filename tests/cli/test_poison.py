@@ -101,6 +101,7 @@ def interrupted(*arguments):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_clean_model_has_no_triggers(tmp_path, small_digits):
     poison(options_of(tmp_path / "clean", small_digits, attack=("none",), target_label=(), epochs=1))
     assert sorted(file.name for file in (tmp_path / "clean").iterdir()) == ["model.pth", "result.json"]

@@ -136,6 +136,7 @@ def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, small_digits):
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_divergence_in_the_first_round_writes_nothing(tmp_path, small_digits):
     done = unlearn(
         "--ckpt",

@@ -275,6 +275,7 @@ def test_relearning(tmp_path, small_digits):
     assert "as it came" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_safetensors_checkpoint_comes_back_as_one(tmp_path, small_digits):
     from safetensors.torch import load_file, save_file
 

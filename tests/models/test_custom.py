@@ -42,6 +42,7 @@ def test_the_worked_example(tmp_path, net):
     assert all(torch.equal(back[name], tensor) for name, tensor in net.state_dict().items())
 
 
+@pytest.mark.slow
 def test_its_commands(tmp_path, net):
     done = run(
         *CONVERT, "net.pth", "net_flax", "--model", LENET, "--verify", "--torch-module", "net.py:Net", cwd=tmp_path
