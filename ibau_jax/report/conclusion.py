@@ -224,7 +224,7 @@ def _change(before: Metrics, after: Metrics, name: str) -> str:
         return f"{text} on images"
     low, high = (f"{100 * bound:.1f}" for bound in interval)
     count = before.n_images if name == "acc" else before.n_triggered
-    return f"{text} ({100 * CONFIDENCE:.0f} % interval {low} to {high}) on {count} images"
+    return f"{text} ({100 * CONFIDENCE:.0f} % interval {low} to {high}) on {count} image{'s' * (count != 1)}"
 
 
 def _of_few(before: Metrics) -> tuple[str, ...]:
