@@ -80,6 +80,7 @@ def _rebuild_tensor_v2(
 ) -> TorchTensor:
     if not isinstance(storage, Storage):
         raise CheckpointError("a tensor has no storage; the file is damaged")
+    _refuse_marks(meta)
     return _tensor(storage, storage.dtype, offset, size, stride, requires_grad)
 
 
@@ -88,7 +89,17 @@ def _rebuild_tensor_v3(
 ) -> TorchTensor:
     if not isinstance(dtype, GlobalName) or dtype.module != "torch" or dtype.name not in TORCH_DTYPES:
         raise CheckpointError(f"a tensor has the unknown dtype {_described(dtype)}; the file is damaged")
+    _refuse_marks(meta)
     return _tensor(storage, TORCH_DTYPES[dtype.name], offset, size, stride, requires_grad)
+
+
+def _refuse_marks(meta: Any) -> None:
+    """Raises CheckpointError where PyTorch reads a tensor's numbers with another sign, or conjugated."""
+    if meta:
+        raise CheckpointError(
+            "a tensor is marked as negated or conjugated beside its numbers; save it resolved: "
+            "tensor.resolve_neg().resolve_conj()"
+        )
 
 
 def _rebuild_parameter(data: Any, requires_grad: Any = True, hooks: Any = None, state: Any = None) -> TorchTensor:
@@ -221,7 +232,7 @@ _UNDONE = [
     *(GlobalName("torch", name) for name in ("Size", "device")),
     *(GlobalName("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
     *(GlobalName("pathlib._local", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
-    *(GlobalName("datetime", name) for name in ("date", "datetime", "time", "timedelta")),
+    *(GlobalName("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
 ]
 _DTYPE_CLASSES = {
     f"{name}DType": code

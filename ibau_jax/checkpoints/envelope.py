@@ -3,13 +3,16 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from ibau_jax.checkpoints.reader import Format
 from ibau_jax.checkpoints.values import OWN_DIALECT, Dialect, TorchTensor
-from ibau_jax.errors import CheckpointError
+from ibau_jax.errors import CheckpointError, shortened
+
+SHOWN = 10  # state dicts that a message names
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict", "netC")  # the entry to take, in this order
 MAX_DEPTH = 3
@@ -89,7 +92,8 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
         CheckpointError: there is no state dict in `tree`, or none under `key`, or several and nothing to choose by.
     """
     found = state_dicts(tree)
-    names = ", ".join(repr(".".join(path)) for path in found if path)
+    names = shortened(", ".join(repr(".".join(path)) for path in islice(filter(None, found), SHOWN)))
+    names += f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
     if key is not None:
         for path in sorted(found, key=len, reverse=True):
             place = "".join(f"{part}." for part in path)

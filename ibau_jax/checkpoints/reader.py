@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import pickletools
 import struct
 import tarfile
 from collections import OrderedDict
@@ -30,6 +31,8 @@ MAX_SAFETENSORS_HEADER = 100 * 2**20
 HEADER = 24  # what the parsed header of a safetensors file takes, as a multiple of its bytes
 STORAGE = 512  # what a storage takes beside its content
 MAX_KEY = 100  # characters of a storage's key; PyTorch writes numbers
+OPCODES = 1000  # of a pickle that a safetensors file would be in one; honest JSON is none after a few
+IMPORTING = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"})
 PICKLE = 6  # what the longest text of a pickle may take while it is decoded, as a multiple of the pickle
 
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
@@ -103,6 +106,8 @@ def _read(file: IO[bytes], refused: dict[GlobalName, None] | None) -> tuple[Any,
         return tree, "zip", dialect
     # Before pickles, which begin with a byte that one in 32 lengths begins with too.
     if head[8:9] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] <= min(size - 8, MAX_SAFETENSORS_HEADER):
+        _refuse_tar(head)
+        _refuse_pickle(file, budget, size)
         return _read_safetensors(file, budget), "safetensors", OWN_DIALECT
     if head[:1] == b"\x80":
         _refuse_tar(head)
@@ -119,7 +124,21 @@ def _refuse_tar(head: bytes) -> None:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
         return
-    raise CheckpointError("the file is a pickle and a tar archive at once: refused")
+    raise CheckpointError("the file is of another format and a tar archive at once: refused")
+
+
+def _refuse_pickle(file: IO[bytes], budget: Budget, size: int) -> None:
+    """PyTorch takes whatever is no zip archive for a pickle, and runs it until it fails; text in JSON may be one."""
+    budget.take(size)
+    try:
+        for count, (opcode, _, _) in enumerate(pickletools.genops(file)):
+            if opcode.name in IMPORTING or count == OPCODES:
+                raise CheckpointError("the file is a safetensors file and a pickle that names globals at once: refused")
+    except CheckpointError:
+        raise
+    except Exception:  # whatever the standard library says of what is no pickle
+        pass
+    file.seek(0)
 
 
 def _known_by_its_head(head: bytes) -> str:
@@ -182,7 +201,9 @@ def _storage_description(persistent_id: Any) -> tuple[Any, str, int, Any]:
         raise CheckpointError("the pickle refers to something that is no storage; the file is damaged")
     _, kind, key, _, size, *view = persistent_id
     known = isinstance(kind, GlobalName) and kind.name in STORAGE_DTYPES
-    if not known or not isinstance(key, str) or len(key) > MAX_KEY or type(size) is not int or not 0 <= size < 2**60:
+    # Text of Python 2 beyond ASCII is read in one encoding here, and in another there.
+    named = isinstance(key, str) and len(key) <= MAX_KEY and key.isascii()
+    if not known or not named or type(size) is not int or not 0 <= size < 2**60:
         raise CheckpointError("a storage is described in a way PyTorch does not write; the file is damaged")
     return STORAGE_DTYPES[kind.name], key, size, view[0] if view else None
 
@@ -222,8 +243,7 @@ def _read_legacy(
     """What follows the magic number in `content`, of which `file` is at the end of that."""
     if not _is_number(unpickle(file, budget), LEGACY_PROTOCOL):
         raise CheckpointError("the legacy format has an unknown protocol number; the file is damaged")
-    system = unpickle(file, budget)
-    byteorder = ">" if isinstance(system, dict) and system.get("little_endian") is False else "<"
+    unpickle(file, budget)  # facts of the system, among them a byte order: whatever it is, the storages' is little
     storages: dict[str, Storage] = {}
 
     def load_storage(persistent_id: Any) -> Storage:
@@ -234,18 +254,18 @@ def _read_legacy(
             )
         if key not in storages:
             budget.take(STORAGE)
-            storages[key] = Storage(dtype, size, byteorder=byteorder)
+            storages[key] = Storage(dtype, size)
         _check_same(storages[key], dtype, size, key)
         if storages[key].nbytes > len(content):
             raise CheckpointError(f"storage {key!r} is declared larger than the file; refused")
         return storages[key]
 
     tree, dialect = unpickle_with_dialect(file, budget, load_storage, refused=refused)
-    _fill_storages(content, file, unpickle(file, budget), storages, byteorder)
+    _fill_storages(content, file, unpickle(file, budget), storages)
     return tree, dialect
 
 
-def _fill_storages(content: bytes, file: io.BytesIO, keys: Any, storages: dict[str, Storage], byteorder: str) -> None:
+def _fill_storages(content: bytes, file: io.BytesIO, keys: Any, storages: dict[str, Storage]) -> None:
     # Only text is compared: what else a hostile file puts here may be exponentially large when written out.
     named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
     if not named or len(keys) != len(storages) or set(keys) != set(storages):
@@ -254,7 +274,7 @@ def _fill_storages(content: bytes, file: io.BytesIO, keys: Any, storages: dict[s
     for key in keys:
         storage = storages[key]
         header = content[place : place + 8]
-        if len(header) != 8 or struct.unpack(f"{byteorder}q", header)[0] != storage.size:
+        if len(header) != 8 or struct.unpack("<q", header)[0] != storage.size:
             raise CheckpointError(f"storage {key!r} is damaged or truncated")
         storage.buffer = whole[place + 8 : place + 8 + storage.nbytes]  # not a copy
         if len(storage.buffer) != storage.nbytes:

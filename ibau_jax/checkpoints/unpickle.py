@@ -106,6 +106,7 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: list[Any] = []
         self.sparse_memo: dict[int, Any] = {}
+        self.memorised = 0  # indices, which MEMOIZE counts
         self.persistent_load = persistent_load
         self.load_nested = load_nested
         self.refused = refused
@@ -200,6 +201,9 @@ class _Machine:
     def store(self, index: int) -> None:
         """Remembers the top of the stack; Python counts `index` up from 0 or 1, and others take more memory."""
         value = self.top()
+        if index < 0:
+            raise CheckpointError("the pickle stores something at a negative place; the file is damaged")
+        self.memorised += self.remembered(index) is _NOTHING
         if index <= len(self.memo) + 1:
             self.memo.extend([_NOTHING] * (index + 1 - len(self.memo)))
             self.memo[index] = value
@@ -208,10 +212,14 @@ class _Machine:
             self.sparse_memo[index] = value
 
     def memoize(self, _: Any) -> None:
-        self.store(len(self.memo) + len(self.sparse_memo))
+        self.store(self.memorised)
+
+    def remembered(self, index: int) -> Any:
+        value = self.memo[index] if 0 <= index < len(self.memo) else _NOTHING
+        return self.sparse_memo.get(index, _NOTHING) if value is _NOTHING else value
 
     def recall(self, index: int) -> None:
-        value = self.memo[index] if 0 <= index < len(self.memo) else self.sparse_memo.get(index, _NOTHING)
+        value = self.remembered(index)
         if value is _NOTHING:
             raise CheckpointError("the pickle refers to something it did not store; the file is damaged")
         self.stack.append(value)

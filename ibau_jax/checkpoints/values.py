@@ -159,7 +159,9 @@ class TorchTensor:
             return np.zeros(self.shape, self.dtype)
         item = self.dtype.itemsize
         buffer = memoryview(self.storage.buffer)[self.offset * item : (self.offset + self._reach()) * item]
-        data: Any = np.frombuffer(buffer, self.dtype).byteswap() if self.storage.byteorder == ">" else buffer
+        # PyTorch swaps the bytes of the storage's elements, whose type an untyped one does not know.
+        is_swapped = self.storage.byteorder == ">" and self.storage.dtype.itemsize > 1
+        data: Any = np.frombuffer(buffer, self.dtype).byteswap() if is_swapped else buffer
         array: np.ndarray = np.ndarray(self.shape, self.dtype, data, 0, tuple(stride * item for stride in self.strides))
         array.flags.writeable = False
         return array

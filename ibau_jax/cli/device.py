@@ -70,13 +70,14 @@ def choose_device(device: str) -> None:
         ConfigError: there is no such device.
     """
     _select(device)
+    message = f"JAX has no device for --device {device}; pip install -e '.[cuda]' or use --device cpu"
     try:
-        jax.devices()
+        is_there = jax.default_backend() != "cpu" or device in ("auto", "cpu")
     except RuntimeError as error:
         jax.config.update("jax_platforms", "cpu")
-        raise ConfigError(
-            f"JAX has no device for --device {device}; pip install -e '.[cuda]' or use --device cpu"
-        ) from error
+        raise ConfigError(message) from error
+    if not is_there:
+        raise ConfigError(message)
 
 
 def _select(device: str) -> None:

@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 from flax import nnx
 
-from ibau_jax.errors import CheckpointError
+from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.registry import Architecture, get_architecture
 
@@ -59,6 +60,28 @@ def load_object(spec: str, option: str) -> Any:
     return getattr(module, name)
 
 
+@functools.cache
+def _check_logits(spec: str, module_class: Any, num_classes: int, image_size: int) -> None:
+    """Raises CheckpointError unless the model gives a logit for each class, without computing anything."""
+    shape = (1, image_size, image_size, int(getattr(module_class, "channels", 3)))
+
+    def logits() -> Any:
+        return module_class(num_classes, image_size, nnx.Rngs(0))(jnp.zeros(shape))
+
+    try:
+        found = nnx.eval_shape(logits)
+    except (Exception, SystemExit) as error:  # whatever the user's code raises
+        raise CheckpointError(
+            f"--model: {spec} fails on images of the shape {shape} under jax.jit: {type(error).__name__}: "
+            f"{shortened(error)}"
+        ) from error
+    if getattr(found, "shape", None) != (1, num_classes):
+        raise CheckpointError(
+            f"--model: {spec} gives {getattr(found, 'shape', type(found).__name__)} for images of the shape {shape}, "
+            f"not logits of the shape (1, {num_classes})"
+        )
+
+
 def _from_class(spec: str, module_class: Any) -> Architecture:
     def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
         try:
@@ -72,6 +95,7 @@ def _from_class(spec: str, module_class: Any) -> Architecture:
                 f"--model: {spec} can't be built as {module_class.__name__}(num_classes={num_classes}, "
                 f"image_size={image_size}, rngs): {type(error).__name__}: {error}"
             ) from error
+        _check_logits(spec, module_class, num_classes, image_size)
         if nnx.to_flat_state(nnx.state(model, nnx.RngState)):
             raise CheckpointError(
                 f"--model: {spec} holds random state; models here only infer, so leave dropout out or give it no rngs"

@@ -120,6 +120,8 @@ class _CompiledConv(Conv):
     def applied(
         self, x: Float[Array, "n h w i"], kernel: Float[Array, "h w i o"], bias: Float[Array, " o"] | None
     ) -> Float[Array, "n oh ow o"]:
+        if isinstance(x, jax.core.Tracer):  # in a transformation of the model's own, which is compiled as a whole
+            return super().applied(x, kernel, bias)
         return _convolve()(x, kernel, bias, self.strides, self.padding, self.feature_group_count)
 
 

@@ -79,7 +79,9 @@ WRONG = {
     "good.py:Plain": "no Flax NNX module class",
     "good.py:Unbuildable": "can't be built",
     "good.py:Random": "random state",
-    "good.py:Small": "misshapen: fc3.weight",
+    "good.py:Small": "misshapen: fc2.bias",
+    "good.py:Few": "not logits of the shape",
+    "good.py:Looks": "under jax.jit: TracerBoolConversionError",
     "data.txt:Net": "must end with .py",
 }
 
@@ -95,7 +97,10 @@ def test_wrong_modules_are_refused_with_a_reason(tmp_path, net, spec):
         "class Random(LeNet):\n    def __init__(self, n, size, rngs):\n"
         "        super().__init__(n, size, rngs)\n        self.dropout = nnx.Dropout(0.5, rngs=rngs)\n"
         "class Small(LeNet):\n    def __init__(self, n, size, rngs):\n"
-        "        super().__init__(n, size, rngs)\n        self.fc3 = nnx.Linear(80, n, rngs=rngs)\n"
+        "        super().__init__(n, size, rngs)\n"
+        "        self.fc2, self.fc3 = nnx.Linear(120, 80, rngs=rngs), nnx.Linear(80, n, rngs=rngs)\n"
+        "class Few(LeNet):\n    def __call__(self, x): return super().__call__(x)[:, :4]\n"
+        "class Looks(LeNet):\n    def __call__(self, x): return super().__call__(x if x.sum() > 0 else -x)\n"
     )
     sys.path.insert(0, str(ROOT))
     try:

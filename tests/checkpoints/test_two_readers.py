@@ -1,0 +1,150 @@
+"""Files that two readers could read differently: they are refused, or read as PyTorch reads them."""
+
+import io
+import json
+import struct
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch
+
+from ibau_jax.checkpoints.reader import read_torch_file
+from ibau_jax.errors import CheckpointError
+
+ONE, OTHER = np.asarray([1, 2, 3, 4], np.float32), np.asarray([-1, -2, -3, -4], np.float32)
+
+
+def tensor(key, storage=b"torch\nFloatStorage", rebuild=b"_rebuild_tensor_v2", size=4, more=b""):
+    """What pickles a vector of four, its storage's key given with its opcode."""
+    described = b"((X\x07\0\0\0storagec" + storage + b"\n" + key + b"X\x03\0\0\0cpuK%ctQ" % size
+    return (
+        b"ctorch._utils\n"
+        + rebuild
+        + b"\n"
+        + described
+        + b"K\0K\x04\x85K\x01\x85\x89ccollections\nOrderedDict\n)R"
+        + more
+        + b"tR"
+    )
+
+
+def archive(path, pickled, storages, byteorder=b"little"):
+    with zipfile.ZipFile(path, "w") as file:
+        members = {"data.pkl": pickled, "byteorder": byteorder, "version": b"3\n"}
+        for name, content in {**members, **{f"data/{key}": array.tobytes() for key, array in storages.items()}}.items():
+            file.writestr(f"a/{name}", content)
+
+
+def negated(path):
+    """PyTorch keeps the sign of this tensor apart from its numbers."""
+    imaginary = torch.complex(torch.zeros(4), torch.from_numpy(ONE)).conj().imag
+    assert imaginary.is_neg()
+    torch.save({"w": imaginary}, path)
+
+
+def memorised_in_gaps(path):
+    """MEMOIZE counts what is stored, so that it replaces what PUT stored at 1."""
+    first, second = (tensor(b"X\1\0\0\0" + key) for key in (b"0", b"1"))
+    archive(path, b"\x80\4" + first + b"q\1" + b"0" + second + b"\x940}X\1\0\0\0wh\1s.", {"0": ONE, "1": OTHER})
+
+
+def memorised_far_away(path):
+    """Stored far behind at first, and counted once where the others reach it."""
+    first, second = (tensor(b"X\1\0\0\0" + key) for key in (b"0", b"1"))
+    content = b"\x80\4" + first + b"q\3" + b"0" + b"N\x940N\x940N\x940" + second + b"\x940}X\1\0\0\0wh\4s."
+    archive(path, content, {"0": ONE, "1": OTHER})
+
+
+def key_beyond_ascii(path):
+    name = "é".encode()
+    storages = {"é": ONE, "Ã©": OTHER}
+    archive(path, b"\x80\2}X\1\0\0\0w" + tensor(b"U%c" % len(name) + name) + b"s.", storages)
+
+
+def untyped_big_endian(path):
+    described = tensor(
+        b"X\1\0\0\0" + b"0", b"torch.storage\nUntypedStorage", b"_rebuild_tensor_v3", 16, b"ctorch\nfloat32\n"
+    )
+    archive(path, b"\x80\2}X\1\0\0\0w" + described + b"s.", {"0": ONE}, b"big")
+
+
+def legacy_of_a_big_endian_machine(path):
+    file = io.BytesIO()
+    torch.save({"w": torch.from_numpy(ONE)}, file, _use_new_zipfile_serialization=False)
+    content = file.getvalue()
+    place = content.index(b"\x88", content.index(b"little_endian"))
+    Path(path).write_bytes(content[:place] + b"\x89" + content[place + 1 :])
+
+
+FILES = [
+    negated,
+    memorised_in_gaps,
+    memorised_far_away,
+    key_beyond_ascii,
+    untyped_big_endian,
+    legacy_of_a_big_endian_machine,
+]
+
+
+@pytest.mark.parametrize("make", FILES)
+def test_it_is_refused_or_read_as_pytorch_reads_it(tmp_path, make):
+    path = tmp_path / "x.pth"
+    make(path)
+    try:
+        found = read_torch_file(path).tree["w"].numpy()
+    except CheckpointError:
+        return
+    np.testing.assert_array_equal(found, torch.load(path, weights_only=False)["w"].numpy())
+
+
+@pytest.mark.parametrize("make", [untyped_big_endian, legacy_of_a_big_endian_machine, memorised_in_gaps])
+def test_honest_ones_are_read(tmp_path, make):
+    make(tmp_path / "x.pth")
+    assert np.isfinite(read_torch_file(tmp_path / "x.pth").tree["w"].numpy()).all()
+
+
+MODULE, FUNCTION = (
+    "module_" + "m" * 25,
+    "function_" + "f" * 23,
+)  # 32 characters each: a length that JSON's text may have
+SWALLOWED = 20  # bytes that a text's length says, the second byte of the header's length
+
+
+def polyglot(path, first, more):
+    """A safetensors file that PyTorch runs as a pickle: the length of its header is the opcode of a text.
+
+    The text swallows what can't be a pickle, the rest of the length and the beginning of the JSON. What follows is the
+    name of a tensor. STACK_GLOBAL is no character; the byte before, which makes it one, is the argument of BINPUT.
+    """
+    name = "a" * (SWALLOWED - 8) + first + "U " + MODULE + "U " + FUNCTION + "q\u00d3)R."
+    header = json.dumps({name: {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}, ensure_ascii=False).encode()
+    length = ord("U") + (SWALLOWED << 8) + (more << 16)
+    path.write_bytes(struct.pack("<Q", length) + header.ljust(length) + ONE.tobytes())
+
+
+@pytest.mark.parametrize(("first", "more"), [("", 0), ("N0" * 5000, 1)])
+def test_a_safetensors_file_that_is_a_pickle_is_refused(tmp_path, monkeypatch, first, more):
+    path, ran = tmp_path / "x.pth", tmp_path / "ran"
+    polyglot(path, first, more)
+    assert len(safetensors.numpy.load(path.read_bytes())) == 1
+    (tmp_path / f"{MODULE}.py").write_text(f"def {FUNCTION}():\n    open({str(ran)!r}, 'w').close()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, MODULE, raising=False)
+    with pytest.raises(CheckpointError, match="a safetensors file and a pickle that names globals at once"):
+        read_torch_file(path)
+    assert not ran.exists()
+    with pytest.raises(RuntimeError, match="magic number"):
+        torch.load(path, weights_only=False)
+    assert ran.exists()  # else this would show nothing
+
+
+@pytest.mark.parametrize("first", [ord("U"), 0x80, ord("X"), ord("c"), ord("0")])
+def test_honest_safetensors_files_of_any_length_are_read(tmp_path, first):
+    header = json.dumps({"conv1.weight": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}).encode()
+    length = first + (20 << 8) + (1 << 16)
+    (tmp_path / "x").write_bytes(struct.pack("<Q", length) + header.ljust(length) + ONE.tobytes())
+    np.testing.assert_array_equal(read_torch_file(tmp_path / "x").tree["conv1.weight"].numpy(), ONE)
