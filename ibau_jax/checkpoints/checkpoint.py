@@ -137,6 +137,10 @@ class Checkpoint:
         """How many values of which of the model's tensors are NaN or infinite, or variances below 0."""
         return not_finite(leaves_to_torch(self.leaves))
 
+    def has_statistics(self) -> bool:
+        """Whether BatchNorm recorded any, by PyTorch's name of them."""
+        return any(name.endswith("running_mean") for name in leaves_to_torch(self.leaves))
+
     def metadata(self) -> Mapping[str, Any]:
         """Plain values beside the state dict at the top of the file (`acc`, `epoch`, ...)."""
         return self.envelope.metadata()

@@ -4,6 +4,7 @@ People save more than a network: wrappers put parts into names, training code ke
 it. The network is a sub-tree of the names; what lies beside it is kept for the way back.
 """
 
+import functools
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class StateDict:
         """Whether there is a tensor of that name and shape."""
         return name in self.full and self[name].shape == shape
 
+    @functools.cached_property
     def common_prefixes(self) -> list[str]:
         """The sub-trees that hold most of the tensors: the whole first, then each inside the one before."""
         names = [name for name in self.full if not is_counter(name, self[name])]

@@ -163,7 +163,7 @@ def runners_up(tensors: Tensors, request: Request) -> list[Candidate]:
         classified = f"{prefix}{architecture.classifier}" in state.full
         return classified + sum(state.has(prefix + name, shape) for name, shape in architecture.landmarks.items())
 
-    pairs = [(one, prefix) for one in _possible(request) for prefix in state.common_prefixes()]
+    pairs = [(one, prefix) for one in _possible(request) for prefix in state.common_prefixes]
     likely = sorted(pairs, key=affinity, reverse=True)[: 2 * RUNNERS_UP]
     found = [one for pair in likely for one in _as_architecture(state, *pair, request)]
     partial = [one for one in found if one.mismatch and (one.mismatch.fitting or request.model)]
@@ -207,7 +207,7 @@ def _candidates(state: StateDict, request: Request) -> Iterator[Candidate]:
     """The first reading of each sub-tree as an architecture that fits, or else those that do not fit."""
     for architecture in _possible(request):
         landmarks = architecture.landmarks
-        for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes():
+        for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes:
             yield from _as_architecture(state, architecture, prefix, request)
 
 

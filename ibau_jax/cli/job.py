@@ -175,6 +175,11 @@ def likeliest(subject: Subject, images: Dataset) -> Subject:
         bar.add_task("which network, by its BatchNorm statistics", total=None)
         evidence = weigh(checkpoint, images, subject.normalization)
     best, *others = evidence
+    if not len(best.layers) and checkpoint.has_statistics():
+        console.warn(
+            f"{subject.path}: what its BatchNorm layers recorded is not compared with clean images, since "
+            f"{best.architecture.name} calls no flax.nnx.BatchNorm in training mode"
+        )
     if others and not subject.options.model:
         by = "the labels of clean images alone" if others[0].accuracy is not None else "clean images"
         console.warn(f"{subject.path} is {best}, by {by}; not {', '.join(map(str, others))}")

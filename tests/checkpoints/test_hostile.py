@@ -229,6 +229,7 @@ PROTO4 = b"\x80\x04"
 ITEMS = b"](" + b"".join(text(str(i)) for i in range(20_000)) + b"eq\x000"
 # What each did before it was charged or bounded, for these sizes: 250 MB to 4 GB, or 10 s to hours.
 BOMBS = {
+    "long names": tensor() + b"q\x010}(" + b"".join(text(f"p.{i}." + "x" * 300) + b"h\x01" for i in range(15_000)) + b"u",
     "empty sets": b"(" + b"\x8f" * 2**21 + b"t",
     "dicts of one": b"(" + b"}NNs" * 2**19 + b"t",
     "memo entries": b"N" + b"\x94" * 2**21,

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -258,12 +259,20 @@ class TwoNorms(OneNorm):
         return self.second(self.bn(x)).mean((1, 2))
 
 
+class MappedNorm(OneNorm):
+    """One image after another, where nothing can be recorded."""
+
+    def __call__(self, x):
+        return jax.vmap(lambda image: OneNorm.__call__(self, image[None])[0])(x)
+
+
 def test_users_own_models_run_as_they_are_written(rng):
     images = rng.random((20, 8, 8, 1), np.float32)
     (distance,), _ = discrepancies(OneNorm(0.2, 0.1), images)
     (compiled,), _ = discrepancies(OneCompiledNorm(0.2, 0.1), images)
     assert compiled == pytest.approx(distance)
     assert len(discrepancies(UnusedNorm(0.2, 0.1), images)[0]) == 0
+    assert len(discrepancies(MappedNorm(0.2, 0.1), images)[0]) == 0
     _, statistics = discrepancies(TwoNorms(), images)
     rectified = np.maximum(images - images.mean(), 0) / np.sqrt(images.var() + 1e-5)
     np.testing.assert_allclose(statistics["second",], [[rectified.mean()], [rectified.var()]], rtol=1e-4)
