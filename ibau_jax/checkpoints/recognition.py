@@ -11,7 +11,7 @@ from ibau_jax.checkpoints.conversion import Mismatch, Path, leaf_shapes, torch_s
 from ibau_jax.checkpoints.envelope import rank
 from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, read_as
-from ibau_jax.errors import CheckpointError
+from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, name_patterns
 from ibau_jax.models.layers import ABSTRACT
 
@@ -176,7 +176,7 @@ def runners_up(tensors: Tensors, request: Request) -> list[Candidate]:
 
 def summary(tensors: Tensors) -> str:
     """The number of tensors, and what the first are called."""
-    shown = ", ".join(f"{name} {tensor.shape}" for name, tensor in list(tensors.items())[:6])
+    shown = ", ".join(f"{shortened(name, 100)} {tensor.shape}" for name, tensor in list(tensors.items())[:6])
     return f"{len(tensors)} tensors ({shown}{', ...' if len(tensors) > 6 else ''})"
 
 
