@@ -21,7 +21,7 @@ from ibau_jax.checkpoints.conversion import (
     torch_name,
 )
 from ibau_jax.checkpoints.conversion import Path as LeafPath
-from ibau_jax.checkpoints.envelope import Envelope, open_envelope
+from ibau_jax.checkpoints.envelope import Envelope, open_envelope, other_state_dicts
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.reader import Format, read_torch_file
 from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise, same_name
@@ -98,6 +98,11 @@ class Checkpoint:
         """Which tensors are no part of the network."""
         beside = self.envelope.beside()
         return f"kept as they are, no part of the network: {shortened(', '.join(beside), 1000)}" if beside else None
+
+    def others_note(self) -> str | None:
+        """Which other networks the file holds, whose weights stay as they are."""
+        others = shortened(", ".join(other_state_dicts(self.envelope)), 1000)
+        return f"kept as they are, other weights that --key would choose: {others}" if others else None
 
     def as_variant(self, architecture: Architecture) -> "Checkpoint":
         """The same weights as those of another architecture with the same names and shapes, and no longer assumed."""

@@ -110,6 +110,13 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
     return Envelope(tree, first, {}, format)
 
 
+def other_state_dicts(envelope: Envelope) -> list[str]:
+    """Where else the file holds state dicts at least half as large, by their keys: averages of the weights, say."""
+    counts = state_dicts(envelope.tree)
+    least = counts.get(envelope.path, 0) / 2
+    return [".".join(path) for path, count in counts.items() if path not in ((), envelope.path) and count >= least]
+
+
 def state_dicts(tree: Any) -> dict[tuple[str, ...], int]:
     """Where in `tree` there are state dicts, dicts of named tensors, and how many tensors each has."""
     return {path: count for path, count in _state_dicts(tree, (), set()) if count}

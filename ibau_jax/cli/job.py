@@ -87,8 +87,8 @@ def load_subject(options: ModelOptions) -> Subject:
         raise ConfigError(f"--mean and --std take {channels} numbers each; the model's images have {channels} channels")
     if counts := checkpoint.not_finite():
         console.warn(f"{options.ckpt}: weights or statistics are not finite: {described_not_finite(counts)}")
-    if beside := checkpoint.beside_note():
-        console.warn(f"{options.ckpt}: {beside}")
+    for note in filter(None, (checkpoint.beside_note(), checkpoint.others_note())):
+        console.warn(f"{options.ckpt}: {note}")
     return Subject(options, checkpoint, normalization)
 
 

@@ -228,3 +228,13 @@ def test_one_number_normalises_all_channels(tmp_path):
     np.testing.assert_allclose(
         [checkpoint.normalization.mean, checkpoint.normalization.std], [[0.3] * 3, [0.8] * 3], rtol=1e-6
     )
+
+
+def test_other_weights_in_the_file_are_told(tmp_path):
+    """Also where they are the same dict: unlearning changes one of its names alone."""
+    weights, average = random_vgg().state_dict(), random_vgg().state_dict()
+    optimizer = {"state": {0: {"exp_avg": torch.zeros(3)}}}
+    torch.save({"model": weights, "ema": average, "last": weights, "optimizer": optimizer}, tmp_path / "x.pth")
+    assert load(tmp_path / "x.pth").others_note().endswith(": ema, last")
+    torch.save({"model": weights, "optimizer": optimizer}, tmp_path / "x.pth")
+    assert load(tmp_path / "x.pth").others_note() is None
