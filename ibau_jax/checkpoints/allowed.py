@@ -90,6 +90,8 @@ def _rebuild_tensor_v3(
     if not isinstance(dtype, GlobalName) or dtype.module != "torch" or dtype.name not in TORCH_DTYPES:
         raise CheckpointError(f"a tensor has the unknown dtype {_described(dtype)}; the file is damaged")
     _refuse_marks(meta)
+    if isinstance(storage, Storage) and storage.dtype.itemsize not in (1, TORCH_DTYPES[dtype.name].itemsize):
+        raise CheckpointError("a tensor has another dtype than its storage, in a way PyTorch does not write: refused")
     return _tensor(storage, TORCH_DTYPES[dtype.name], offset, size, stride, requires_grad)
 
 

@@ -111,10 +111,11 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
 
 
 def other_state_dicts(envelope: Envelope) -> list[str]:
-    """Where else the file holds state dicts at least half as large, by their keys: averages of the weights, say."""
+    """The other state dicts in the file that have at least half as many tensors, by their keys: averages, say."""
     counts = state_dicts(envelope.tree)
     least = counts.get(envelope.path, 0) / 2
-    return [".".join(path) for path, count in counts.items() if path not in ((), envelope.path) and count >= least]
+    others = [path for path, count in counts.items() if path != envelope.path and count >= least]
+    return [".".join(path) or "the file's first level" for path in others]
 
 
 def state_dicts(tree: Any) -> dict[tuple[str, ...], int]:

@@ -128,17 +128,43 @@ def _refuse_tar(head: bytes) -> None:
 
 
 def _refuse_pickle(file: IO[bytes], budget: Budget, size: int) -> None:
-    """PyTorch takes whatever is no zip archive for a pickle, and runs it until it fails; text in JSON may be one."""
+    """Raises CheckpointError where the file is also a pickle that imports something.
+
+    PyTorch takes whatever is no zip archive for a pickle, and runs it until it fails; text in JSON may be one.
+    """
     budget.take(size)
-    try:
-        for count, (opcode, _, _) in enumerate(pickletools.genops(file)):
-            if opcode.name in IMPORTING or count == OPCODES:
-                raise CheckpointError("the file is a safetensors file and a pickle that names globals at once: refused")
-    except CheckpointError:
-        raise
-    except Exception:  # whatever the standard library says of what is no pickle
-        pass
+    for count, (name, argument) in enumerate(_opcodes(file)):
+        if name in ("GLOBAL", "INST") and not _is_module(argument):
+            break  # nothing can be imported, and the pickle fails
+        if name in IMPORTING or count == OPCODES:
+            raise CheckpointError("the file is a safetensors file and a pickle that names globals at once: refused")
     file.seek(0)
+
+
+_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
+
+
+def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    """A pickle's opcodes up to the first unknown one, also behind STOP.
+
+    Lines stay as they are: Python's own unpickler takes more of them than `pickletools` does.
+    """
+    while opcode := _OPCODES.get(file.read(1).decode("latin1")):
+        argument: Any = None
+        if opcode.arg and opcode.arg.n == pickletools.UP_TO_NEWLINE:
+            argument = file.readline()
+            if opcode.arg.name == "stringnl_noescape_pair":
+                file.readline()
+        elif opcode.arg:
+            try:
+                argument = opcode.arg.reader(file)
+            except Exception:  # truncated, or text in no encoding: the pickle fails
+                return
+        yield opcode.name, argument
+
+
+def _is_module(line: bytes) -> bool:
+    return all(part.isidentifier() for part in line[:-1].decode("utf-8", "replace").split("."))
 
 
 def _known_by_its_head(head: bytes) -> str:

@@ -9,9 +9,10 @@ from pathlib import Path
 import jax
 
 from ibau_jax.cli.options import DeviceOptions, ExecutionOptions
-from ibau_jax.errors import ConfigError
+from ibau_jax.errors import ConfigError, shortened
 
 PLATFORMS = {"cpu": "cpu", "cuda": "cuda,cpu", "gpu": "cuda,cpu", "tpu": "tpu,cpu"}  # the first one computes
+REMEDY = "install JAX for it (pip install -e '.[cuda]'), or use --device cpu"
 
 
 def start(device: DeviceOptions, execution: ExecutionOptions | None = None) -> None:
@@ -70,14 +71,14 @@ def choose_device(device: str) -> None:
         ConfigError: there is no such device.
     """
     _select(device)
-    message = f"JAX has no device for --device {device}; pip install -e '.[cuda]' or use --device cpu"
+    wanted = {"auto": None, "cpu": "cpu", "tpu": "tpu"}.get(device, "gpu")
     try:
-        is_there = jax.default_backend() != "cpu" or device in ("auto", "cpu")
+        backend = jax.default_backend()
     except RuntimeError as error:
         jax.config.update("jax_platforms", "cpu")
-        raise ConfigError(message) from error
-    if not is_there:
-        raise ConfigError(message)
+        raise ConfigError(f"JAX has no device for --device {device} ({shortened(error)}); {REMEDY}") from error
+    if wanted not in (None, backend):
+        raise ConfigError(f"JAX has no device for --device {device}; {REMEDY}")
 
 
 def _select(device: str) -> None:

@@ -73,7 +73,7 @@ def _check_logits(spec: str, module_class: Any, num_classes: int, image_size: in
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise CheckpointError(
             f"--model: {spec} fails on images of the shape {shape} under jax.jit: {type(error).__name__}: "
-            f"{shortened(error)}"
+            f"{shortened(error)}. If it takes others, set image_size and channels on the class, or name --image-size"
         ) from error
     if getattr(found, "shape", None) != (1, num_classes):
         raise CheckpointError(
@@ -90,16 +90,17 @@ def _from_class(spec: str, module_class: Any) -> Architecture:
                 if rngs is ABSTRACT
                 else module_class(num_classes, image_size, rngs)
             )
-        except Exception as error:  # whatever the user's code raises
+        except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise CheckpointError(
                 f"--model: {spec} can't be built as {module_class.__name__}(num_classes={num_classes}, "
                 f"image_size={image_size}, rngs): {type(error).__name__}: {error}"
             ) from error
-        _check_logits(spec, module_class, num_classes, image_size)
         if nnx.to_flat_state(nnx.state(model, nnx.RngState)):
             raise CheckpointError(
-                f"--model: {spec} holds random state; models here only infer, so leave dropout out or give it no rngs"
+                f"--model: {spec} holds random state; models here only infer: put ibau_jax.models.layers.Identity in "
+                "place of dropout"
             )
+        _check_logits(spec, module_class, num_classes, image_size)
         return model
 
     return Architecture(

@@ -148,3 +148,34 @@ def test_honest_safetensors_files_of_any_length_are_read(tmp_path, first):
     length = first + (20 << 8) + (1 << 16)
     (tmp_path / "x").write_bytes(struct.pack("<Q", length) + header.ljust(length) + ONE.tobytes())
     np.testing.assert_array_equal(read_torch_file(tmp_path / "x").tree["conv1.weight"].numpy(), ONE)
+
+
+def also_a_pickle(path, length, start, rest):
+    """A safetensors file of one byte tensor whose header, of that length, ends in `start`, and whose data are `rest`."""
+    header = json.dumps({"w": {"dtype": "U8", "shape": [len(rest)], "data_offsets": [0, len(rest)]}}).encode()
+    path.write_bytes(struct.pack("<Q", length) + header.ljust(length - len(start)) + start + rest)
+
+
+CALL = b"cposix\nsystem\n(X\4\0\0\0truetR."
+MAGIC = b"0\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+
+
+@pytest.mark.parametrize(
+    ("length", "rest"),
+    [
+        (0x3149, CALL),  # I1, whose line pickletools takes for no number
+        (0x3146, CALL),  # F1
+        (0x3156, MAGIC + CALL),  # V, and the call behind the end of the first pickle, as in the legacy format
+    ],
+)
+def test_a_call_behind_a_line_is_found(tmp_path, length, rest):
+    also_a_pickle(tmp_path / "x.pth", length, b"\n", rest)
+    with pytest.raises(CheckpointError, match="a pickle that names globals at once"):
+        read_torch_file(tmp_path / "x.pth")
+
+
+def test_counters_of_ten_are_no_lines_of_a_pickle(tmp_path):
+    """The header's length is (c, and the counters, the first tensors, end lines: but JSON is no module's name."""
+    rest = (b"\n" + bytes(7)) * 2
+    also_a_pickle(tmp_path / "x.pth", 0x6328, b" ", rest)
+    assert read_torch_file(tmp_path / "x.pth").tree["w"].numpy().tobytes() == rest
