@@ -90,6 +90,7 @@ def weights_of(model):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))]
 
 
+@pytest.mark.slow
 def test_rounds_added_while_the_short_cut_is_open_are_those_of_a_longer_run(rng):
     model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 30), []
     phases: dict[str, list[str]] = {"planned": [], "added": []}

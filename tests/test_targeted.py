@@ -366,6 +366,7 @@ def test_going_on_from_a_state_keeps_the_suspects(rng):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=0)
 
 
+@pytest.mark.slow
 def test_members_with_and_without_an_untargeted_round_unlearn_together(rng):
     """A stack has rounds of one kind: whose suspect stands out and whose does not are stacked apart.
 

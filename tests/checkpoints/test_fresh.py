@@ -1,6 +1,7 @@
 """A model trained here as PyTorch's own file: loaded by torch, strictly, and the same logits."""
 
 import numpy as np
+import pytest
 import torch
 from flax import nnx
 
@@ -22,6 +23,7 @@ def trained(name):
     return architecture, model
 
 
+@pytest.mark.slow
 def test_pytorch_loads_a_residual_net(tmp_path):
     architecture, model = trained("preact_resnet18")
     save(fresh_checkpoint(architecture, 7, 32, model, {}), tmp_path / "model.pth")

@@ -34,6 +34,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_broken_checkpoint_is_reported_and_the_others_finish(folder):
     done = run(*UNLEARN, "--ckpt", "*.pth", *FAST, "--out", "out", cwd=folder)
     assert done.returncode == 1, done.stderr

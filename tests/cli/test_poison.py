@@ -48,6 +48,7 @@ def test_what_is_written(poisoned):
         assert text in done.stdout
 
 
+@pytest.mark.slow
 def test_other_commands_find_the_triggers(poisoned, small_digits):
     """Unasked, beside the checkpoint, with their targets."""
     folder, _ = poisoned

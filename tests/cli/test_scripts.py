@@ -127,6 +127,7 @@ def test_the_report_has_the_files_digests(finished):
     assert result["conclusion"]["headline"] in done.stdout
 
 
+@pytest.mark.slow
 def test_results_are_not_overwritten_unless_asked(tmp_path, finished, small_digits):
     folder = shutil.copytree(finished[0], tmp_path / "logs")
     before = (folder / "result.json").read_text()
@@ -213,7 +214,8 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("at", [2, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 3, 4, 5))])
+@pytest.mark.slow
+@pytest.mark.parametrize("at", range(1, 6))
 def test_a_run_that_is_killed_while_its_results_are_put_in_place_goes_on(tmp_path, finished, small_digits, at):
     """After each of five renamings; what --resume ends with is what a run ends with that nothing happened to."""
     (tmp_path / "killed.py").write_text(KILLED)

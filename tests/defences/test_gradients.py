@@ -71,6 +71,7 @@ def test_sam(rho):
     assert_same(slope.gradient, torch_defences.sam(module, images, labels, rho, 0.1), 1e-3)
 
 
+@pytest.mark.slow
 def test_sau():
     (model, module), (before, before_module) = twins(2), twins(3)
     config = SauConfig(steps=3)
