@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ibau_jax.checkpoints import load
-from tests.cli.commands import EXAMPLE, UNLEARN, compiling, run
+from tests.cli.commands import EXAMPLE, QUICKLY_COMPILED, UNLEARN, run
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow  # a minute for compiling the same steps for many layouts
@@ -19,7 +19,7 @@ VIRTUAL = "--xla_force_host_platform_device_count="
 
 @pytest.fixture(scope="module")
 def found():
-    environment = {**os.environ, "XLA_FLAGS": VIRTUAL + "8", **compiling(quickly=True)}
+    environment = {**os.environ, "XLA_FLAGS": VIRTUAL + "8", **QUICKLY_COMPILED}
     done = run(sys.executable, "-m", "tests.measure_devices", cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])

@@ -4,7 +4,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.cli.commands import compiling
+from tests.cli.commands import QUICKLY_COMPILED
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_it_runs(tmp_path, monkeypatch, name):
     (tmp_path / "lenet.py").write_text((ROOT / "examples" / "lenet.py").read_text())
-    for variable, value in {**SMALL[name], **compiling(quickly=True)}.items():  # it compiles more than it computes
+    for variable, value in {**SMALL[name], **QUICKLY_COMPILED}.items():  # it compiles more than it computes
         monkeypatch.setenv(variable, value)
     notebook = nbformat.read(ROOT / "examples" / f"{name}.ipynb", 4)
     committed = [cell.get("outputs") for cell in notebook.cells if cell.cell_type == "code"]

@@ -21,7 +21,7 @@ from ibau_jax.checkpoints.conversion import (
     torch_name,
 )
 from ibau_jax.checkpoints.conversion import Path as LeafPath
-from ibau_jax.checkpoints.envelope import Envelope, open_envelope, other_state_dicts
+from ibau_jax.checkpoints.envelope import Envelope, open_envelope
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.reader import Format, read_torch_file
 from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise, same_name
@@ -101,7 +101,7 @@ class Checkpoint:
 
     def others_note(self) -> str | None:
         """Which other networks the file holds, whose weights stay as they are."""
-        others = shortened(", ".join(other_state_dicts(self.envelope)), 1000)
+        others = shortened(", ".join(self.envelope.others()), 1000)
         return f"kept as they are, other weights that --key would choose: {others}" if others else None
 
     def as_variant(self, architecture: Architecture) -> "Checkpoint":
@@ -144,7 +144,7 @@ class Checkpoint:
 
     def has_statistics(self) -> bool:
         """Whether BatchNorm recorded any, by PyTorch's name of them."""
-        return any(name.endswith("running_mean") for name in leaves_to_torch(self.leaves))
+        return any(torch_name(path).endswith("running_mean") for path in self.leaves)
 
     def metadata(self) -> Mapping[str, Any]:
         """Plain values beside the state dict at the top of the file (`acc`, `epoch`, ...)."""

@@ -3,7 +3,6 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -58,6 +57,13 @@ class Envelope:
         own = set(self.names.values())
         return [name for name, value in self.state_dict().items() if isinstance(value, TorchTensor) and name not in own]
 
+    def others(self) -> list[str]:
+        """The other state dicts in the file that have at least half as many tensors, by their keys: averages, say."""
+        counts = state_dicts(self.tree)
+        least = counts.get(self.path, 0) / 2
+        others = [path for path, count in counts.items() if path != self.path and count >= least]
+        return [".".join(path) or "the file's first level" for path in others]
+
     def metadata(self) -> Mapping[str, Any]:
         """Plain values beside the state dict at the top of the file (`acc`, `epoch`, ...)."""
         tree = self.tree if self.path else {}
@@ -92,8 +98,10 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
         CheckpointError: there is no state dict in `tree`, or none under `key`, or several and nothing to choose by.
     """
     found = state_dicts(tree)
-    names = shortened(", ".join(repr(".".join(path)) for path in islice(filter(None, found), SHOWN)))
-    names += f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    below = [".".join(path) for path in found if path]
+    names = shortened(", ".join(map(repr, below[:SHOWN]))) + (
+        f" and {len(below) - SHOWN} more" if below[SHOWN:] else ""
+    )
     if key is not None:
         for path in sorted(found, key=len, reverse=True):
             place = "".join(f"{part}." for part in path)
@@ -108,14 +116,6 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
     if len(equals) > 1:
         raise CheckpointError(f"the file holds several state dicts: {names}; choose one by --key")
     return Envelope(tree, first, {}, format)
-
-
-def other_state_dicts(envelope: Envelope) -> list[str]:
-    """The other state dicts in the file that have at least half as many tensors, by their keys: averages, say."""
-    counts = state_dicts(envelope.tree)
-    least = counts.get(envelope.path, 0) / 2
-    others = [path for path, count in counts.items() if path != envelope.path and count >= least]
-    return [".".join(path) or "the file's first level" for path in others]
 
 
 def state_dicts(tree: Any) -> dict[tuple[str, ...], int]:

@@ -3,9 +3,7 @@
 import gc
 import io
 import json
-import pickletools
 import struct
-import tarfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ import numpy as np
 from ibau_jax.checkpoints.archive import Archive, damaged
 from ibau_jax.checkpoints.budget import Budget
 from ibau_jax.checkpoints.tree import checked_tree
+from ibau_jax.checkpoints.two_formats import refuse_pickle, refuse_tar
 from ibau_jax.checkpoints.unpickle import unpickle, unpickle_with_dialect
 from ibau_jax.checkpoints.values import OWN_DIALECT, STORAGE_DTYPES, Dialect, GlobalName, Storage, TorchTensor
 from ibau_jax.errors import CheckpointError, quoted, shortened
@@ -31,8 +30,6 @@ MAX_SAFETENSORS_HEADER = 100 * 2**20
 HEADER = 24  # what the parsed header of a safetensors file takes, as a multiple of its bytes
 STORAGE = 512  # what a storage takes beside its content
 MAX_KEY = 100  # characters of a storage's key; PyTorch writes numbers
-OPCODES = 1000  # of a pickle that a safetensors file would be in one; honest JSON is none after a few
-IMPORTING = frozenset({"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"})
 PICKLE = 6  # what the longest text of a pickle may take while it is decoded, as a multiple of the pickle
 
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
@@ -106,65 +103,17 @@ def _read(file: IO[bytes], refused: dict[GlobalName, None] | None) -> tuple[Any,
         return tree, "zip", dialect
     # Before pickles, which begin with a byte that one in 32 lengths begins with too.
     if head[8:9] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] <= min(size - 8, MAX_SAFETENSORS_HEADER):
-        _refuse_tar(head)
-        _refuse_pickle(file, budget, size)
+        refuse_tar(head)
+        budget.take(size)
+        refuse_pickle(file)
         return _read_safetensors(file, budget), "safetensors", OWN_DIALECT
     if head[:1] == b"\x80":
-        _refuse_tar(head)
+        refuse_tar(head)
         budget.take(size)
         return _read_pickles(file.read(), budget, refused)
     if size == 0:
         raise CheckpointError("the file is empty")
     raise CheckpointError(f"this is no PyTorch checkpoint{_known_by_its_head(head)}")
-
-
-def _refuse_tar(head: bytes) -> None:
-    """PyTorch looks for a tar archive, its oldest format, before it looks for a pickle; a file may be both."""
-    try:
-        tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-    except tarfile.HeaderError:
-        return
-    raise CheckpointError("the file is of another format and a tar archive at once: refused")
-
-
-def _refuse_pickle(file: IO[bytes], budget: Budget, size: int) -> None:
-    """Raises CheckpointError where the file is also a pickle that imports something.
-
-    PyTorch takes whatever is no zip archive for a pickle, and runs it until it fails; text in JSON may be one.
-    """
-    budget.take(size)
-    for count, (name, argument) in enumerate(_opcodes(file)):
-        if name in ("GLOBAL", "INST") and not _is_module(argument):
-            break  # nothing can be imported, and the pickle fails
-        if name in IMPORTING or count == OPCODES:
-            raise CheckpointError("the file is a safetensors file and a pickle that names globals at once: refused")
-    file.seek(0)
-
-
-_OPCODES = {opcode.code: opcode for opcode in pickletools.opcodes}
-
-
-def _opcodes(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """A pickle's opcodes up to the first unknown one, also behind STOP.
-
-    Lines stay as they are: Python's own unpickler takes more of them than `pickletools` does.
-    """
-    while opcode := _OPCODES.get(file.read(1).decode("latin1")):
-        argument: Any = None
-        if opcode.arg and opcode.arg.n == pickletools.UP_TO_NEWLINE:
-            argument = file.readline()
-            if opcode.arg.name == "stringnl_noescape_pair":
-                file.readline()
-        elif opcode.arg:
-            try:
-                argument = opcode.arg.reader(file)
-            except Exception:  # truncated, or text in no encoding: the pickle fails
-                return
-        yield opcode.name, argument
-
-
-def _is_module(line: bytes) -> bool:
-    return all(part.isidentifier() for part in line[:-1].decode("utf-8", "replace").split("."))
 
 
 def _known_by_its_head(head: bytes) -> str:

@@ -411,9 +411,9 @@ def _pair(value: Any) -> Any:
 def _unknown(code: bytes) -> Any:
     if not code:
         raise CheckpointError("the pickle has no end; the file is truncated")
-    if code not in _NAMES:
+    if code not in OPCODES:
         raise CheckpointError(f"the pickle has no opcode {code!r}; the file is damaged")
-    raise CheckpointError(f"the pickle uses the opcode {_NAMES[code]}, which a checkpoint does not need: refused")
+    raise CheckpointError(f"the pickle uses the opcode {OPCODES[code].name}, which a checkpoint does not need: refused")
 
 
 def _checked_integer(content: bytes) -> int:
@@ -489,10 +489,10 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.load_persistent,
 }
-_NAMES = {opcode.code.encode("latin1"): opcode.name for opcode in pickletools.opcodes}
+OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}  # those that there are
 _TABLE = {
-    opcode.code.encode("latin1"): (_reader(opcode.arg), _OPERATIONS[opcode.name])
-    for opcode in pickletools.opcodes
+    code: (_reader(opcode.arg), _OPERATIONS[opcode.name])
+    for code, opcode in OPCODES.items()
     if opcode.name in _OPERATIONS
 }
 

@@ -61,28 +61,29 @@ def load_object(spec: str, option: str) -> Any:
 
 
 @functools.cache
-def _check_logits(spec: str, module_class: Any, num_classes: int, image_size: int) -> None:
+def _check_logits(spec: str, module_class: Any, num_classes: int, shape: tuple[int, int, int]) -> None:
     """Raises CheckpointError unless the model gives a logit for each class, without computing anything."""
-    shape = (1, image_size, image_size, int(getattr(module_class, "channels", 3)))
 
-    def logits() -> Any:
-        return module_class(num_classes, image_size, nnx.Rngs(0))(jnp.zeros(shape))
+    def run() -> Any:
+        return module_class(num_classes, shape[0], nnx.Rngs(0))(jnp.zeros((1, *shape)))
 
     try:
-        found = nnx.eval_shape(logits)
+        logits = nnx.eval_shape(run)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise CheckpointError(
-            f"--model: {spec} fails on images of the shape {shape} under jax.jit: {type(error).__name__}: "
+            f"--model: {spec} fails on images of the shape {(1, *shape)} under jax.jit: {type(error).__name__}: "
             f"{shortened(error)}. If it takes others, set image_size and channels on the class, or name --image-size"
         ) from error
-    if getattr(found, "shape", None) != (1, num_classes):
+    if getattr(logits, "shape", None) != (1, num_classes):
         raise CheckpointError(
-            f"--model: {spec} gives {getattr(found, 'shape', type(found).__name__)} for images of the shape {shape}, "
-            f"not logits of the shape (1, {num_classes})"
+            f"--model: {spec} gives {getattr(logits, 'shape', type(logits).__name__)} for images of the shape "
+            f"{(1, *shape)}, not logits of the shape (1, {num_classes})"
         )
 
 
 def _from_class(spec: str, module_class: Any) -> Architecture:
+    channels = int(getattr(module_class, "channels", 3))
+
     def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
         try:
             model = (
@@ -100,7 +101,7 @@ def _from_class(spec: str, module_class: Any) -> Architecture:
                 f"--model: {spec} holds random state; models here only infer: put ibau_jax.models.layers.Identity in "
                 "place of dropout"
             )
-        _check_logits(spec, module_class, num_classes, image_size)
+        _check_logits(spec, module_class, num_classes, (image_size, image_size, channels))
         return model
 
     return Architecture(
@@ -108,5 +109,5 @@ def _from_class(spec: str, module_class: Any) -> Architecture:
         build=build,
         classifier=getattr(module_class, "classifier_name", None),
         image_sizes=(int(getattr(module_class, "image_size", 32)),),
-        channels=int(getattr(module_class, "channels", 3)),
+        channels=channels,
     )

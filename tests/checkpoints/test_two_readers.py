@@ -21,15 +21,8 @@ ONE, OTHER = np.asarray([1, 2, 3, 4], np.float32), np.asarray([-1, -2, -3, -4], 
 def tensor(key, storage=b"torch\nFloatStorage", rebuild=b"_rebuild_tensor_v2", size=4, more=b""):
     """What pickles a vector of four, its storage's key given with its opcode."""
     described = b"((X\x07\0\0\0storagec" + storage + b"\n" + key + b"X\x03\0\0\0cpuK%ctQ" % size
-    return (
-        b"ctorch._utils\n"
-        + rebuild
-        + b"\n"
-        + described
-        + b"K\0K\x04\x85K\x01\x85\x89ccollections\nOrderedDict\n)R"
-        + more
-        + b"tR"
-    )
+    hooks = b"ccollections\nOrderedDict\n)R"
+    return b"ctorch._utils\n%b\n%bK\0K\x04\x85K\x01\x85\x89%b%btR" % (rebuild, described, hooks, more)
 
 
 def archive(path, pickled, storages, byteorder=b"little"):
@@ -53,9 +46,9 @@ def memorised_in_gaps(path):
 
 
 def memorised_far_away(path):
-    """Stored far behind at first, and counted once where the others reach it."""
+    """PUT stored far behind, where MEMOIZE comes twice: what is stored there again does not count again."""
     first, second = (tensor(b"X\1\0\0\0" + key) for key in (b"0", b"1"))
-    content = b"\x80\4" + first + b"q\3" + b"0" + b"N\x940N\x940N\x940" + second + b"\x940}X\1\0\0\0wh\4s."
+    content = b"\x80\4" + first + b"q\3" + b"0" + b"N\x940N\x940N\x940" + second + b"\x940}X\1\0\0\0wh\3s."
     archive(path, content, {"0": ONE, "1": OTHER})
 
 
@@ -101,16 +94,16 @@ def test_it_is_refused_or_read_as_pytorch_reads_it(tmp_path, make):
     np.testing.assert_array_equal(found, torch.load(path, weights_only=False)["w"].numpy())
 
 
-@pytest.mark.parametrize("make", [untyped_big_endian, legacy_of_a_big_endian_machine, memorised_in_gaps])
+@pytest.mark.parametrize(
+    "make", [untyped_big_endian, legacy_of_a_big_endian_machine, memorised_in_gaps, memorised_far_away]
+)
 def test_honest_ones_are_read(tmp_path, make):
     make(tmp_path / "x.pth")
     assert np.isfinite(read_torch_file(tmp_path / "x.pth").tree["w"].numpy()).all()
 
 
-MODULE, FUNCTION = (
-    "module_" + "m" * 25,
-    "function_" + "f" * 23,
-)  # 32 characters each: a length that JSON's text may have
+# 32 characters each: a length that JSON's text may have.
+MODULE, FUNCTION = "module_" + "m" * 25, "function_" + "f" * 23
 SWALLOWED = 20  # bytes that a text's length says, the second byte of the header's length
 
 
@@ -150,10 +143,10 @@ def test_honest_safetensors_files_of_any_length_are_read(tmp_path, first):
     np.testing.assert_array_equal(read_torch_file(tmp_path / "x").tree["conv1.weight"].numpy(), ONE)
 
 
-def also_a_pickle(path, length, start, rest):
-    """A safetensors file of one byte tensor whose header, of that length, ends in `start`, and whose data are `rest`."""
+def also_a_pickle(path, length, end, rest):
+    """A safetensors file of one byte tensor whose header, of that length, ends in `end`, and whose data are `rest`."""
     header = json.dumps({"w": {"dtype": "U8", "shape": [len(rest)], "data_offsets": [0, len(rest)]}}).encode()
-    path.write_bytes(struct.pack("<Q", length) + header.ljust(length - len(start)) + start + rest)
+    path.write_bytes(struct.pack("<Q", length) + header.ljust(length - len(end)) + end + rest)
 
 
 CALL = b"cposix\nsystem\n(X\4\0\0\0truetR."

@@ -16,6 +16,7 @@ COMPARE = [sys.executable, str(ROOT / "scripts" / "compare.py")]
 FAST = ["--preset", "cifar10", "--n-rounds", "1", "--K", "2", "--n-clean", "40", "--batch-size", "20"]
 CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
 TIMEOUT = 300  # seconds
+QUICKLY_COMPILED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}  # without LLVM's costly passes
 
 
 def run(*arguments, cwd, fresh=False, **options):
@@ -31,11 +32,6 @@ def run(*arguments, cwd, fresh=False, **options):
     if command[0] == sys.executable and command[1].endswith(".py") and not fresh and not options:
         return run_forked(command[1], command[2:], cwd, TIMEOUT)
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT, **options)
-
-
-def compiling(quickly):
-    """The variable that has another process compile without LLVM's costly passes, or with them."""
-    return {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(quickly)}
 
 
 def unlearn(*arguments, cwd):

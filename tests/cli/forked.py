@@ -27,10 +27,7 @@ def run_forked(script: str, arguments: list[str], cwd: Path, timeout: float) -> 
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         outputs = [reduction.DupFd(file.fileno()) for file in (out, err)]
-        process = _context.Process(
-            target=_run_script,
-            args=(script, arguments, str(cwd), *outputs),
-        )
+        process = _context.Process(target=_run_script, args=(script, arguments, str(cwd), *outputs))
         process.start()
         process.join(timeout)
         if process.exitcode is None:

@@ -90,6 +90,7 @@ BAD = {
     "nothing to resume": (lambda t: ["--ckpt", EXAMPLE, "--resume"], "no interrupted run"),
     "unknown device": (lambda t: ["--ckpt", EXAMPLE, "--device", "abacus"], "abacus"),
     "no such device": (lambda t: ["--ckpt", EXAMPLE, "--device", "tpu"], "no device"),
+    "no such GPU": (lambda t: ["--ckpt", EXAMPLE, "--device", "cuda:99"], "no device"),
     "out is a dangling link": (lambda t: ["--ckpt", EXAMPLE, "--out", link(t)], "is a link to"),
     "out in the Flax folder": (lambda t: ["--ckpt", flax(t), "--out", t / "flax" / "run"], "lies in the Flax folder"),
     "out replaces the checkpoint": (lambda t: [*at_home(t), "--overwrite"], "would replace"),
