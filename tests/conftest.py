@@ -30,6 +30,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As commands do for themselves (ibau_jax.cli.process); the workers, which start after this, and all commands have it.
 os.environ.setdefault(TUNABLES, f"{LARGE_PAGES}=1")
 
+QUICKLY_COMPILED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}  # a process's environment
+
 # Strict dtype promotion is not possible: optax's own Adam raises a float to an integer array.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -37,9 +39,14 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 def pytest_configure(config: pytest.Config) -> None:
     """The short tests compile much and compute little: without LLVM's costly passes they need a sixth less time.
 
-    The slow ones compile as for a user: large images and matrices would take many times as long.
+    Without XLA's fusion emitters, which compile longer to compute faster, another sixth. The commands that they run
+    inherit both; the slow tests compile as for a user: large images and matrices would take many times as long.
     """
-    jax.config.update("jax_disable_most_optimizations", config.getoption("markexpr") == "not slow")
+    short = config.getoption("markexpr") == "not slow"
+    jax.config.update("jax_disable_most_optimizations", short)
+    if short:
+        os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")  # read when a backend is first used
+        os.environ.update(QUICKLY_COMPILED)
 
 
 @pytest.fixture

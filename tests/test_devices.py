@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from ibau_jax.checkpoints import load
-from tests.cli.commands import EXAMPLE, QUICKLY_COMPILED, UNLEARN, run
-from tests.conftest import ROOT
+from tests.cli.commands import EXAMPLE, UNLEARN, run
+from tests.conftest import QUICKLY_COMPILED, ROOT
 
 pytestmark = pytest.mark.slow  # a minute for compiling the same steps for many layouts
 VIRTUAL = "--xla_force_host_platform_device_count="

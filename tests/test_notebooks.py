@@ -4,8 +4,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from tests.cli.commands import QUICKLY_COMPILED
-from tests.conftest import ROOT
+from tests.conftest import QUICKLY_COMPILED, ROOT
 
 pytestmark = pytest.mark.slow
 PUBLISHED = {

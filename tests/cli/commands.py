@@ -16,11 +16,10 @@ COMPARE = [sys.executable, str(ROOT / "scripts" / "compare.py")]
 FAST = ["--preset", "cifar10", "--n-rounds", "1", "--K", "2", "--n-clean", "40", "--batch-size", "20"]
 CONVERT = [sys.executable, str(ROOT / "convert_torch_ckpt.py")]
 TIMEOUT = 300  # seconds
-QUICKLY_COMPILED = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "True"}  # without LLVM's costly passes
 
 
 def run(*arguments, cwd, fresh=False, **options):
-    """A command's exit code and output. It compiles as for a user: commands share what they compile.
+    """A command's exit code and output. It compiles as the tests do (tests/conftest.py): the slow ones as for a user.
 
     Args:
         arguments: the command line. A Python script is run by a process that has imported already.

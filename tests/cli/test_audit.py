@@ -31,6 +31,7 @@ def test_the_example_is_backdoored_and_its_target_named(audited):
     assert found["views"]["patch"]["success"][TARGET] > 0.7
 
 
+@pytest.mark.slow
 def test_what_a_person_sees(tmp_path):
     done = run(*AUDIT, "--ckpt", EXAMPLE, "--audit-steps", 3, "--audit-images", 20, cwd=tmp_path, fresh=True)
     assert done.returncode in (0, 1), done.stderr

@@ -123,6 +123,7 @@ def test_an_unwritable_folder(tmp_path):
     assert (done.returncode, "permission" in done.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, small_digits):
     """Fault injection: no file may grow beyond 200 kB, so the first big one fails half-way."""
     limited = (
