@@ -202,6 +202,11 @@ def of_pixels(model: nnx.Module, images: Dataset, normalization: Normalization |
     if unit.shape[1] == unit.shape[2]:
         yield explanation("with rows and columns exchanged: transpose the images", unit.swapaxes(1, 2))
     yield explanation("upside down: turn the images over", unit[:, ::-1])
+    yield explanation("with left and right exchanged: mirror the images", unit[:, :, ::-1])
+    if 0 < unit.max() < 1:
+        brightest = unit.max() * (255 if images.images.dtype == np.uint8 else 1)
+        mending = f"with the brightest pixel, {brightest:.3g}, as white: scale the pixels to 0..255, or floats to 0..1"
+        yield explanation(mending, unit / unit.max())
     yield explanation("with dark and light exchanged: invert the images", 1 - unit)
 
 

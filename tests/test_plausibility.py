@@ -292,10 +292,12 @@ def test_agreement_is_scikit_learns(rng):
     [
         (lambda images: images.swapaxes(1, 2), "rows and columns exchanged"),
         (lambda images: images[:, ::-1], "upside down"),
+        (lambda images: images[:, :, ::-1], "left and right exchanged"),
+        (lambda images: images // 17, "the brightest pixel, 15, as white"),
         (lambda images: 255 - images, "dark and light exchanged"),
     ],
 )
-def test_images_that_are_turned_or_inverted(nearest, digits, change, named):
+def test_images_that_are_turned_inverted_or_scaled(nearest, digits, change, named):
     some = digits.first(200)
     changed = make_dataset(np.ascontiguousarray(change(some.images)), some.labels, "changed")
     assert named in sure_of(nearest, changed)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from ibau_jax.errors import IbauError
+from ibau_jax.errors import IbauError, shortened
 from ibau_jax.interruption import Terminated, end_on_sigterm
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def run_command(command: Callable[[], int], spare: Sequence[str] = ()) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # a full disk, say
-        fail(str(error))
+        where = shortened(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else "a file"
+        fail(f"can't read or write {where}: {error.strerror or error}")
     except Terminated:
         errors.print("terminated")
         sys.exit(TERMINATED)

@@ -65,6 +65,12 @@ def untyped_big_endian(path):
     archive(path, b"\x80\2}X\1\0\0\0w" + described + b"s.", {"0": ONE}, b"big")
 
 
+def of_another_dtype_than_its_storage(path):
+    more = b"ctorch\nfloat64\n"
+    described = tensor(b"X\1\0\0\0" + b"0", rebuild=b"_rebuild_tensor_v3", size=8, more=more)
+    archive(path, b"\x80\2}X\1\0\0\0w" + described + b"s.", {"0": np.repeat(ONE, 2)})
+
+
 def legacy_of_a_big_endian_machine(path):
     file = io.BytesIO()
     torch.save({"w": torch.from_numpy(ONE)}, file, _use_new_zipfile_serialization=False)
@@ -79,6 +85,7 @@ FILES = [
     memorised_far_away,
     key_beyond_ascii,
     untyped_big_endian,
+    of_another_dtype_than_its_storage,
     legacy_of_a_big_endian_machine,
 ]
 

@@ -120,6 +120,7 @@ def test_cargo_is_kept(tmp_path):
         "path": pathlib.PurePosixPath("runs/best"),
         "when": datetime.datetime(2024, 2, 29, 12, 30),
         "took": datetime.timedelta(hours=3),
+        "abroad": datetime.datetime(2024, 2, 29, tzinfo=datetime.timezone(datetime.timedelta(hours=2), "there")),
         "best": [1.5, None, True, (2, "x")],
     }
     torch.save({"state_dict": small(), **cargo}, tmp_path / "x.pth")
