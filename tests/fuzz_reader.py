@@ -214,6 +214,8 @@ class Watch:
 
     def __init__(self, allowed: Path) -> None:
         self.on, self.seen, self.allowed = False, [], str(allowed)
+        for codec in ("cp437", "raw_unicode_escape", "unicode_escape", "ascii", "latin1"):  # zipfile's and pickletools'
+            b"x".decode(codec)  # Python imports each when it is first used
         sys.addaudithook(self.hook)
 
     def watching(self, look: Callable[[Path], object], file: Path) -> object:
@@ -281,8 +283,6 @@ def fuzz(examples: int, seed: int) -> collections.Counter:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "x.pth"
         watch = Watch(file)
-        for codec in ("cp437", "raw_unicode_escape", "unicode_escape", "ascii", "latin1"):  # zipfile's and pickletools'
-            b"x".decode(codec)
         for content in HONEST:  # everything that is imported or built once is, now
             file.write_bytes(content)
             for look in (load, lambda file: inspect_file(file, Request())):
