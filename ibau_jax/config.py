@@ -175,6 +175,7 @@ class UnlearnConfig:
             ("norm_bound", "untargeted_max_ratio", "untargeted_reach", "suspects_min_ratio", "hidden_min_ratio"),
             _POSITIVE_OR_NONE,
         )
+        check_seed(self.seed)
         for name in ("optim", "inner_optim"):
             _require_optimizer(getattr(self, name))
 
@@ -214,6 +215,7 @@ class AuditConfig:
     def __post_init__(self) -> None:
         _require_each(self, ("steps", "batch_size", "search_images", "held_out_images"), _AT_LEAST_1)
         _require_each(self, ("success", "rate"), _SHARE)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,7 @@ class TrainConfig:
         _require_each(self, ("epochs", "batch_size"), _AT_LEAST_1)
         _require_each(self, ("momentum", "weight_decay", "crop"), _NOT_NEGATIVE)
         _require_each(self, ("lr",), _POSITIVE)
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -272,6 +275,7 @@ class RelearnConfig:
         _require_each(self, ("triggered", "epochs", "batch_size"), _AT_LEAST_1)
         _require_each(self, ("momentum",), _NOT_NEGATIVE)
         _require_each(self, ("lr",), _POSITIVE)
+        check_seed(self.seed)
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -280,6 +284,11 @@ _POSITIVE: Rule = (lambda value: 0 < value < float("inf"), "must be positive")
 _POSITIVE_OR_NONE: Rule = (lambda value: value is None or 0 < value < float("inf"), "must be positive (or none)")
 _NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
 _SHARE: Rule = (lambda value: 0 < value < 1, "must be between 0 and 1")
+
+
+def check_seed(seed: int) -> None:
+    """Raises ConfigError unless NumPy and JAX both take `seed`."""
+    _require(0 <= seed < 2**32, f"seed is {seed}; it must be at least 0 and less than 2**32")
 
 
 def _require_each(config: object, names: tuple[str, ...], rule: Rule) -> None:

@@ -164,6 +164,46 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
             os.close(lock)
 
 
+@contextmanager
+def exclusive(target: Path) -> Iterator[None]:
+    """Keeps other processes of this user on this machine from making results for the same place at the same time.
+
+    The lock lies in the system's folder for temporary files, so that nothing is written where results go; the system
+    frees it at any end.
+
+    Raises:
+        ConfigError: another process is at it.
+    """
+    lock = None
+    if sys.platform != "win32":
+        with contextlib.suppress(OSError):
+            lock = _open_lock(os.path.realpath(target))
+    try:
+        if lock is not None and not _is_ours(lock):
+            raise ConfigError(f"another process is making results for {target}; wait for it, or choose another --out")
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _open_lock(path: str) -> int:
+    folder = Path(tempfile.gettempdir()) / f"ibau_jax-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()
+    return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def _is_ours(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
 def remove_abandoned(target: Path) -> None:
     """Deletes the staging folders of `target` whose processes are dead; `target`'s folder is there."""
     for entry in target.absolute().parent.iterdir():

@@ -15,6 +15,7 @@ from types import NoneType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from scipy.special import betaincinv
@@ -28,6 +29,7 @@ from ibau_jax.triggers import Attack, Stamp
 
 ENOUGH = 100  # images, below which figures are said to be uncertain
 CONFIDENCE = 0.95
+VISIBLE = 0.5 / 255  # change of a pixel that is lost, if smaller, where an image is stored
 SHARES = {"acc": "n_images", "asr": "n_triggered", "asr_all": "n_triggered_all", "ra": "n_triggered"}
 
 
@@ -148,7 +150,8 @@ def evaluate(
 
 
 def check_measurable(attack: Attack, dataset: Dataset, num_classes: int) -> None:
-    """Raises DataError where no image is left to measure an attack on: all are of the class that it aims at.
+    """Raises DataError where an attack can't be measured: all images are of the class that it aims at, or its trigger
+    changes none of them.
 
     Args:
         attack: with its target.
@@ -164,6 +167,17 @@ def check_measurable(attack: Attack, dataset: Dataset, num_classes: int) -> None
                 f"no image is left to measure {part.description} on: all {len(labels)} images that evaluate are of the "
                 "target class; choose images of other classes too"
             )
+        if part.stamp is not None and not _shows(part.stamp, dataset.first(ENOUGH).images):
+            raise DataError(
+                f"the trigger of {part.description} changes no pixel of the first {min(ENOUGH, len(dataset))} images "
+                "that evaluate by a level of 255, so that nothing can be measured with it; check the trigger"
+            )
+
+
+def _shows(stamp: Stamp, images: np.ndarray) -> bool:
+    """Whether a trigger changes images that are stored as 8 bits."""
+    unit = np.asarray(to_unit(jnp.asarray(images)))
+    return bool(np.abs(np.asarray(stamp(unit)) - unit).max() >= VISIBLE)
 
 
 def predict(model: nnx.Module, dataset: Dataset, stamp: Stamp | None = None, *, batch_size: int = 200) -> np.ndarray:

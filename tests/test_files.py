@@ -7,7 +7,15 @@ import sys
 import pytest
 
 from ibau_jax.errors import ConfigError
-from ibau_jax.files import check_free, check_writable, put_all_in_place, put_in_place, regular_files, staging_folder
+from ibau_jax.files import (
+    check_free,
+    check_writable,
+    exclusive,
+    put_all_in_place,
+    put_in_place,
+    regular_files,
+    staging_folder,
+)
 
 NAMES = ("trigger", "result")
 
@@ -56,10 +64,29 @@ import sys, time
 from pathlib import Path
 from ibau_jax.files import staging_folder
 with staging_folder(Path(sys.argv[1])) as staging:
-    (staging / "half").touch()
+    if staging: (staging / "half").touch()
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+def test_one_process_at_a_time_makes_results_for_a_place(tmp_path):
+    """Fault injection: one that is killed holds nothing any more."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    hold = HOLD.replace("staging_folder", "exclusive")
+    other = subprocess.Popen([sys.executable, "-c", hold, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        for target in (tmp_path / "out", tmp_path / "link" / "out"):
+            with pytest.raises(ConfigError, match="another process is making results for"), exclusive(target):
+                pass
+        with exclusive(tmp_path / "other"):
+            pass
+    finally:
+        other.kill()
+        other.communicate()
+    with exclusive(tmp_path / "out"):
+        assert [entry.name for entry in tmp_path.iterdir()] == ["link"]
 
 
 def test_staging_folders_of_dead_processes_go_and_those_of_living_ones_stay(tmp_path):

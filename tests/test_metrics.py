@@ -14,7 +14,7 @@ from ibau_jax.checkpoints import load
 from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.metrics import Metrics, check_measurable, confidence_interval, evaluate, predict
-from ibau_jax.triggers import Attack, load_attack
+from ibau_jax.triggers import Additive, Attack, load_attack
 from tests.oracles.twins import as_torch
 
 CLASSES = 5
@@ -130,6 +130,17 @@ def test_figures_come_back_from_records_of_more_and_of_older_versions():
     for record in [*wrong, {**old, "n_images": -1}, {**old, "n_images": "7"}, {**old, "n_images": True}]:
         with pytest.raises((KeyError, TypeError, ValueError)):
             Metrics.of(record)
+
+
+def test_a_trigger_that_changes_nothing_measures_nothing():
+    images = data([0, 0], [0, 1])
+    for stamp in (
+        Additive(np.zeros(images.images.shape[1:], np.float32)),
+        Additive(np.full(images.images.shape[1:], 1e-3)),
+    ):
+        with pytest.raises(DataError, match=r"x \(to class 3\) changes no pixel of the first 2 images"):
+            check_measurable(Attack("x", stamp, target_label=3), images, CLASSES)
+    check_measurable(Attack("x", Additive(np.full(images.images.shape[1:], 0.01)), target_label=3), images, CLASSES)
 
 
 def test_images_of_the_target_class_alone_measure_nothing():

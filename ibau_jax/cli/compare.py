@@ -15,9 +15,10 @@ from ibau_jax.cli.options import DataOptions, ModelOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.cli.run_folder import versions
 from ibau_jax.comparison import Key, Outcome, Trial, as_csv, as_markdown, check_methods, key_of, outcome_of, rows
+from ibau_jax.config import check_seed
 from ibau_jax.data import Dataset, split_dataset
 from ibau_jax.errors import ConfigError, IbauError
-from ibau_jax.files import check_writable, put_all_in_place, staging_folder, write_text
+from ibau_jax.files import check_writable, exclusive, put_all_in_place, staging_folder, write_text
 from ibau_jax.interruption import deferred_signals
 from ibau_jax.json_files import read_json, write_json
 from ibau_jax.metrics import Metrics, check_measurable, evaluate
@@ -34,7 +35,14 @@ def run(options: CompareOptions) -> int:
         IbauError: the input is to blame.
     """
     check_methods(options.methods)
+    for seed in options.seed:
+        check_seed(seed)
     check_writable(options.out / OUTCOMES)
+    with exclusive(options.out):
+        return _run(options)
+
+
+def _run(options: CompareOptions) -> int:
     outcomes = restored(options.out / OUTCOMES)
     start(options.device)
     subjects = loaded_by_name(options)

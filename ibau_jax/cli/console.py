@@ -5,6 +5,7 @@ import io
 import os
 import re
 import sys
+import traceback
 import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ibau_jax.metrics import Metrics
 
 BAD_INPUT = 2
+FAULT = 70  # EX_SOFTWARE of sysexits.h; Python's own 1 would say that something was found
 INTERRUPTED, TERMINATED = 130, 143
 ASCII = "ibau_jax.ascii"  # the name of an error handler for encoding
 LOOKALIKES = {
@@ -35,8 +37,8 @@ errors = Console(stderr=True, highlight=False)
 
 
 def run_command(command: Callable[[], int], spare: Sequence[str] = ()) -> None:
-    """Runs a script's main function and exits: 2 after one line where the input is to blame, 130 interrupted, 143
-    terminated. `spare` are the script's options that spare memory.
+    """Runs a script's main function and exits: 2 after one line where the input is to blame, 70 after a traceback
+    where the program is, 130 interrupted, 143 terminated. `spare` are the script's options that spare memory.
     """
     end_on_sigterm()
     show_all_characters()
@@ -45,10 +47,6 @@ def run_command(command: Callable[[], int], spare: Sequence[str] = ()) -> None:
     except IbauError as error:
         fail(str(error))
     except MemoryError as error:
-        fail(_out_of_memory(error, spare))
-    except RuntimeError as error:  # JAX's class of errors, which is not imported for --help, is a RuntimeError
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
         fail(_out_of_memory(error, spare))
     except BrokenPipeError:  # the reader of our output is gone, as in `... --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,6 +60,13 @@ def run_command(command: Callable[[], int], spare: Sequence[str] = ()) -> None:
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(INTERRUPTED)
+    except Exception as error:
+        # JAX's class of errors is not imported for --help, so it is known by its message.
+        if isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+            fail(_out_of_memory(error, spare))
+        traceback.print_exc()
+        errors.print("this is a fault of the program; please report it with the lines above", soft_wrap=True)
+        sys.exit(FAULT)
 
 
 def _out_of_memory(error: BaseException, spare: Sequence[str]) -> str:

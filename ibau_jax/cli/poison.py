@@ -25,7 +25,7 @@ from ibau_jax.cli.stored import Content, StoredSteps, leaves_of_tree, tree_of_le
 from ibau_jax.data.sources import EMBEDDED
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import Execution
-from ibau_jax.files import put_all_in_place, remove_abandoned, staging_folder
+from ibau_jax.files import exclusive, put_all_in_place, remove_abandoned, staging_folder
 from ibau_jax.interruption import deferred_signals
 from ibau_jax.json_files import write_json
 from ibau_jax.metrics import Metrics
@@ -44,6 +44,11 @@ def run(options: PoisonOptions) -> int:
     Raises:
         IbauError: the input is to blame; nothing was written.
     """
+    with exclusive(options.out):
+        return _run(options)
+
+
+def _run(options: PoisonOptions) -> int:
     begin = time.perf_counter()
     check_folder(options.out, RESULTS, overwrite=options.overwrite or options.resume)
     start(options.device)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from ibau_jax.cli.task import Task
 from ibau_jax.cli.unlearn_options import UnlearnOptions
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import Execution
-from ibau_jax.files import remove_abandoned
+from ibau_jax.files import exclusive, remove_abandoned
 from ibau_jax.member import Member
 from ibau_jax.minimax import stackable, unlearn_many
 from ibau_jax.result import State
@@ -33,12 +33,18 @@ def run(options: UnlearnOptions) -> int:
     Raises:
         IbauError: the input is to blame; nothing was written.
     """
-    begin = time.perf_counter()
     planned = plan_runs(options.subject.each(), options.method.configs(), options.output.out)
     start(options.device, options.execution)
     if not is_first_process():
         console.mute()
-    execution = chosen_execution(options)
+    with ExitStack() as locks:
+        for run in planned if is_first_process() else ():
+            locks.enter_context(exclusive(run.folder))
+        return _run(planned, options)
+
+
+def _run(planned: list[Planned], options: UnlearnOptions) -> int:
+    begin, execution = time.perf_counter(), chosen_execution(options)
     for run in planned:
         check_folder(run.folder, overwrite=options.output.overwrite or options.output.resume)
     prepared, failures = _prepared(planned, options, execution)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
@@ -116,6 +117,10 @@ def _wrong_count(names: Sequence[str], num_classes: int) -> str:
 def _listed(names: Sequence[str], listed: Sequence[str], num_classes: int | None, file: str) -> dict[str, int]:
     if num_classes is not None and len(listed) != num_classes:
         raise DataError(f"{file} lists {len(listed)} classes ({_few(listed)}), but the model has {num_classes}")
+    spellings = Counter(map(_composed, names))
+    twice = [name for name in names if spellings[_composed(name)] > 1]
+    if twice:
+        raise DataError(f"the class folders {_few(twice)} have one name in two spellings; merge or rename them")
     labels = {_composed(name): label for label, name in enumerate(listed)}
     unlisted = [name for name in names if _composed(name) not in labels]
     if unlisted:
@@ -135,8 +140,10 @@ def class_names(file: Path) -> list[str]:
         DataError: it can't be read, or is neither a list of different names nor a `class_to_idx` or its inverse.
         ConfigError: it is no regular file.
     """
-    if not file.exists():
-        raise DataError(f"--class-order is {NUMBER}, {TEXT} or a file of class names; there is no file {file}")
+    if not os.path.exists(file):  # which takes names that are too long as well
+        raise DataError(
+            f"--class-order is {NUMBER}, {TEXT} or a file of class names; there is no file {shortened(file)}"
+        )
     check_regular(file)
     with refusing(str(file), DataError):
         if file.stat().st_size > LARGEST_LIST:
@@ -145,14 +152,26 @@ def class_names(file: Path) -> list[str]:
             text = file.read_text("utf-8-sig")
         except UnicodeDecodeError:
             raise DataError(f"{file} is no text in UTF-8; save the list of class names as UTF-8") from None
-        names = json.loads(text) if text.lstrip()[:1] in ("{", "[") else [line.strip() for line in text.splitlines()]
+        names = (
+            json.loads(text, object_pairs_hook=_each_once)
+            if text.lstrip()[:1] in ("{", "[")
+            else [line.strip() for line in text.splitlines()]
+        )
         names = _in_order(names, file) if isinstance(names, dict) else [name for name in names if name != ""]
         if not names or not all(isinstance(name, str) for name in names):
             raise DataError(f"{file} lists no class names: one a line, or JSON as torchvision's class_to_idx")
-    twice = sorted(name for name, count in Counter(names).items() if count > 1)
+    twice = sorted(name for name, count in Counter(map(_composed, names)).items() if count > 1)
     if twice:
         raise DataError(f"{file} lists {_few(twice)} more than once")
     return names
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object as a dictionary; ValueError where a key is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there more than once")
+    return found
 
 
 def _in_order(labels: dict[str, object], file: Path) -> list[str]:

@@ -131,6 +131,8 @@ def _check_image_form(images: Form, name: str) -> None:
 def _check_label_form(labels: Form, name: str) -> None:
     if len(labels.shape) not in (1, 2) or 0 in labels.shape[1:]:
         raise DataError(f"{name}: labels must be (n,) integers or one-hot rows, not {shortened(labels.shape)}")
+    if len(labels.shape) == 2 and labels.shape[1] > MOST_CLASSES:
+        raise DataError(f"{name}: labels of {labels.shape[1]:,} classes can be none")
     if labels.dtype.kind not in NUMBERS:
         raise DataError(f"{name}: labels must be integers, not {shortened(labels.dtype)}")
 
@@ -179,7 +181,9 @@ def checked_labels(labels: np.ndarray, name: str) -> np.ndarray:
     """`labels` as (n,) int64, else DataError."""
     _check_label_form(labels, name)
     if labels.ndim == 2:
-        if labels.shape[1] > 1 and not (np.isin(labels, (0, 1)).all() and (labels.sum(1) == 1).all()):
+        if labels.shape[1] > 1 and not (
+            ((labels == 0) | (labels == 1)).all() and (np.count_nonzero(labels, axis=1) == 1).all()
+        ):
             raise DataError(f"{name}: labels of shape {labels.shape} are not one-hot")
         labels = labels.argmax(1) if labels.shape[1] > 1 else labels[:, 0]
     if labels.dtype.kind == "f" and not (np.isfinite(labels).all() and (labels == np.floor(labels)).all()):

@@ -1,4 +1,7 @@
-"""HDF5 files from strangers: they name no other file, and no size is believed that they declare."""
+"""HDF5 files from strangers: they name no other file, and no size is believed that they declare.
+
+HDF5 does not check that a part of an array holds as much as it declares: what is missing is whatever was in memory.
+"""
 
 import math
 import os
@@ -14,11 +17,10 @@ from ibau_jax.data.memory import check_size
 from ibau_jax.errors import DataError, refusing, shortened
 from ibau_jax.files import check_regular
 
-# Filters of chunks that can't take more than their input accounts for: deflate's output is measured before HDF5 sees
-# its input, and LZF makes at most 88 times as much. Those of plug-ins are code of others.
-FILTERS = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF)
-COMPRESSORS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF}
-CHECKSUM = 5  # bytes of Fletcher's, and one more
+# Filters of chunks whose output is measured before HDF5 sees their input. Those of plug-ins are code of others.
+DEFLATE, LZF, FLETCHER = h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF, h5py.h5z.FILTER_FLETCHER32
+FILTERS = (DEFLATE, h5py.h5z.FILTER_SHUFFLE, FLETCHER, LZF)
+CHECKSUM = 4  # bytes of Fletcher's
 MOST_NAMES = 1000
 
 
@@ -58,7 +60,7 @@ class Arrays:
         plist = array.id.get_create_plist()
         filters = [plist.get_filter(index)[0] for index in range(plist.get_nfilters())]
         unknown = [number for number in filters if number not in FILTERS]
-        if unknown or len(set(filters)) < len(filters) or len(COMPRESSORS & set(filters)) > 1:
+        if unknown or len(set(filters)) < len(filters) or {DEFLATE, LZF} <= set(filters):
             raise DataError(f"{where} is compressed in a way that is not read (filters {filters[:9]}); use gzip")
         if array.chunks is None:
             if array.id.get_storage_size() < _bytes(array, array.shape):
@@ -67,17 +69,21 @@ class Arrays:
         chunk = _bytes(array, array.chunks)
         check_size(chunk, self._size, where)
         counts = [-(-length // step) for length, step in zip(array.shape, array.chunks, strict=True)]
-        if array.id.get_num_chunks() < math.prod(counts):
+        number = array.id.get_num_chunks()
+        check_size(number * chunk, self._size, where)
+        if number < math.prod(counts):
             raise DataError(f"{where} was not written as a whole: parts of it are not in the file")
         stored: list[h5py.h5d.StoreInfo] = []
         array.id.chunk_iter(stored.append)
-        if any(info.size > self._size for info in stored):
-            raise DataError(f"{where} has parts larger than the file")
-        if h5py.h5z.FILTER_DEFLATE in filters:
-            skipped = 1 << filters.index(h5py.h5z.FILTER_DEFLATE)
-            for info in stored:
-                if not info.filter_mask & skipped:
-                    _check_inflated(array.id.read_direct_chunk(info.chunk_offset)[1], chunk, where)
+        stored.sort(key=lambda info: info.byte_offset)
+        ends = [info.byte_offset + info.size for info in stored]
+        following = [*(info.byte_offset for info in stored[1:]), self._size]
+        if any(end > start for end, start in zip(ends, following, strict=True)):
+            raise DataError(f"{where} has parts that overlap, or larger than the file; the file is damaged")
+        for info in stored:
+            used = [number for index, number in enumerate(filters) if not info.filter_mask & 1 << index]
+            if not _holds(array.id.read_direct_chunk(info.chunk_offset)[1], used, chunk):
+                raise DataError(f"{where} has a part that holds more or less than it declares; the file is damaged")
 
     def read(self, name: str) -> np.ndarray:
         """An array that `array` has checked."""
@@ -89,12 +95,37 @@ def _bytes(array: h5py.Dataset, shape: tuple[int, ...]) -> int:
     return math.prod(shape) * array.dtype.itemsize  # Dataset.nbytes is 64 bits of it
 
 
-def _check_inflated(content: bytes, size: int, where: str) -> None:
-    """HDF5 inflates a chunk to the end, however long that is: so it is measured before."""
-    stream = zlib.decompressobj()
-    stream.decompress(content, size + CHECKSUM)
-    if not stream.eof:
-        raise DataError(f"{where} has a part that inflates to more than it declares; the file is damaged")
+def _holds(content: bytes, filters: list[int], size: int) -> bool:
+    """Whether a stored chunk gives exactly `size` bytes; `filters` are in the order in which they were applied."""
+    compressors = [number for number in filters if number in (DEFLATE, LZF)]
+    if not compressors:
+        return len(content) == size + CHECKSUM * filters.count(FLETCHER)
+    place = filters.index(compressors[0])
+    size += CHECKSUM * filters[:place].count(FLETCHER)
+    if compressors[0] == DEFLATE:
+        stream = zlib.decompressobj()
+        return len(stream.decompress(content, size + 1)) == size and stream.eof
+    return _lzf_length(content[: len(content) - CHECKSUM * filters[place:].count(FLETCHER)], size) == size
+
+
+def _lzf_length(content: bytes, most: int) -> int:
+    """How many bytes LZF makes of `content`, counted until there are more than `most`; -1 where it is cut off.
+
+    A byte below 32 stands before that many literal bytes and one more; in others the upper three bits are the length of
+    a repetition, less 2, to which a byte is added where all three are set, and a byte of its distance follows.
+    """
+    place = length = 0
+    while place < len(content) and length <= most:
+        control = content[place]
+        if control < 32:
+            place, length = place + control + 2, length + control + 1
+            continue
+        more = control >> 5 == 7
+        if place + 1 + more >= len(content):
+            return -1
+        length += (control >> 5) + 2 + (content[place + 1] if more else 0)
+        place += 2 + more
+    return length if place <= len(content) else -1
 
 
 @contextmanager

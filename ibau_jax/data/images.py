@@ -21,6 +21,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp", ".gif", ".
 # What these suffixes stand for: other decoders of Pillow, some of which call other programs, are never asked.
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "GIF", "TIFF")
 BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+STRIP_OFFSETS, TILE_WIDTH, TILE_LENGTH = 273, 322, 323
+# What decoders go through much again for, by how a file begins: a JPEG's scans, a PNG's colour profiles, the comments
+# of a PNM in text. Honest files have at most ten.
+REPEATED = {b"\xff\xd8": b"\xff\xda", b"\x89PNG": b"iCCP", b"P1": b"#", b"P2": b"#", b"P3": b"#"}
+MOST_REPEATED = 100
 BLACK_IS_ZERO, UNSIGNED = 1, 1
 EIGHT_OF_SIXTEEN = [(value + 128) // 257 for value in range(2**16)]  # 65535 becomes 255
 BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}  # a pixel in memory; of others 4
@@ -61,16 +66,41 @@ def _decoded(file: Path, channels: int, size: tuple[int, int] | None) -> Image.I
     check_regular(file)
     mode = "RGB" if channels == 3 else "L"
     with refusing(f"the image {file}", DataError):
-        content = io.BytesIO(file.read_bytes())  # Pillow reads as many bytes as a file says: no more than are there
+        whole = file.read_bytes()
+        _check_effort(whole, file)
+        content = io.BytesIO(whole)  # Pillow reads as many bytes as a file says: no more than are there
         image = _opened(content, file)
         if size is not None and image.size != size:
             raise DataError(f"{file} is {image.height}x{image.width}, the images are {size[1]}x{size[0]}")
-        needed = image.width * image.height * _bytes_a_pixel(image, mode)
-        check_size(needed, len(content.getbuffer()), f"{file}, of {image.height}x{image.width} pixels,")
+        needed = _pixels(image, file) * _bytes_a_pixel(image, mode)
+        check_size(needed, len(whole), f"{file}, of {image.height}x{image.width} pixels,")
         with _silent(image.format == "TIFF"):
             image.load()
         pixels = _eight_bits(image, file)
         return pixels if pixels.mode == mode else pixels.convert(mode)
+
+
+def _check_effort(content: bytes, file: Path) -> None:
+    """Raises DataError where decoding takes far longer than the file's size accounts for."""
+    for start, part in REPEATED.items():
+        count = content.count(part) if content.startswith(start) else 0
+        if count > MOST_REPEATED:
+            raise DataError(
+                f"{file} has {count:,} scans, colour profiles or comments and would take long; save it anew"
+            )
+
+
+def _pixels(image: Image.Image, file: Path) -> int:
+    """How many pixels decoding makes: of a TIFF in tiles, one tile at least.
+
+    Raises:
+        DataError: a TIFF is in more strips than it has lines.
+    """
+    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
+    width, height = (max(map(int, np.atleast_1d(tags.get(tag, 1)))) for tag in (TILE_WIDTH, TILE_LENGTH))
+    if len(np.atleast_1d(tags.get(STRIP_OFFSETS, 0))) > image.height * len(image.getbands()):
+        raise DataError(f"{file} has more strips than lines; it is damaged")
+    return max(image.width, width) * max(image.height, height)
 
 
 def _opened(content: IO[bytes], file: Path) -> Image.Image:

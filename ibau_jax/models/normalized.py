@@ -47,7 +47,7 @@ def _rescaled(mean: tuple[float, ...], std: tuple[float, ...]) -> str:
         tuple(value / 255 for value in values) if divide else values
         for values, divide in zip((mean, std), of_pixels, strict=True)
     ]
-    if not all(0 <= value <= 1 for value in (*values[0], *values[1])):
+    if not any(of_pixels) or not all(0 <= value <= 1 for value in (*values[0], *values[1])):
         return ""
     return f"; they are of pixels in 0..255, so divide by 255: --mean {_numbers(values[0])} --std {_numbers(values[1])}"
 

@@ -6,7 +6,7 @@ pickle: nothing in it is executed.
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from flax import nnx
 
 from ibau_jax.data.images import read_picture
 from ibau_jax.data.npy import open_npz, read_npy
-from ibau_jax.errors import ConfigError, DataError, shortened
+from ibau_jax.errors import ConfigError, DataError, quoted, shortened
 from ibau_jax.triggers.attack import Attack, together
 from ibau_jax.triggers.generator import arrays_of, generator_of
 from ibau_jax.triggers.input_aware import InputAware
@@ -110,19 +110,28 @@ def read_triggers(path: Path, shape: Shape) -> Attack:
 
 
 def _attack(index: int, content: dict[str, np.ndarray]) -> Attack:
-    kind = STAMPS[_text(f"{index}.kind", content)]
+    name = _text(f"{index}.kind", content)
+    if name not in STAMPS:
+        raise DataError(f"its trigger is of the unknown kind {quoted(name, 40)}; known are {', '.join(STAMPS)}")
+    kind = STAMPS[name]
     values = {field.name: _field(f"{index}.{field.name}", content) for field in fields(kind)}
+    for field in fields(kind):
+        if values[field.name] is None and field.default is MISSING:
+            raise DataError(f"it has no {index}.{field.name}")
     stamp: Any = kind(**{name: value for name, value in values.items() if value is not None})
-    target = _scalar(f"{index}.target", content[f"{index}.target"], "iu")
+    target = _scalar(f"{index}.target", content, "iu")
     all_to_all = target == ALL_TO_ALL
     return Attack(_text(f"{index}.name", content), stamp, all_to_all, target_label=None if all_to_all else target)
 
 
 def _text(key: str, content: dict[str, np.ndarray]) -> str:
-    return shortened(_scalar(key, content[key], "U"))
+    return shortened(_scalar(key, content, "U"))
 
 
-def _scalar(name: str, value: np.ndarray, kinds: str) -> Any:
+def _scalar(name: str, content: dict[str, np.ndarray], kinds: str) -> Any:
+    if name not in content:
+        raise DataError(f"it has no {name}, and such a file is written by scripts/poison.py")
+    value = content[name]
     if value.ndim or value.dtype.kind not in kinds:
         raise ValueError(f"{name} has {value.ndim} axes and the dtype {shortened(value.dtype, 40)}")
     return value.item()
@@ -131,18 +140,19 @@ def _scalar(name: str, value: np.ndarray, kinds: str) -> Any:
 def _field(key: str, content: dict[str, np.ndarray]) -> Any:
     """A field's value; None where the file, an older one perhaps, does not have it."""
     if key in content:
-        return _value(key.partition(".")[2], content[key])
+        return _value(key, content)
     parts = {name.removeprefix(f"{key}."): array for name, array in content.items() if name.startswith(f"{key}.")}
     return generator_of({name: _finite(name, array) for name, array in parts.items()}) if parts else None
 
 
-def _value(name: str, value: np.ndarray) -> Any:
+def _value(key: str, content: dict[str, np.ndarray]) -> Any:
+    name, value = key.partition(".")[2], content[key]
     if name in ("rows", "columns"):
         if value.shape != (2,) or value.dtype.kind not in "iu" or not 0 <= value[0] < value[1]:
             raise ValueError(f"{name} are no first and last line")
         return slice(*map(int, value))
     if value.ndim == 0:
-        return _scalar(name, value, KINDS[name])
+        return _scalar(key, content, KINDS.get(name, ""))
     if value.ndim != 3:
         raise ValueError(f"{name} has {value.ndim} axes instead of 3")
     return _finite(name, value)

@@ -61,10 +61,16 @@ def test_too_little_memory_is_one_line_that_names_what_spares_it(terminal, error
 
 @pytest.mark.parametrize("error", [jax.errors.JaxRuntimeError("INTERNAL: something"), RuntimeError("x"), KeyError("x")])
 def test_what_is_a_bug_stays_a_traceback(terminal, error):
-    terminal("utf-8")
+    """Its exit code is not 1, which says of an audit that something was found."""
+    _, err = terminal("utf-8")
 
     def command():
         raise error
 
-    with pytest.raises(type(error)):
+    with pytest.raises(SystemExit) as ended:
         console.run_command(command, SPARE)
+    assert ended.value.code == 70
+    shown = err.getvalue().decode()
+    assert "Traceback" in shown
+    assert type(error).__name__ in shown
+    assert shown.endswith("this is a fault of the program; please report it with the lines above\n")

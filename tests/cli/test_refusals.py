@@ -98,6 +98,9 @@ BAD = {
         lambda t: images(t, np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8), np.full(60, 3)),
         "no image is left to measure badnets",
     ),
+    "negative seed": (lambda t: ["--ckpt", EXAMPLE, "--seed", -1], "seed is -1"),
+    "endless seed": (lambda t: ["--ckpt", EXAMPLE, "--seed", 2**63], "less than 2**32"),
+    "invisible trigger": (lambda t: ["--ckpt", EXAMPLE, "--attack", "blended:alpha=1e-300"], "changes no pixel"),
     "wrong deviation": (lambda t: ["--ckpt", EXAMPLE, "--std", 0, 1, 1], "deviations positive"),
 }
 

@@ -119,6 +119,8 @@ def test_forms_of_a_list(tmp_path, content, name):
     ("content", "message"),
     [
         (b"dog\ndog\n", "dog more than once"),
+        ("caf\u00e9\ncafe\u0301\n".encode(), "more than once"),
+        (b'{"cat": 0, "dog": 1, "cat": 1, "dog": 0}', "more than once"),
         (b"", "no class names"),
         (b"\xff\xfe\x00", "no text in UTF-8"),
         ("cat\ndog\n".encode("utf-16"), "no text in UTF-8"),
@@ -138,6 +140,12 @@ def test_files_that_list_no_labels(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_folders_of_one_name_in_two_spellings(tmp_path):
+    (tmp_path / "order").write_text("caf\u00e9\ndog\n", encoding="utf-8")
+    with pytest.raises(IbauError, match="one name in two spellings"):
+        class_labels(["caf\u00e9", "cafe\u0301"], 2, str(tmp_path / "order"))
+
+
 @pytest.mark.parametrize(
     ("names", "num_classes", "order", "message"),
     [
@@ -145,6 +153,7 @@ def test_files_that_list_no_labels(tmp_path, content, message):
         (["0", "1", "extra"], 2, None, "3 class folders .*no numbers: extra.*2 classes; remove what is no class"),
         (["cat", "dog"], 2, "number", "no numbers, and no word with a number"),
         (["cat", "dog"], 2, "nosuch", "no file nosuch"),
+        (["cat", "dog"], 2, "a" * 5000, r"no file a+\.\.\. \(5,000 characters\)"),
         (["9" * 25], None, None, "can be no label"),
     ],
 )

@@ -174,6 +174,26 @@ def inflating(file, name):
     array.id.write_direct_chunk((0, 0, 0, 0), zlib.compress(bytes(10**8), 9))
 
 
+def stored_as(content, **options):
+    """A part that is stored as these bytes, whatever they hold."""
+
+    def make(file, name):
+        array = file.create_dataset(name, X.shape, "u1", chunks=X.shape, **options)
+        array.id.write_direct_chunk((0, 0, 0, 0), content)
+
+    return make
+
+
+def of_large_parts(file, name):
+    """Six parts of 48 MB, of each of which one image is used."""
+    array = file.create_dataset(
+        name, X.shape, "u1", maxshape=(None,) * 4, chunks=(1, 4000, 4000, 3), compression="gzip"
+    )
+    content = zlib.compress(bytes(48_000_000), 9)
+    for index in range(len(X)):
+        array.id.write_direct_chunk((index, 0, 0, 0), content)
+
+
 def twice_deflated(file, name):
     plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     plist.set_chunk(X.shape)
@@ -195,7 +215,13 @@ HDF5 = {
         lambda file, name: file.create_dataset(name, X.shape, "u1", chunks=(10**6, *SHAPE), maxshape=(None, *SHAPE)),
         "meant to fill memory",
     ),
-    "a part that goes on": (inflating, "inflates to more than it declares"),
+    "a part that goes on": (inflating, "holds more or less than it declares"),
+    "half a part": (stored_as(zlib.compress(X[:3].tobytes()), compression="gzip"), "holds more or less"),
+    "a stream that is cut off": (stored_as(zlib.compress(X.tobytes())[:-9], compression="gzip"), "holds more or less"),
+    "half a part, shuffled": (stored_as(X[:3].tobytes(), shuffle=True), "holds more or less"),
+    "half a part, LZF": (stored_as(b"\0a\xe0\xff\0", compression="lzf"), "holds more or less"),
+    "LZF that is cut off": (stored_as(b"\x1fabc", compression="lzf"), "holds more or less"),
+    "parts far larger than the array": (of_large_parts, "meant to fill memory"),
     "deflated twice": (twice_deflated, "compressed in a way"),
     "scale-offset": (lambda file, name: stored(file, name, scaleoffset=0), "compressed in a way"),
     "text": (lambda file, name: file.create_dataset(name, data=["a"] * 6), "no array of numbers"),
@@ -229,9 +255,26 @@ def test_hdf5_files_that_lie_or_name_others(tmp_path, name):
         {"compression": "lzf", "maxshape": (None, *SHAPE)},
     ],
 )
-def test_honest_hdf5_is_read(tmp_path, options):
-    h5(tmp_path / "a.h5", X_test=lambda file, name: stored(file, name, **options))
-    np.testing.assert_array_equal(load_dataset(str(tmp_path / "a.h5"), SHAPE).images, X)
+@pytest.mark.parametrize("images", [X, np.repeat(X[:, :1, :1], 64, 1).reshape(6, 8, 8, 3)], ids=["random", "alike"])
+def test_honest_hdf5_is_read(tmp_path, options, images):
+    h5(tmp_path / "a.h5", X_test=lambda file, name: file.create_dataset(name, data=images, **options))
+    np.testing.assert_array_equal(load_dataset(str(tmp_path / "a.h5"), SHAPE).images, images)
+
+
+def test_parts_that_share_their_bytes_are_refused(tmp_path):
+    """Each would be inflated anew. The place of the second one's in the file's index is replaced by the first one's."""
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        array = file.create_dataset("X_test", data=X, chunks=(3, *SHAPE), compression="gzip")
+        file["Y_test"] = Y
+        first, second = (array.id.get_chunk_info(index) for index in (0, 1))
+    content = (tmp_path / "a.h5").read_bytes()
+    place, other = (struct.pack("<Q", info.byte_offset) for info in (first, second))
+    sizes = [struct.pack("<II5Q", info.size, 0, *info.chunk_offset, 0) for info in (first, second)]
+    assert content.count(sizes[1] + other) == 1
+    forged = struct.pack("<II5Q", first.size, 0, *second.chunk_offset, 0) + place
+    (tmp_path / "a.h5").write_bytes(content.replace(sizes[1] + other, forged))
+    with pytest.raises(IbauError, match="parts that overlap"):
+        load_dataset(str(tmp_path / "a.h5"), SHAPE)
 
 
 def test_a_split_names_no_place_elsewhere(tmp_path):

@@ -122,6 +122,25 @@ def test_images_in_a_folder_of_their_own(tmp_path, picture):
         load_dataset(str(tmp_path), SHAPE)
 
 
+GRADIENT = Image.fromarray(np.arange(1024, dtype=np.uint8).reshape(32, 32))
+
+
+def tiled(side, strips=1):
+    """A TIFF of 32x32 grey pixels in one tile that says to be larger, or in strips of a byte each."""
+    tags = {256: [32], 257: [32], 258: [8], 259: [8], 262: [1], 277: [1]}
+    lengths = {322: [side], 323: [side], 324: [8], 325: [8]} if side else {273: [8] * strips, 279: [1] * strips}
+    tags |= lengths
+    content, more = b"II*\0" + (16).to_bytes(4, "little") + zlib.compress(b"")[:8].ljust(8, b"\0"), b""
+    content += len(tags).to_bytes(2, "little")
+    end = 16 + 2 + 12 * len(tags) + 4
+    for tag, values in sorted(tags.items()):
+        data = np.asarray(values, "<u4").tobytes()
+        place = data if len(values) == 1 else (end + len(more)).to_bytes(4, "little")
+        more += b"" if len(values) == 1 else data
+        content += np.asarray([tag, 4], "<u2").tobytes() + len(values).to_bytes(4, "little") + place
+    return content + bytes(4) + more
+
+
 def link(path):
     path.symlink_to("nowhere")
 
@@ -143,6 +162,14 @@ BAD = {
     "cut": (lambda path: path.write_bytes(SIXTEEN["PNG"][:200]), "truncated"),
     "PostScript": (lambda path: path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"), "none of PNG"),
     "bomb": (lambda path: path.write_bytes(png(30_000, 4_000, 1, 0)), "declares 600,000,000 bytes"),
+    "tiles that are a bomb": (lambda path: path.write_bytes(tiled(24_576)), "bytes or more"),
+    "more strips than lines": (lambda path: path.write_bytes(tiled(None, strips=500)), "more strips than lines"),
+    "scan after scan": (lambda path: path.write_bytes(saved(GRADIENT, "JPEG") + b"\xff\xda" * 101), "102 scans"),
+    "profile after profile": (lambda path: path.write_bytes(SIXTEEN["PNG"] + b"iCCP" * 101), "101 scans, colour"),
+    "comment after comment": (
+        lambda path: path.write_bytes(b"P3 " + b"#\n" * 101),
+        "101 scans, colour profiles or comm",
+    ),
     "large bomb": (lambda path: path.write_bytes(png(2**31 - 1, 2**31 - 1, 8, 2)), "4611686014132420609 pixels"),
 }
 

@@ -87,6 +87,21 @@ def test_what_is_no_trigger_is_refused(tmp_path, change):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("left_out", "added", "message"),
+    [
+        ("0_kind", {}, "has no 0.kind, and such a file is written by scripts/poison.py"),
+        ("0_target", {}, "has no 0.target"),
+        ("0_pattern", {}, "has no 0.pattern"),
+        ("0_kind", {"0_kind": "magic"}, "unknown kind 'magic'; known are patch, additive"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, left_out, added, message):
+    npz(tmp_path / "bad.npz", **{name: value for name, value in GOOD.items() if name != left_out} | added)
+    with pytest.raises(ConfigError, match=message):
+        read_triggers(tmp_path / "bad.npz", SHAPE)
+
+
 def test_a_file_that_unpacks_to_gigabytes_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("0.pattern.npy", bytes(2**27))
