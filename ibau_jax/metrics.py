@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Int
 from scipy.special import betaincinv
 
 from ibau_jax.batches import make_batches, to_unit
@@ -29,6 +30,7 @@ from ibau_jax.triggers import Attack, Stamp
 
 ENOUGH = 100  # images, below which figures are said to be uncertain
 CONFIDENCE = 0.95
+MOST = 0.5  # share of the images
 VISIBLE = 0.5 / 255  # change of a pixel that is lost, if smaller, where an image is stored
 SHARES = {"acc": "n_images", "asr": "n_triggered", "asr_all": "n_triggered_all", "ra": "n_triggered"}
 
@@ -43,6 +45,7 @@ class Metrics:
         n_triggered: triggered images that `asr` and `ra` were measured on; of several attacks, the most of one.
         n_triggered_all: those that `asr_all` was measured on.
         n_classes: true classes among `n_images`.
+        leads_to: another class than the target, to which the trigger takes most of the images of others.
     """
 
     acc: float
@@ -53,6 +56,7 @@ class Metrics:
     n_triggered: int | None = None
     n_triggered_all: int | None = None
     n_classes: int | None = None
+    leads_to: int | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Metrics":
@@ -70,6 +74,13 @@ class Metrics:
         if not all(share is None or 0 <= share <= 1 for share in shares.values()) or shares["acc"] is None:
             raise ValueError("a share is not between 0 and 1")
         return cls(**shares, **counts)
+
+    @property
+    def doubt_of_target(self) -> str | None:
+        """What to say of the original model where its trigger leads elsewhere than was named."""
+        if self.leads_to is None:
+            return None
+        return f"the trigger takes most images to class {self.leads_to}, not to its target: check --target-label"
 
     @property
     def fewest(self) -> int | None:
@@ -138,6 +149,9 @@ def evaluate(
         outcomes.append((triggered, part.targets(victims.labels, num_classes), victims.labels))
     triggered, targets, labels = (np.concatenate(arrays) for arrays in zip(*outcomes, strict=True))
     counted = targets != labels
+    elsewhere = [
+        _elsewhere(*outcome) for outcome, part in zip(outcomes, attack.each, strict=True) if not part.all_to_all
+    ]
     return replace(
         plain,
         asr=_share(triggered[counted] == targets[counted]),
@@ -146,7 +160,20 @@ def evaluate(
         # Several attacks are tried on the same images, which are no more independent for that.
         n_triggered=max(int(np.count_nonzero(aims != true)) for _, aims, true in outcomes),
         n_triggered_all=max(len(true) for *_, true in outcomes),
+        leads_to=next((label for label in elsewhere if label is not None), None),
     )
+
+
+def _elsewhere(
+    triggered: Int[np.ndarray, " n"], targets: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
+) -> int | None:
+    """The class that most triggered images are taken to, of those that are neither of it nor of the target's class."""
+    others = (labels != targets) & (triggered >= 0)
+    classes, counts = np.unique(triggered[others & (triggered != targets) & (triggered != labels)], return_counts=True)
+    if not len(counts):
+        return None
+    label = int(classes[np.argmax(counts)])
+    return label if counts.max() > MOST * np.count_nonzero(others & (labels != label)) else None
 
 
 def check_measurable(attack: Attack, dataset: Dataset, num_classes: int) -> None:

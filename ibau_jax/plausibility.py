@@ -29,7 +29,7 @@ IMAGES = 1000  # that are looked at, at most
 TRIED = 200  # of them, those that are given to the model in other forms: one batch of `predict`
 SURE = 3.0  # standard errors
 EXPLAINED = 0.25  # share of the misses, among the images that it is about, that an explanation has to account for
-SLIGHT = 0.2  # chance-corrected agreement up to which Landis and Koch (Biometrics, 1977) call it slight
+SLIGHT, SUBSTANTIAL = 0.2, 0.6  # chance-corrected agreement: Landis and Koch (Biometrics, 1977) call it so up to, above
 SHOWN = 4  # labels that a mapping is described by
 HABIT = 0.5  # images: what a label's own class is ahead of others, so that it is kept where nothing speaks against it
 

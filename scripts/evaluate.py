@@ -46,7 +46,7 @@ def main() -> int:
         print(json.dumps({**asdict(metrics), "intervals": metrics.intervals()}))
     else:
         console.console.print(console.metrics_table(metrics))
-    console.warn_of_few(metrics)
+    console.warn_of_figures(metrics)
     return 0
 
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from ibau_jax.checkpoints import load
-from ibau_jax.data import Dataset
+from ibau_jax.data import Dataset, load_dataset
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.metrics import Metrics, check_measurable, confidence_interval, evaluate, predict
+from ibau_jax.report.conclusion import conclude
 from ibau_jax.triggers import Additive, Attack, load_attack
 from tests.oracles.twins import as_torch
 
@@ -130,6 +131,18 @@ def test_figures_come_back_from_records_of_more_and_of_older_versions():
     for record in [*wrong, {**old, "n_images": -1}, {**old, "n_images": "7"}, {**old, "n_images": True}]:
         with pytest.raises((KeyError, TypeError, ValueError)):
             Metrics.of(record)
+
+
+def test_a_trigger_that_leads_elsewhere_than_was_named_is_told(shared):
+    """A published model whose target is 8, by PyTorch's own classes; and the same with that target."""
+    checkpoint = load(shared / "checkpoints" / "badnets_8_02_ckpt.pth")
+    images = load_dataset(str(shared / "data" / "cifar10_test.npz"), checkpoint.input_shape).first(200)
+    attack = load_attack("badnets", checkpoint.input_shape)
+    wrong, right = (evaluate(checkpoint.model(), images, attack, target) for target in (3, 8))
+    assert wrong.leads_to == 8
+    assert "to class 8, not to its target" in wrong.doubt_of_target
+    assert (right.leads_to, right.doubt_of_target) == (None, None)
+    assert "class 8" in " ".join(conclude(wrong, wrong, {}, targeted=False).reasons)
 
 
 def test_a_trigger_that_changes_nothing_measures_nothing():

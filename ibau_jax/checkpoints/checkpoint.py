@@ -339,7 +339,8 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
 def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     if not flax_store.is_flax_checkpoint(folder):
         raise CheckpointError(
-            f"{folder} is a folder but no Flax checkpoint of this program (it has no checkpoint.json)"
+            f"{folder} is a folder but no Flax checkpoint of this program (it has no checkpoint.json); name a file "
+            "in it, or several by a pattern such as 'FOLDER/*.pth'"
         )
     manifest = flax_store.read_manifest(folder)
     try:

@@ -137,7 +137,10 @@ def _read_archive(archive: Archive, budget: Budget, refused: dict[GlobalName, No
     if any(name.split("/")[-1] == "constants.pkl" for name in archive.names()):
         raise CheckpointError("this is a TorchScript archive; save the model's state_dict() with torch.save instead")
     if len(pickles) != 1:
-        raise CheckpointError("this zip archive was not written by torch.save (it has no single data.pkl)")
+        raise CheckpointError(
+            "this zip archive was not written by torch.save (it has no single data.pkl); arrays of images (.npz) "
+            "belong behind --dataset"
+        )
     root = pickles[0].removesuffix("data.pkl")
     order = bytes(archive.read(f"{root}byteorder")) if f"{root}byteorder" in archive else b"little"
     if order not in (b"little", b"big"):

@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ibau_jax.batches import to_unit
 from ibau_jax.checkpoints.checkpoint import Checkpoint
@@ -27,6 +27,7 @@ from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.normalized import normalized_model
 from ibau_jax.models.registry import altered, neighbours, unaltered
 from ibau_jax.models.running_statistics import DiscrepancyExceeded, Statistics, discrepancies, distances
+from ibau_jax.plausibility import SUBSTANTIAL, SURE, agreement
 
 IMAGES, PIXELS = 100, 2**20  # to measure the statistics on: at most so many of each, in one batch
 LABELLED = 500  # to measure accuracy on, where statistics do not decide
@@ -49,6 +50,7 @@ class Evidence:
         seen: the statistics of each BatchNorm's input on the images.
         n_images: how many images it is from.
         accuracy: share of images classified as labelled, where the discrepancies of several do not decide.
+        classifies_well: the images are classified as labelled far more often than not; None where nobody asked.
     """
 
     architecture: Architecture
@@ -56,6 +58,7 @@ class Evidence:
     seen: Statistics = field(repr=False)
     n_images: int
     accuracy: float | None = None
+    classifies_well: bool | None = None
 
     @property
     def discrepancy(self) -> float:
@@ -74,6 +77,13 @@ class Evidence:
         discrepancy of 1 / (4 n_images) at most.
         """
         return self.plausibility <= IMPLAUSIBLE + 1 / (4 * self.n_images)
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether this is the network all the same, its weights changed after BatchNorm recorded: by fine-tuning, or by
+        unlearning, which leaves what is recorded as it was.
+        """
+        return not self.is_plausible and bool(self.classifies_well)
 
     def beats(self, other: "Evidence") -> bool:
         """Whether it is the network, if it is one of the two.
@@ -123,10 +133,12 @@ def weigh(
     known = [witness.evidence(one) for one in architectures]
     weighed = _with_alterations(witness, sorted(known, key=_discrepancy))
     undecided = [one for one in weighed if one is weighed[0] or not weighed[0].beats(one)]
-    if len(undecided) == 1:
-        return weighed
-    counted = [replace(one, accuracy=witness.accuracy(one.architecture)) for one in undecided]
-    return [*sorted(counted, key=lambda one: -(one.accuracy or 0.0)), *(one for one in weighed if one not in undecided)]
+    if len(undecided) > 1:
+        counted = [replace(one, accuracy=witness.accuracy(one.architecture)) for one in undecided]
+        others = [one for one in weighed if one not in undecided]
+        weighed = [*sorted(counted, key=lambda one: -(one.accuracy or 0.0)), *others]
+    best, *rest = weighed
+    return weighed if best.is_plausible else [replace(best, classifies_well=witness.agrees(best.architecture)), *rest]
 
 
 @dataclass(frozen=True)
@@ -171,8 +183,15 @@ class _Witness:
 
     def accuracy(self, architecture: Architecture) -> float:
         """The share of images that an architecture classifies as labelled."""
-        predicted = predict_where_finite(self.model(architecture), self.labelled)
-        return float(np.mean(predicted == self.labelled.labels))
+        return float(np.mean(self.predicted(architecture) == self.labelled.labels))
+
+    def agrees(self, architecture: Architecture) -> bool:
+        """Whether an architecture's classes and the labels agree substantially, and not by chance."""
+        return agreement(self.predicted(architecture), self.labelled.labels, -SURE) > SUBSTANTIAL
+
+    def predicted(self, architecture: Architecture) -> Int[np.ndarray, " n"]:
+        """The class that an architecture gives each of the labelled images."""
+        return predict_where_finite(self.model(architecture), self.labelled)
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         """What is altered in one way more, less or otherwise than an architecture."""
@@ -228,8 +247,8 @@ def _discrepancy(evidence: Evidence) -> float:
 
 
 def check_evidence(evidence: Sequence[Evidence]) -> None:
-    """Raises CheckpointError where not even the likeliest architecture agrees with clean images."""
-    if evidence[0].is_plausible:
+    """Raises CheckpointError where not even the likeliest architecture agrees with clean images or their labels."""
+    if evidence[0].is_plausible or evidence[0].is_changed:
         return
     raise CheckpointError(
         "the statistics in the checkpoint's BatchNorm layers are not those of the clean images, so this is another "

@@ -150,10 +150,12 @@ def _counts(metrics: "Metrics") -> str:
     return f"{metrics.n_images} images{triggered}"
 
 
-def warn_of_few(metrics: "Metrics") -> None:
-    """Prints a warning where few images were measured on."""
+def warn_of_figures(metrics: "Metrics") -> None:
+    """Prints a warning where few images were measured on, and where a trigger leads elsewhere than named."""
     from ibau_jax.metrics import ENOUGH
 
+    if metrics.doubt_of_target:
+        warn(metrics.doubt_of_target)
     if metrics.fewest is not None and metrics.fewest < ENOUGH:
         warn(f"only {metrics.fewest} image{'s' * (metrics.fewest != 1)} measured: below {ENOUGH} figures are uncertain")
 

@@ -175,6 +175,11 @@ def likeliest(subject: Subject, images: Dataset) -> Subject:
         bar.add_task("which network, by its BatchNorm statistics", total=None)
         evidence = weigh(checkpoint, images, subject.normalization)
     best, *others = evidence
+    if best.is_changed:
+        console.warn(
+            f"{subject.path}: its BatchNorm layers recorded other statistics than clean images have now ({best}), as "
+            "in a model that was fine-tuned or unlearned; it classifies them well, and is taken as it is"
+        )
     if not len(best.layers) and checkpoint.has_statistics():
         console.warn(
             f"{subject.path}: what its BatchNorm layers recorded is not compared with clean images, since "

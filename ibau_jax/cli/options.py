@@ -43,6 +43,7 @@ def option(metavar: str, default: str, *aliases: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})", aliases=list(aliases))
 
 
+On = Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: on)")]  # shows as --no-NAME, with what that does
 Model = Annotated[str | None, option("NAME|FILE.py:CLASS", "recognised from names and shapes")]
 NumClasses = Annotated[int | None, option("N", "recognised from shapes")]
 ImageSize = Annotated[int | None, option("N", "what the checkpoint says, else the architecture's usual size")]
@@ -199,8 +200,8 @@ class AuditOptions:
 class BeforeAfterOptions(AuditOptions):
     """The audit of the model as it came and of the cleaned one, without the trigger: what scripts/audit.py does."""
 
-    audit: bool = True
-    """do not audit"""
+    audit: On = True
+    """do not audit the model before and after"""
 
 
 @dataclass(frozen=True)
@@ -243,7 +244,7 @@ class DeviceOptions:
 
     device: str = "auto"
     """auto, cpu, cuda, tpu, or a CUDA device: cuda:1, or numbers such as 0 or 4,5"""
-    compile_cache: bool = True
+    compile_cache: On = True
     """do not keep compiled programs in $XDG_CACHE_HOME/ibau_jax (~/.cache/ibau_jax) for later runs"""
 
 

@@ -67,7 +67,7 @@ def _run(options: PoisonOptions) -> int:
     plan = replace(plan, attacks=attacks)
     metrics = plan.evaluate(model)
     console.console.print(console.metrics_table(metrics))
-    console.warn_of_few(metrics)
+    console.warn_of_figures(metrics)
     write(options, plan, model, metrics, time.perf_counter() - begin)
     progress.remove()
     console.console.print(f"{options.out / MODEL} written", soft_wrap=True)

@@ -75,6 +75,8 @@ class RoundProgress:
     def on_before(self, name: str, metrics: "Metrics") -> None:
         """Prints the figures of the original model."""
         self._print(name, f"before     {_figures(metrics)}")
+        if metrics.doubt_of_target:
+            self._print(name, metrics.doubt_of_target)
 
     def on_suspects(self, name: str, labels: Collection[int]) -> None:
         """Prints the classes that are suspected from now on."""

@@ -74,6 +74,7 @@ def conclude(
     reasons = (
         *_figures(before, after),
         *_of_few(before),
+        *([before.doubt_of_target] if before.doubt_of_target else []),
         *_of_trust(audits, targeted),
         *_of_suspect(suspect),
         *_of_residual(open_to),

@@ -19,7 +19,9 @@ from ibau_jax.errors import CheckpointError
 from ibau_jax.models import architectures, get_architecture, variants
 from ibau_jax.models.alterations import FAINT
 from ibau_jax.models.running_statistics import DiscrepancyExceeded, discrepancies
+from ibau_jax.models.small_vgg import torch_module
 from tests.checkpoints.test_conversion import random_vgg
+from tests.cli.commands import EXAMPLE
 from tests.oracles.cifar_models import WideResNet, randomise
 from tests.oracles.look_alikes import LOOK_ALIKES, calibrated, resnet
 from tests.oracles.twins import as_torch
@@ -194,6 +196,31 @@ def test_a_network_that_nobody_registered_is_refused(tmp_path, function):
     checkpoint = load(saved(module, tmp_path / "x.pth"))
     with pytest.raises(CheckpointError, match="another network with the same names and shapes"):
         check_evidence(weigh(checkpoint, patchwork().take(np.arange(200, 300)), None))
+
+
+def test_a_network_whose_weights_changed_after_its_statistics_is_no_other(tmp_path, digits):
+    """Fine-tuning with frozen statistics, as unlearning does it: labels tell that it is the network all the same."""
+    torch.manual_seed(0)
+    module, content = torch_module(10), torch.load(EXAMPLE, weights_only=True)
+    module.load_state_dict(content["net"])
+    images, labels = as_torch(digits.images[:400].astype(np.float32) / 255), torch.tensor(digits.labels[:400])
+    optimizer = torch.optim.Adam(module.eval().parameters(), 3e-3)
+    for start in range(0, 400, 20):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(module(images[start : start + 20]), labels[start : start + 20]).backward()
+        optimizer.step()
+    torch.save({**content, "net": module.state_dict()}, tmp_path / "x.pth")
+    others = digits.take(np.arange(400, 800))
+    evidence = weigh(load(tmp_path / "x.pth"), others, None)
+    assert (evidence[0].architecture.name, evidence[0].is_plausible, evidence[0].is_changed) == (
+        "small_vgg",
+        False,
+        True,
+    )
+    check_evidence(evidence)
+    unrelated = make_dataset(others.images, np.random.default_rng(0).permutation(others.labels), "unrelated")
+    with pytest.raises(CheckpointError, match="another network with the same names and shapes"):
+        check_evidence(weigh(load(tmp_path / "x.pth"), unrelated, None))
 
 
 class OneNorm(nnx.Module):
