@@ -40,7 +40,7 @@ class Poison:
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise ConfigError(f"the poison ratio is {self.ratio}; it must be between 0 and 1")
+            raise ConfigError(f"the poison ratio is {self.ratio}; it must be above 0 and below 1")
         if self.decoys < 0:
             raise ConfigError(f"decoys is {self.decoys}; it must not be negative")
         if self.clean_label and self.attacks[0].all_to_all:

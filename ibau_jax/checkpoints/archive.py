@@ -18,6 +18,7 @@ METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 ENCRYPTED, DESCRIPTOR, UTF8 = 0x1 | 0x40 | 0x2000, 0x8, 0x800
 FLAGS = 0x6 | DESCRIPTOR | UTF8  # 0x6: how hard DEFLATE tried
 ZIP64, UNICODE_PATH = 0x0001, 0x7075  # kinds of extra field
+FOLDER = 0x10  # attribute that PyTorch takes for a folder's, of which it reads nothing
 ENTRY = 20  # what the directory takes in memory, as a multiple of its bytes
 PIECE = 2**16
 AMBIGUOUS = "the zip archive can be read in two ways"
@@ -39,7 +40,7 @@ class Archive:
             raise damaged(shortened(error)) from error
         if len(members) != entries:
             raise damaged("it has not as many entries as it says")
-        self._members = {member.filename.lower(): member for member in members}
+        self._members = {_lower(member.filename): member for member in members}
         if len({name.casefold() for name in self._members}) != len(members):
             raise CheckpointError(f"{AMBIGUOUS}: two members have the same name, or names that differ in case: refused")
         self._starts = _checked_starts(file, members, directory)
@@ -50,7 +51,7 @@ class Archive:
         return list(self._members)
 
     def __contains__(self, name: str) -> bool:
-        return name.lower() in self._members
+        return _lower(name) in self._members
 
     def size(self, name: str) -> int:
         """How many bytes the member holds."""
@@ -76,7 +77,12 @@ class Archive:
     def _member(self, name: str) -> zipfile.ZipInfo:
         if name not in self:
             raise damaged(f"it lacks {quoted(name)}")
-        return self._members[name.lower()]
+        return self._members[_lower(name)]
+
+
+def _lower(name: str) -> str:
+    """The name as PyTorch compares it: only letters of ASCII have cases."""
+    return name.encode("utf-8", "surrogatepass").lower().decode("utf-8", "surrogatepass")
 
 
 def damaged(what: str) -> CheckpointError:
@@ -132,6 +138,8 @@ def _checked_span(file: IO[bytes], member: zipfile.ZipInfo) -> tuple[int, int]:
         raise CheckpointError(f"the archive's member {name!r} is encrypted; unpack it and save it again")
     if member.compress_type not in METHODS:
         raise CheckpointError(f"the archive's member {name!r} is compressed by something else than DEFLATE: refused")
+    if member.file_size and (member.external_attr & FOLDER or member.filename.endswith("/")):
+        raise CheckpointError(f"{AMBIGUOUS}: the member {name!r} is marked as a folder and has a content: refused")
     header = _read_at(file, member.header_offset, LOCAL.size)
     if len(header) != LOCAL.size or not header.startswith(b"PK\3\4"):
         raise damaged(f"{name!r} has no header")

@@ -366,7 +366,22 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     leaves = flax_store.read_leaves(folder / flax_store.LEAVES, shapes, dtypes)
     if manifest.get("leaves_sha256") not in (None, flax_store.digest(leaves)):  # earlier versions wrote none
         raise CheckpointError(f"{folder / flax_store.LEAVES} is damaged: its weights are not those that were written")
-    return Checkpoint(architecture, num_classes, image_size, leaves, envelope, alternatives, normalization)
+    checkpoint = Checkpoint(architecture, num_classes, image_size, leaves, envelope, alternatives, normalization)
+    _check_names(checkpoint, folder)
+    return checkpoint
+
+
+def _check_names(checkpoint: Checkpoint, folder: Path) -> None:
+    """Raises CheckpointError where a Flax folder's tensors, written back, would not be recognised as they are read."""
+    written = checkpoint.envelope.state_dict_in(_filled(checkpoint))
+    tensors = {full: written[full] for full in checkpoint.envelope.names.values()}
+    request = Request(checkpoint.architecture.name, checkpoint.num_classes, checkpoint.image_size)
+    try:
+        same = dict(recognise(tensors, request).reading.names) == dict(checkpoint.envelope.names)
+    except CheckpointError:
+        same = False
+    if not same:
+        raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: it gives tensors the names of others")
 
 
 def _stored_alternatives(architecture: Architecture, manifest: Mapping[str, Any]) -> tuple[Architecture, ...]:

@@ -268,7 +268,7 @@ def _read_safetensors(file: IO[bytes], budget: Budget) -> Any:
 
     length = struct.unpack("<Q", file.read(8))[0]
     budget.take(HEADER * length)
-    metadata = _safetensors_metadata(file.read(length))
+    names, metadata = _safetensors_header(file.read(length))
     size = file.seek(0, 2)
     budget.take(2 * size)
     file.seek(0)
@@ -276,18 +276,21 @@ def _read_safetensors(file: IO[bytes], budget: Budget) -> Any:
         tensors = safetensors.deserialize(file.read())
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"the safetensors file is damaged ({shortened(error)})") from error
+    order = {name: place for place, name in enumerate(names)}  # the library has one of its own, another at each call
+    tensors.sort(key=lambda pair: order[pair[0]])
     named = OrderedDict((name, _safetensors_tensor(name, tensor)) for name, tensor in tensors)
     return checked_tree({"state_dict": named, "metadata": metadata} if metadata else named, budget)
 
 
-def _safetensors_metadata(header: bytes) -> Mapping[str, str] | None:
-    """What the file says of itself, which the library does not give for bytes."""
+def _safetensors_header(header: bytes) -> tuple[list[str], Mapping[str, str] | None]:
+    """The tensors' names in the file's order, and what it says of itself, which the library does not give for bytes."""
     try:
-        metadata = json.loads(header.decode("utf-8")).get("__metadata__")  # bytes alone could be UTF-16
+        names = json.loads(header.decode("utf-8"))  # bytes alone could be UTF-16
+        metadata = names.pop("__metadata__", None)
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"the safetensors file is damaged ({shortened(error)})") from error
     plain = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    return metadata if plain and metadata else None
+    return list(names), metadata if plain and metadata else None
 
 
 def _safetensors_tensor(name: str, tensor: Mapping[str, Any]) -> TorchTensor:

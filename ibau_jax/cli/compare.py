@@ -60,6 +60,7 @@ def _run(options: CompareOptions) -> int:
     )
     if not outcomes:
         raise ConfigError("no run succeeded")
+    write(options.out, outcomes)  # those of an earlier command may have been edited
     console.console.print(console.comparison_table(rows(outcomes)))
     console.console.print(f"tables: {options.out / MARKDOWN}", soft_wrap=True)
     return SOME_FAILED if failed else 0
@@ -164,10 +165,13 @@ def restored(file: Path) -> list[Outcome]:
     if not file.exists():
         return []
     try:
-        return [
+        outcomes = [
             Outcome(**{**one, "before": Metrics.of(one["before"]), "after": Metrics.of(one["after"])})
             for one in read_json(file)["outcomes"]
         ]
+        if any(None in (metrics.asr, metrics.ra) for one in outcomes for metrics in (one.before, one.after)):
+            raise ValueError("an ASR is missing")
+        return outcomes
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(f"{file} is no file of outcomes ({str(error)[:200]}); choose another --out") from error
 

@@ -1,7 +1,12 @@
 """From the options of a run to its task: everything read and checked before any long work."""
 
+import os
+from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ibau_jax.checkpoints.checkpoint import check_can_be_saved
 from ibau_jax.cli import console
@@ -34,7 +39,8 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         IbauError: the input is to blame.
     """
     subject = load_subject(planned.subject)
-    check_apart(planned.folder, subject.path)
+    for path in _paths_read(subject.path, options):
+        check_apart(planned.folder, path)
     check_can_be_saved(subject.checkpoint)
     split = load_split(options.data, subject, planned.config.seed)
     attack = attack_on(subject, options.attack, split.used)
@@ -48,6 +54,12 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         config, constants = UnlearnConfig(n_rounds=1, seed=planned.config.seed), asdict(tuning)
         if options.output.resume:
             raise ConfigError(f"--method {defence.name} keeps no state to --resume from")
+    shown, classes = len(np.unique(split.clean_set.labels)), subject.checkpoint.num_classes
+    if 2 * shown < classes:
+        console.warn(
+            f"the {len(split.clean_set)} clean images that unlearn are of {shown} of {classes} classes: accuracy on "
+            "the others may be lost"
+        )
     check_free(planned.folder, BYTES_A_WEIGHT * sum(leaf.size for leaf in subject.checkpoint.leaves.values()))
     subject = settled(subject, split.evaluation, planned.subject.force)
     if options.data.clean_set:
@@ -72,6 +84,15 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     check_relearning(task, options.relearning)
     _take_up(task, options.output, alone)
     return task
+
+
+def _paths_read(checkpoint: Path, options: UnlearnOptions) -> Iterator[Path]:
+    """The files and folders among the inputs."""
+    data, attack = options.data, options.attack
+    for given in (data.dataset, data.clean_set, attack.attack, attack.trigger_mask, options.relearning.clean_ckpt):
+        if given is not None and os.path.exists(given):
+            yield Path(given)
+    yield checkpoint
 
 
 def _take_up(task: Task, output: OutputOptions, alone: bool) -> None:

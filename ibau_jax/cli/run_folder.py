@@ -46,16 +46,14 @@ def check_folder(folder: Path, names: Sequence[str] = RESULTS, *, overwrite: boo
     check_writable(folder / names[-1])
 
 
-def check_apart(folder: Path, checkpoint: Path, names: Sequence[str] = RESULTS) -> None:
-    """Raises ConfigError if writing `names` to `folder` would change the checkpoint that was read."""
-    out, source = Path(os.path.realpath(folder)), Path(os.path.realpath(checkpoint))
+def check_apart(folder: Path, read: Path, names: Sequence[str] = RESULTS) -> None:
+    """Raises ConfigError if writing `names` to `folder` would change a file or folder that is read."""
+    out, source = Path(os.path.realpath(folder)), Path(os.path.realpath(read))
     if source.is_dir() and (out == source or source in out.parents):
-        raise ConfigError(f"--out {folder} lies in the Flax folder {checkpoint}, which is read; choose another --out")
+        raise ConfigError(f"--out {folder} lies in the folder {read}, which is read; choose another --out")
     written = [out / name for name in names]
     if any(place == source or place in source.parents for place in written):
-        raise ConfigError(
-            f"the results in --out {folder} would replace {checkpoint}, which is read; choose another --out"
-        )
+        raise ConfigError(f"the results in --out {folder} would replace {read}, which is read; choose another --out")
 
 
 def finished_result(folder: Path, config: dict[str, Any]) -> dict[str, Any] | None:

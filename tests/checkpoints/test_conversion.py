@@ -294,6 +294,22 @@ def test_damaged_flax_folders_are_refused(tmp_path):
             load(folder)
 
 
+def test_a_flax_folder_that_gives_tensors_the_names_of_others_is_refused(tmp_path):
+    """What is computed would be another model than what is written back; the digest is of the weights alone."""
+    torch.save(random_vgg().state_dict(), tmp_path / "x.pth")
+    save(load(tmp_path / "x.pth"), tmp_path / "flax")
+    manifest = json.loads((tmp_path / "flax" / "checkpoint.json").read_text())
+    for one, other in (("features.1.weight", "features.1.bias"), ("features.0.weight", "features.3.weight")):
+        names = manifest["state_dict"]["names"]
+        swapped = {**names, one: names[other], other: names[one]}
+        content = {**manifest, "state_dict": {**manifest["state_dict"], "names": swapped}}
+        (tmp_path / "flax" / "checkpoint.json").write_text(json.dumps(content))
+        with pytest.raises(CheckpointError, match="checkpoint.json is damaged: it gives tensors the names of others"):
+            load(tmp_path / "flax")
+    (tmp_path / "flax" / "checkpoint.json").write_text(json.dumps(manifest))
+    assert load(tmp_path / "flax").architecture.name == "small_vgg"
+
+
 def test_a_failing_write_leaves_what_was_there(tmp_path, monkeypatch):
     """Fault injection: the disk is full half-way."""
     torch.save({"net": random_vgg().state_dict()}, tmp_path / "x.pth")

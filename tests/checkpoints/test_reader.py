@@ -188,6 +188,16 @@ def test_every_dtype_of_safetensors(tmp_path, dtype):
     assert found.tobytes() == tensor.flatten().view(torch.uint8).numpy().tobytes()
 
 
+def test_safetensors_keep_the_files_order(tmp_path):
+    """The library that reads them has an order of its own, another one at each call."""
+    names = [f"{letter}.weight" for letter in "qwertyuiopasdfghjklzxcvbnm"]
+    header = {name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * i, 4 * i + 4]} for i, name in enumerate(names)}
+    content = json.dumps(header).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(content).to_bytes(8, "little") + content + bytes(4 * len(names)))
+    for _ in range(5):
+        assert list(read_torch_file(tmp_path / "x.safetensors").tree) == names
+
+
 @pytest.mark.parametrize("first_byte", [0x80, 0x50, 0x00])
 def test_safetensors_whose_length_begins_as_a_pickle_does(tmp_path, first_byte):
     """Lengths are multiples of 8: one in 32 begins with a pickle's first byte."""

@@ -25,6 +25,9 @@ def tensor(key, storage=b"torch\nFloatStorage", rebuild=b"_rebuild_tensor_v2", s
     return b"ctorch._utils\n%b\n%bK\0K\x04\x85K\x01\x85\x89%b%btR" % (rebuild, described, hooks, more)
 
 
+PLAIN = b"\x80\2}X\1\0\0\0w" + tensor(b"X\1\0\0\0" + b"0") + b"s."
+
+
 def archive(path, pickled, storages, byteorder=b"little"):
     with zipfile.ZipFile(path, "w") as file:
         members = {"data.pkl": pickled, "byteorder": byteorder, "version": b"3\n"}
@@ -58,6 +61,29 @@ def key_beyond_ascii(path):
     archive(path, b"\x80\2}X\1\0\0\0w" + tensor(b"U%c" % len(name) + name) + b"s.", storages)
 
 
+def marked_as_a_folder(path):
+    """PyTorch reads nothing of such a member, and leaves the tensor as the memory was."""
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in {
+            "data.pkl": PLAIN,
+            "byteorder": b"little",
+            "version": b"3\n",
+            "data/0": ONE.tobytes(),
+        }.items():
+            info = zipfile.ZipInfo(f"a/{name}")
+            info.external_attr = 0x10 if name == "data/0" else 0
+            file.writestr(info, content)
+
+
+def with_a_folders_name(path):
+    archive(path, b"\x80\2}X\1\0\0\0w" + tensor(b"X\0\0\0\0") + b"s.", {"": ONE})
+
+
+def named_beyond_ascii(path):
+    """The Kelvin sign is k in lower case, but not to PyTorch."""
+    archive(path, b"\x80\2}X\1\0\0\0w" + tensor(b"X\1\0\0\0k") + b"s.", {"\u212a": ONE})
+
+
 def untyped_big_endian(path):
     described = tensor(
         b"X\1\0\0\0" + b"0", b"torch.storage\nUntypedStorage", b"_rebuild_tensor_v3", 16, b"ctorch\nfloat32\n"
@@ -80,6 +106,9 @@ def legacy_of_a_big_endian_machine(path):
 
 
 FILES = [
+    marked_as_a_folder,
+    with_a_folders_name,
+    named_beyond_ascii,
     negated,
     memorised_in_gaps,
     memorised_far_away,

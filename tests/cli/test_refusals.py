@@ -48,6 +48,21 @@ def at_home(tmp_path):
     return ["--ckpt", tmp_path / "run" / "model.pth", "--out", tmp_path / "run"]
 
 
+def data_at_home(tmp_path):
+    """Images where a run's Flax folder goes."""
+    (tmp_path / "run" / "flax").mkdir(parents=True)
+    np.savez(tmp_path / "run" / "flax" / "d.npz", x=zeros(9, 32, 32, 3), y=np.zeros(9, int))
+    return [
+        "--ckpt",
+        EXAMPLE,
+        "--dataset",
+        tmp_path / "run" / "flax" / "d.npz",
+        "--out",
+        tmp_path / "run",
+        "--overwrite",
+    ]
+
+
 BAD = {
     "missing file": (lambda t: ["--ckpt", "nosuch.pth"], "can't read nosuch.pth"),
     "truncated file": (lambda t: ["--ckpt", broken_file(t, EXAMPLE.read_bytes()[:50_000])], "damaged or truncated"),
@@ -92,8 +107,9 @@ BAD = {
     "no such device": (lambda t: ["--ckpt", EXAMPLE, "--device", "tpu"], "no device"),
     "no such GPU": (lambda t: ["--ckpt", EXAMPLE, "--device", "cuda:99"], "no device"),
     "out is a dangling link": (lambda t: ["--ckpt", EXAMPLE, "--out", link(t)], "is a link to"),
-    "out in the Flax folder": (lambda t: ["--ckpt", flax(t), "--out", t / "flax" / "run"], "lies in the Flax folder"),
+    "out in the Flax folder": (lambda t: ["--ckpt", flax(t), "--out", t / "flax" / "run"], "lies in the folder"),
     "out replaces the checkpoint": (lambda t: [*at_home(t), "--overwrite"], "would replace"),
+    "out replaces the data": (lambda t: data_at_home(t), "d.npz, which is read"),
     "evaluation images of the target": (
         lambda t: images(t, np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8), np.full(60, 3)),
         "no image is left to measure badnets",

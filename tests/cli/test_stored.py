@@ -144,6 +144,7 @@ TAMPERED = {
     "rounds missing": lambda content: content.pop("rounds"),
     "rounds number": put("rounds", value=3),
     "rounds fewer": lambda content: content["rounds"].pop(0),
+    "last round missing": lambda content: content["rounds"].pop(),
     "round number": put("rounds", 0, "round", value="1"),
     "round figure": put("rounds", 0, "inner_loss", value="x"),
     "round accuracy": put("rounds", 0, "acc", value=7),
