@@ -13,13 +13,14 @@ jaxopt attaches this rule to a "solver" that returns the δ it is given. This is
 
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ibau_jax.functional import Params
+from ibau_jax.perturbations.space import Perturbation
 
 with warnings.catch_warnings():
     # jaxopt is finished, not broken: docs/design.md says why it is here and how it is fenced in.
@@ -27,7 +28,6 @@ with warnings.catch_warnings():
     from jaxopt import linear_solve
     from jaxopt.implicit_diff import custom_fixed_point
 
-Perturbation: TypeAlias = Float[Array, "s h w c"]
 Loss = Callable[[Perturbation, Params], Float[Array, ""]]
 Matvec = Callable[[Any], Any]
 LinearSolver = Callable[[Matvec, Any], Any]
@@ -85,7 +85,7 @@ def gradient_step(
 ) -> Callable[[Perturbation, Params], Perturbation]:
     """Φ(δ, θ) = δ − η ∇δ L_in(δ, θ), whose derivatives are cheap (see `_symmetric_gradient`)."""
     gradient = _symmetric_gradient(inner_loss, recompute)
-    return lambda delta, params: delta - step_size * gradient(delta, params)
+    return lambda delta, params: jax.tree.map(lambda d, g: d - step_size * g, delta, gradient(delta, params))
 
 
 def _symmetric_gradient(loss: Loss, recompute: bool) -> Callable[[Perturbation, Params], Perturbation]:
@@ -113,18 +113,20 @@ def _symmetric_gradient(loss: Loss, recompute: bool) -> Callable[[Perturbation, 
         if not recompute:
             return kept(u)
         delta, params = kept
-        return jax.jvp(lambda d: both(d, params), (behind(delta, u),), (u,))[1]
+        return jax.jvp(lambda d: both(d, params), (sequenced(delta, u),), (u,))[1]
 
     gradient.defvjp(forward, backward)
     return gradient
 
 
-def behind(delta: Perturbation, other: Float[Array, "..."]) -> Perturbation:
-    """δ, but only to be had when `other` is: what is computed from it waits, and is not merged with what was before.
+def sequenced(delta: Perturbation, other: Any) -> Perturbation:
+    """Makes δ available only when `other` is, so that XLA does not merge what follows with what was before.
 
-    A dependency in the numbers; XLA:CPU drops `optimization_barrier` before it orders the program.
+    Both are pytrees of arrays. The dependency is one in the numbers, since XLA:CPU drops `optimization_barrier` before
+    it orders the program.
     """
-    return delta + 0.0 * jnp.sum(other)
+    waited_for = 0.0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(other))
+    return jax.tree.map(lambda leaf: leaf + waited_for, delta)
 
 
 def hypergradient(
@@ -142,7 +144,7 @@ def hypergradient(
     Args:
         outer_loss: L_out(δ, θ), a scalar.
         inner_loss: L_in(δ, θ), a scalar, twice differentiable where it matters.
-        delta: δ*, the inner solution, float (s, h, w, c), mostly one. It is taken as it is, solved exactly or not.
+        delta: δ*, the inner solution, any pytree of floats. It is taken as it is, solved exactly or not.
         params: θ, any pytree of floats.
         step_size: η of Φ.
         solve: the linear solver, `solve(matvec, b)`: `neumann(K)` or another of `SOLVERS`.

@@ -14,9 +14,10 @@ from ibau_jax.batches import AnyArray, Batches, to_unit
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Rest
-from ibau_jax.hypergradient import SOLVERS, Perturbation, hypergradient
+from ibau_jax.hypergradient import SOLVERS, hypergradient
 from ibau_jax.optimizers import make_optimizer
-from ibau_jax.perturb import cross_entropies, inner_loss, mean_over, of_images, perturbed
+from ibau_jax.perturb import cross_entropies, inner_loss, mean_over, of_images, space_of
+from ibau_jax.perturbations import Perturbation, apply_each
 
 
 class OuterConstants(NamedTuple):
@@ -74,8 +75,8 @@ def outer_loss(
 
     def losses(delta: Perturbation, params: Params, part: OuterBatch) -> Float[Array, " m"]:
         mask = part.patched[:, None, None, None]
-        delta = mask * of_images(delta, part.which)
-        logits = forward(params, perturbed(to_unit(part.batch.images), delta, config.clip, config.unit))
+        each = mask * of_images(delta, part.which, len(part.patched))
+        logits = forward(params, apply_each(space_of(config), each, to_unit(part.batch.images)))
         wrong = cross_entropies(logits, part.batch.labels)
         if part.mixture is not None:
             others = cross_entropies(logits, part.mixture.labels)

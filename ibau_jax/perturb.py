@@ -18,10 +18,9 @@ from ibau_jax.batches import Batches, count_parts, in_parts, to_unit
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Weights
-from ibau_jax.hypergradient import Perturbation, behind
+from ibau_jax.hypergradient import sequenced
 from ibau_jax.optimizers import make_optimizer
-
-STRIDE = 0.3  # of a targeted perturbation's first step, in units of its radius; of the audit's too
+from ibau_jax.perturbations import Perturbation, Pixel, apply_each
 
 
 def mean_over(
@@ -53,7 +52,7 @@ def mean_over(
     total = jnp.zeros(())
     for index in range(parts):
         part = jax.tree.map(lambda array, index=index: array[index], split)
-        total = total + again((behind(delta, total), params), *part)
+        total = total + again((sequenced(delta, total), params), *part)
     return total
 
 
@@ -62,21 +61,14 @@ def cross_entropies(logits: Float[Array, "n classes"], labels: Int[Array, " n"])
     return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
 
 
-def perturbed(
-    images: Float[Array, "n h w c"], delta: Float[Array, "m h w c"], clip: bool, unit: tuple[float, ...] = ()
-) -> Float[Array, "n h w c"]:
-    """x + δ, clipped to [0, 1] where the configuration says so, δ in its `unit`.
-
-    The derivative is 1 on the closed interval, as PyTorch's clamp has it, so that black and white pixels can move;
-    jnp.clip halves it at 0 and 1.
-    """
-    moved = images + (delta * jnp.asarray(unit).reshape(1, 1, 1, -1) if unit else delta)
-    return jnp.where((moved >= 0) & (moved <= 1), moved, jnp.clip(moved, 0, 1)) if clip else moved
+def space_of(config: UnlearnConfig) -> Pixel:
+    """The space of the configured δ."""
+    return Pixel(config.clip, config.unit)
 
 
-def of_images(delta: Perturbation, which: Int[Array, " n"] | None) -> Float[Array, "m h w c"]:
-    """The perturbation of each image, where there are several; one alone fits all."""
-    return delta if len(delta) == 1 else delta[which]
+def of_images(delta: Perturbation, which: Int[Array, " n"] | None, count: int) -> Float[Array, "n h w c"]:
+    """The perturbation of each of `count` images."""
+    return jnp.broadcast_to(delta, (count, *delta.shape[1:])) if len(delta) == 1 else delta[which]
 
 
 def inner_loss(
@@ -96,7 +88,8 @@ def inner_loss(
 
     def losses(delta: Perturbation, params: Params, part: tuple[Batches, Array]) -> Float[Array, " m"]:
         images, which = part
-        stamped = perturbed(to_unit(images.images), of_images(delta, which), config.clip, config.unit)
+        each = of_images(delta, which, len(images.labels))
+        stamped = apply_each(space_of(config), each, to_unit(images.images))
         logits = forward(params, stamped)
         if aims is None:
             return -cross_entropies(logits, images.labels)
@@ -117,19 +110,16 @@ class InnerConstants(NamedTuple):
 def inner_optimizer(config: UnlearnConfig, steps: int) -> optax.GradientTransformationExtraArgs:
     """The published optimiser; for targeted perturbations, steps along the gradient that are a share of the radius.
 
-    Its update then takes the `radius` of each. The share falls along a cosine over `steps`. However small the gradient,
-    the step is as long: a perturbation that has succeeded is to grow to its radius.
+    Its update then takes the `size` of each, its radius. The share falls along a cosine over `steps`.
     """
     if not config.targeted:
         return make_optimizer(config.inner_optim, config.inner_lr)
-    schedule = optax.cosine_decay_schedule(STRIDE, steps, alpha=0.1)
+    ascent = space_of(config).ascent(optax.cosine_decay_schedule(1.0, steps, alpha=0.1))
 
-    def update(gradient: Perturbation, done: Array, delta: Perturbation | None = None, **extra: Any) -> Any:
-        norms = jnp.sqrt(jnp.sum(gradient**2, axis=(1, 2, 3), keepdims=True))
-        radius = extra["radius"][:, None, None, None]
-        return -schedule(done) * radius * gradient / jnp.maximum(norms, 1e-12), done + 1
+    def update(gradient: Perturbation, state: Any, delta: Perturbation | None = None, **extra: Any) -> Any:
+        return jax.vmap(lambda g, s, size: ascent.update(g, s, size=size))(gradient, state, extra["size"])
 
-    return optax.GradientTransformationExtraArgs(lambda delta: jnp.zeros((), jnp.int32), update)
+    return optax.GradientTransformationExtraArgs(jax.vmap(ascent.init), update)
 
 
 def inner_step(
@@ -150,13 +140,8 @@ def inner_step(
         loss, gradient = jax.value_and_grad(inner_loss, argnums=2)(
             forward, config, delta, weights.params, batch._replace(labels=own_labels), aims, execution
         )
-        updates, state = optimizer.update(gradient, state, delta, radius=aims.radius if aims else None)
+        updates, state = optimizer.update(gradient, state, delta, size=aims.radius if aims else None)
         moved = optax.apply_updates(delta, updates)
-        return (jax.vmap(project)(moved, aims.radius) if aims else moved, state), loss
+        return (jax.vmap(space_of(config).project)(moved, aims.radius) if aims else moved, state), loss
 
     return step
-
-
-def project(delta: Perturbation, norm_bound: float | Float[Array, ""]) -> Perturbation:
-    """The nearest point to δ in the ℓ2 ball of radius C, which may be infinite."""
-    return delta * jnp.minimum(1, norm_bound / jnp.maximum(jnp.linalg.norm(delta), 1e-12))

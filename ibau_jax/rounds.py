@@ -16,7 +16,7 @@ from ibau_jax.errors import NotFiniteError
 from ibau_jax.functional import Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.outer import outer_step
-from ibau_jax.perturb import InnerConstants, inner_step, project
+from ibau_jax.perturb import InnerConstants, inner_step, space_of
 from ibau_jax.placement import MEMBER
 from ibau_jax.result import OnBatch, Result, Round, State
 from ibau_jax.selection import judge
@@ -144,7 +144,7 @@ def run_round(
     )
     delta = stack.placement.local(delta)
     if aims is None:  # targeted ones are in their balls
-        delta = jax.vmap(jax.vmap(project, (0, None)))(delta, stack.radii())
+        delta = jax.vmap(jax.vmap(space_of(stack.config).project, (0, None)))(delta, stack.radii())
     carry, outer = steps.outer.run(
         carry,
         stack.outer_batches(number, *stack.augmented(number, batches)),

@@ -12,12 +12,12 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from ibau_jax.aims import Suspects
-from ibau_jax.auditing.views import PERTURBATION
 from ibau_jax.batches import to_unit
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset, Split, split_dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.metrics import predict
+from ibau_jax.perturbations import Pixel
 from ibau_jax.result import Round, Standing, State
 
 ENLARGED = 2.0  # in units of the smallest perturbation, which most but not all images follow
@@ -88,7 +88,7 @@ def follow(
     if not len(elsewhere):
         return 0.0
     others = images.take(elsewhere)
-    stamped = PERTURBATION.stamp(ENLARGED * perturbation[None], to_unit(jnp.asarray(others.images)))
+    stamped = Pixel().apply(jnp.asarray(ENLARGED * perturbation), to_unit(jnp.asarray(others.images)))
     return float(np.mean(predict(model, Dataset(np.asarray(stamped), others.labels)) == label))
 
 

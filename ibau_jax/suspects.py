@@ -11,20 +11,23 @@ from flax import nnx
 
 from ibau_jax.aims import Suspects, standing_out
 from ibau_jax.auditing.search import OnStep, Search, compile_search, run_search
-from ibau_jax.auditing.views import PATCH, PERTURBATION, View
 from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import Execution
 from ibau_jax.models.inference import count_classes
+from ibau_jax.perturbations import Patch, PerturbationSpace, Pixel
 from ibau_jax.result import State
 
 SCAN = AuditConfig(steps=60)
+PIXEL = Pixel()
 
 
-def compile_scan(model: nnx.Module, clean_set: Dataset, execution: Execution, view: View = PERTURBATION) -> Search:
+def compile_scan(
+    model: nnx.Module, clean_set: Dataset, execution: Execution, space: PerturbationSpace = PIXEL
+) -> Search:
     """Compiles the search for suspects, for all models of one architecture."""
     classes = count_classes(model, clean_set.images.shape[1:])
-    return compile_search(model, classes, clean_set, view, SCAN, execution)
+    return compile_search(model, classes, clean_set, space, SCAN, execution)
 
 
 def find_hidden(
@@ -57,7 +60,7 @@ def _may_hide_others(
         return True
     if not config.hidden_min_ratio:
         return False
-    scan = compile_scan(state.model, clean_set, execution, PATCH)
+    scan = compile_scan(state.model, clean_set, execution, Patch())
     return standing_out(run_search(scan, state.model, clean_set, on_step).sizes, config.hidden_min_ratio) > 0
 
 
@@ -87,4 +90,4 @@ def find_suspects(
     near = max(tied, standing_out(found.sizes, config.suspects_min_ratio))
     count = max(config.suspects, min(near, config.perturbations))
     labels = np.argsort(found.sizes, kind="stable")[:count].astype(np.int32)
-    return Suspects.of_search(labels, found.sizes, found.triggers[labels, 0], rounds)
+    return Suspects.of_search(labels, found.sizes, found.triggers[labels], rounds)

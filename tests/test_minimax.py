@@ -25,7 +25,8 @@ from ibau_jax.models import Normalization, Normalized
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.optimizers import make_optimizer
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
-from ibau_jax.perturb import InnerConstants, inner_step, project
+from ibau_jax.perturb import InnerConstants, inner_step
+from ibau_jax.perturbations import Pixel
 from ibau_jax.placement import Placement
 from ibau_jax.presets import PRESETS
 from ibau_jax.stack import Stack
@@ -97,7 +98,7 @@ def test_inner_maximisation_matches_torch(rng, preset):
     carry = (delta, make_optimizer(config.inner_optim, config.inner_lr).init(delta))
     step = inner_step(make_apply(model, DEFAULT_EXECUTION), config)
     (delta, _), _ = loop_of(step, carry, make_batches(data, BATCH), InnerConstants(Weights(params, rest)))
-    found = np.asarray(project(delta, config.norm_bound or np.inf))
+    found = np.asarray(Pixel().project(delta, config.norm_bound or np.inf))
 
     expected = torch_ibau.perturbation(
         torch_twin(model),
@@ -308,7 +309,7 @@ def test_patched_images_vary_with_the_key():
 @settings(max_examples=30, deadline=None)
 def test_projection_onto_the_ball(scale, bound):
     delta = jnp.asarray(scale * np.random.default_rng(0).normal(size=(1, 4, 4, 3)).astype(np.float32))
-    projected = np.asarray(project(delta, bound))
+    projected = np.asarray(Pixel().project(delta, bound))
     norm = float(np.linalg.norm(np.asarray(delta)))
     assert np.linalg.norm(projected) <= bound * (1 + 1e-5) or norm <= bound
     if norm <= bound:

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from ibau_jax import suspects
 from ibau_jax.aims import Aims, Suspects, adapted, aims_of_round
 from ibau_jax.auditing.search import Found
-from ibau_jax.auditing.views import PERTURBATION
 from ibau_jax.augmentation import Mixture
 from ibau_jax.batches import assigned_images, make_batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
@@ -27,7 +26,7 @@ from ibau_jax.minimax import unlearn, unlearn_many
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.optimizers import make_optimizer
 from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
-from ibau_jax.perturb import STRIDE, InnerConstants, inner_optimizer, inner_step
+from ibau_jax.perturb import InnerConstants, inner_optimizer, inner_step
 from ibau_jax.presets import PRESETS, suited
 from ibau_jax.result import Round, Standing
 from ibau_jax.selection import asks_for_more, may_go_deeper
@@ -64,7 +63,7 @@ def test_the_first_inner_step_goes_along_torchs_gradient(case):
     start = torch.zeros(2, 3, 32, 32, requires_grad=True)
     gradient = torch.autograd.grad(torch_ibau.targeted_loss(torch_twin(model), start, images_of(batch), TARGETS), start)
     for index, along in enumerate(gradient[0].numpy().transpose(0, 2, 3, 1)):
-        expected = -STRIDE * aims.radius[index] * along / np.linalg.norm(along)
+        expected = -0.3 * aims.radius[index] * along / np.linalg.norm(along)
         np.testing.assert_allclose(found[index], expected, atol=2e-4 * np.abs(expected).max())
 
 
@@ -217,9 +216,9 @@ def test_others_may_be_hidden_where_several_stood_out_or_a_patch_shows_one(
 
     def search(scan, *_):
         views.append(scan)
-        return Found(np.zeros((3, 1, 4, 4, 3), np.float32), np.asarray([2.0, 1.0, 2.0], np.float32))
+        return Found(np.zeros((3, 4, 4, 3), np.float32), np.asarray([2.0, 1.0, 2.0], np.float32))
 
-    monkeypatch.setattr(suspects, "compile_scan", lambda model, clean_set, execution, view=PERTURBATION: view.name)
+    monkeypatch.setattr(suspects, "compile_scan", lambda model, clean_set, execution, space=suspects.PIXEL: space.name)
     monkeypatch.setattr(suspects, "run_search", search)
     config = replace(CONFIG, suspects_min_ratio=several, hidden_min_ratio=by_patch, perturbations=2)
     model = initial_state(Tiny(nnx.Rngs(0)), config)

@@ -1,4 +1,4 @@
-"""The audit of a model: the smallest trigger for every class in every view, and the verdict on their sizes."""
+"""The audit of a model: the smallest trigger for every class in every space, and the verdict on their sizes."""
 
 import time
 from collections.abc import Callable
@@ -13,14 +13,15 @@ from jaxtyping import Float
 
 from ibau_jax.auditing.judgement import UNDECIDED, Suspect, Verdict, anomaly_index, find_suspects, judge
 from ibau_jax.auditing.search import Search, compile_search, measure, run_search
-from ibau_jax.auditing.views import VIEWS, Trigger
 from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.metrics import ENOUGH, confidence_interval
 from ibau_jax.models.inference import count_classes
+from ibau_jax.perturbations import Patch, Perturbation, PerturbationSpace, Pixel
 
+SPACES: tuple[PerturbationSpace, ...] = (Pixel(), Patch())  # that are searched
 OnStep = Callable[[str, int, int], None]
 MIN_IMAGES = 10  # to search on, and as many to measure on
 MIN_OTHERS = 5  # of them of other classes than any one: a trigger is searched on those
@@ -28,25 +29,26 @@ MOST = 0.5
 
 
 @dataclass(frozen=True)
-class ViewFindings:
-    """What one view shows, a number a class.
+class SpaceFindings:
+    """What one space shows, a number a class.
 
     Attributes:
-        unit: of `sizes`.
-        sizes: of the smallest trigger that takes the share `AuditConfig.success` of other classes' images to the class.
+        space: what was searched.
+        sizes: of the smallest trigger that takes the share `AuditConfig.success` of other classes' images to the class,
+            in the space's unit.
         success: share of held-out images of other classes that follow it, in [0, 1].
         success_at_smallest: the same when every trigger is cut down to the size of the smallest one.
         anomaly_index: see `ibau_jax.auditing.judgement.anomaly_index`.
-        triggers: the triggers, a pytree of arrays (classes, 1, height, width, channels).
+        triggers: the triggers, a pytree of arrays with a leading axis of classes.
         earlier: share of held-out images of other classes that follow an earlier audit's triggers, if there was one.
     """
 
-    unit: str
+    space: PerturbationSpace
     sizes: Float[np.ndarray, " classes"]
     success: Float[np.ndarray, " classes"]
     success_at_smallest: Float[np.ndarray, " classes"]
     anomaly_index: Float[np.ndarray, " classes"]
-    triggers: Trigger = field(repr=False)
+    triggers: Perturbation = field(repr=False)
     earlier: Float[np.ndarray, " classes"] | None = None
 
 
@@ -57,14 +59,14 @@ class Audit:
     Attributes:
         verdict: `backdoored`, `suspicious`, `no backdoor found` or `not enough images to say`.
         suspects: classes that stand out, the likeliest target first.
-        views: by name.
+        spaces: by name.
         seconds: wall time, without compilation.
         n_searched, n_measured: how many images the triggers were searched and measured on.
     """
 
     verdict: Verdict
     suspects: tuple[Suspect, ...]
-    views: dict[str, ViewFindings] = field(repr=False)
+    spaces: dict[str, SpaceFindings] = field(repr=False)
     seconds: float = 0.0
     n_searched: int | None = None
     n_measured: int | None = None
@@ -91,7 +93,7 @@ class Auditor:
             model: see `ibau_jax.unlearn`.
             images: clean images with their true labels.
             held_out: others, to measure on; by default a half of `images`.
-            on_step: called with a view's name, the steps done and how many there are.
+            on_step: called with a space's name, the steps done and how many there are.
             earlier: of another model of this architecture: how many images still follow its triggers is measured too.
 
         Raises:
@@ -106,12 +108,12 @@ class Auditor:
             _check_others(some)
         searches = self._searches(model, classes, searched)
         start = time.perf_counter()
-        views = {
-            search.view.name: _findings(search, model, searched, measured, on_step, earlier) for search in searches
+        spaces = {
+            search.space.name: _findings(search, model, searched, measured, on_step, earlier) for search in searches
         }
-        suspects = find_suspects({name: findings.sizes for name, findings in views.items()})
-        verdict = _verdict(suspects, views, searched, measured)
-        return Audit(verdict, suspects, views, time.perf_counter() - start, len(searched), len(measured))
+        suspects = find_suspects({name: findings.sizes for name, findings in spaces.items()})
+        verdict = _verdict(suspects, spaces, searched, measured)
+        return Audit(verdict, suspects, spaces, time.perf_counter() - start, len(searched), len(measured))
 
     def _divided(self, images: Dataset, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
         order = np.random.default_rng(self.config.seed).permutation(len(images))
@@ -131,7 +133,7 @@ class Auditor:
         kind = (nnx.split(model)[0], images.images.shape[1:], images.images.dtype, batch)
         if kind not in self._compiled:
             self._compiled[kind] = [
-                compile_search(model, classes, images, view, self.config, self.execution) for view in VIEWS.values()
+                compile_search(model, classes, images, space, self.config, self.execution) for space in SPACES
             ]
         return self._compiled[kind]
 
@@ -147,7 +149,7 @@ def _check_others(images: Dataset) -> None:
 
 
 def _verdict(
-    suspects: tuple[Suspect, ...], views: dict[str, ViewFindings], searched: Dataset, measured: Dataset
+    suspects: tuple[Suspect, ...], spaces: dict[str, SpaceFindings], searched: Dataset, measured: Dataset
 ) -> Verdict:
     """The verdict; of few images only what most images that did not search confirm."""
     if min(len(searched), len(measured)) >= ENOUGH:
@@ -155,7 +157,7 @@ def _verdict(
     if suspects:
         first = suspects[0]
         others = int(np.count_nonzero(measured.labels != first.label))
-        if confidence_interval(float(views[first.view].success[first.label]), others)[0] >= MOST:
+        if confidence_interval(float(spaces[first.space].success[first.label]), others)[0] >= MOST:
             return judge(suspects)
     return UNDECIDED
 
@@ -167,19 +169,19 @@ def _findings(
     measured: Dataset,
     on_step: OnStep | None,
     earlier: Audit | None,
-) -> ViewFindings:
-    name = search.view.name
+) -> SpaceFindings:
+    name = search.space.name
     found = run_search(search, model, searched, (lambda done, count: on_step(name, done, count)) if on_step else None)
     smallest = jnp.float32(np.min(found.sizes))
-    cut = jax.vmap(lambda trigger: search.view.project(trigger, smallest))(found.triggers)
-    return ViewFindings(
-        search.view.unit,
+    cut = jax.vmap(lambda trigger: search.space.project(trigger, smallest))(found.triggers)
+    return SpaceFindings(
+        search.space,
         found.sizes,
         measure(search, model, found.triggers, measured),
         measure(search, model, cut, measured),
         anomaly_index(found.sizes),
         found.triggers,
-        measure(search, model, earlier.views[name].triggers, measured) if earlier else None,
+        measure(search, model, earlier.spaces[name].triggers, measured) if earlier else None,
     )
 
 

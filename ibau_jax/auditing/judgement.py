@@ -26,13 +26,13 @@ class Suspect:
 
     Attributes:
         label: the class.
-        view: where it stands out most.
+        space: where it stands out most.
         ratio: the median class's size over its size.
         confidence: that it is a backdoor's target, in [0, 1]: a logistic function of the logarithm of `ratio`.
     """
 
     label: int
-    view: str
+    space: str
     ratio: float
     confidence: float
 
@@ -55,8 +55,8 @@ def anomaly_index(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " c
 
 
 def find_suspects(sizes: dict[str, Float[np.ndarray, " classes"]]) -> tuple[Suspect, ...]:
-    """The classes that stand out in any view, the most suspicious first."""
-    below = {view: below_median(of_view) for view, of_view in sizes.items()}
+    """The classes that stand out in any space, the most suspicious first."""
+    below = {space: below_median(of_space) for space, of_space in sizes.items()}
     suspects = [
         _standing_out(label, below)
         for label in range(len(next(iter(sizes.values()))))
@@ -66,18 +66,18 @@ def find_suspects(sizes: dict[str, Float[np.ndarray, " classes"]]) -> tuple[Susp
 
 
 def lingering(label: int, sizes: dict[str, Float[np.ndarray, " classes"]]) -> Suspect | None:
-    """A class that was suspected, where the smallest trigger of a view still leads to it; where it stands out most.
+    """A class that was suspected, where the smallest trigger of a space still leads to it; where it stands out most.
 
     A hint, no verdict: in a clean model the smallest trigger leads to some class as well.
     """
-    first = {view: below_median(of_view) for view, of_view in sizes.items() if np.argmin(of_view) == label}
+    first = {space: below_median(of_space) for space, of_space in sizes.items() if np.argmin(of_space) == label}
     return _standing_out(label, first) if first else None
 
 
 def _standing_out(label: int, below: dict[str, Float[np.ndarray, " classes"]]) -> Suspect:
-    """A class in the view where it lies furthest `below` the median."""
-    most, view = max((float(of_view[label]), view) for view, of_view in below.items())
-    return Suspect(label, view, float(np.exp(most)), confidence(most))
+    """A class in the space where it lies furthest `below` the median."""
+    most, space = max((float(of_space[label]), space) for space, of_space in below.items())
+    return Suspect(label, space, float(np.exp(most)), confidence(most))
 
 
 def confidence(below: float) -> float:

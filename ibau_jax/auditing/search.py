@@ -18,7 +18,6 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ibau_jax.auditing.views import Shape, Trigger, View
 from ibau_jax.batches import Batches, make_batches, to_unit
 from ibau_jax.compilation import compiler_options
 from ibau_jax.config import AuditConfig
@@ -29,11 +28,13 @@ from ibau_jax.functional import Apply, Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.models.inference import NO_CLASS, classes_of
 from ibau_jax.perturb import cross_entropies
+from ibau_jax.perturbations import Perturbation, PerturbationSpace, Shape
 from ibau_jax.placement import Placement
 
 OnStep = Callable[[int, int], None]
 
 PIXELS_AT_ONCE = 2**20  # of the images of all classes in a step; bounds memory
+FIRST = 0.15  # of the largest size, where a search begins
 SETTLED = 4  # the size is averaged over the last quarter of the steps
 
 
@@ -47,7 +48,7 @@ class Searching(NamedTuple):
         steps: those done.
     """
 
-    trigger: Trigger
+    trigger: Perturbation
     optimizer_state: Any
     size: Float[Array, " classes"]
     steps: Int[Array, " classes"]
@@ -61,20 +62,20 @@ class Constants(NamedTuple):
 
 
 class Found(NamedTuple):
-    """The smallest triggers of one view.
+    """The smallest triggers of one space.
 
     Attributes:
         triggers: of every class, with a leading axis of classes.
-        sizes: in the view's unit.
+        sizes: in the space's unit.
     """
 
-    triggers: Trigger
+    triggers: Perturbation
     sizes: Float[np.ndarray, " classes"]
 
 
 @dataclass(frozen=True)
 class Search:
-    """A search of one view, compiled for an architecture and good for all its classes and weights.
+    """A search of one space, compiled for an architecture and good for all its classes and weights.
 
     Attributes:
         classes: how many there are.
@@ -85,22 +86,27 @@ class Search:
             how many images' logits are not finite.
     """
 
-    view: View
+    space: PerturbationSpace
     config: AuditConfig
     classes: int
     at_once: int
     begin: Callable[[Array], Searching]
     loop: BatchLoop
-    measure: Callable[[Trigger, Batches, Constants], tuple[Array, Array, Array]]
+    measure: Callable[[Perturbation, Batches, Constants], tuple[Array, Array, Array]]
 
 
 def towards(
-    apply: Apply, view: View, trigger: Trigger, batch: Batches, weights: Weights, target: Int[Array, ""]
+    apply: Apply,
+    space: PerturbationSpace,
+    trigger: Perturbation,
+    batch: Batches,
+    weights: Weights,
+    target: Int[Array, ""],
 ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
     """Mean cross-entropy to the target over the images of other classes; how many of them follow, how many there are,
     and how many images' logits are not finite.
     """
-    logits = apply(weights.rest, weights.params, view.stamp(trigger, to_unit(batch.images)))
+    logits = apply(weights.rest, weights.params, space.apply(trigger, to_unit(batch.images)))
     others = batch.weights * (batch.labels != target)
     count = jnp.sum(others)
     losses = cross_entropies(logits, jnp.full_like(batch.labels, target))
@@ -109,21 +115,21 @@ def towards(
     return jnp.sum(losses * others) / jnp.maximum(count, 1), (follow, count, broken)
 
 
-def search_step(apply: Apply, view: View, config: AuditConfig, shape: Shape) -> Callable[..., Any]:
+def search_step(apply: Apply, space: PerturbationSpace, config: AuditConfig, shape: Shape) -> Callable[..., Any]:
     """One step of all classes: `step(searching, batch, constants)` gives the next and the sizes, (classes,)."""
-    schedule, largest = falling(config), view.largest(shape)
-    optimizer = view.optimizer(schedule)
+    schedule, largest = falling(config), space.max_size(shape)
+    ascent = space.ascent(schedule)
 
     def one(searching: Searching, target: Int[Array, ""], batch: Batches, weights: Weights) -> Searching:
-        gradient, (follow, count, _) = jax.grad(partial(towards, apply, view), has_aux=True)(
+        gradient, (follow, count, _) = jax.grad(partial(towards, apply, space), has_aux=True)(
             searching.trigger, batch, weights, target
         )
-        updates, state = optimizer.update(gradient, searching.optimizer_state)
         rate = config.rate * schedule(searching.steps)
         factor = jnp.where(follow >= config.success * count, 1 - rate, 1 + rate)
         size = jnp.minimum(searching.size * factor, largest)
-        moved = jax.tree.map(lambda old, update: old + view.stride(size) * update, searching.trigger, updates)
-        return Searching(view.project(moved, size), state, size, searching.steps + 1)
+        updates, state = ascent.update(gradient, searching.optimizer_state, size=size)
+        moved = optax.apply_updates(searching.trigger, updates)
+        return Searching(space.project(moved, size), state, size, searching.steps + 1)
 
     def step(searching: Searching, batch: Batches, constants: Constants) -> tuple[Searching, Float[Array, " classes"]]:
         following = jax.vmap(one, in_axes=(0, 0, None, None))(searching, constants.target, batch, constants.weights)
@@ -138,7 +144,12 @@ def falling(config: AuditConfig) -> optax.Schedule:
 
 
 def compile_search(
-    model: nnx.Module, classes: int, images: Dataset, view: View, config: AuditConfig, execution: Execution
+    model: nnx.Module,
+    classes: int,
+    images: Dataset,
+    space: PerturbationSpace,
+    config: AuditConfig,
+    execution: Execution,
 ) -> Search:
     """Compiles the search for models like `model` and images like `images`."""
     shape = images.images.shape[1:]
@@ -147,22 +158,22 @@ def compile_search(
     apply = make_apply(model, execution)
 
     def begin(keys: Array) -> Searching:
-        triggers = jax.vmap(lambda key: view.start(key, shape))(keys)
-        states = jax.vmap(view.optimizer(falling(config)).init)(triggers)
-        sizes = jnp.full(len(keys), view.first * view.largest(shape), jnp.float32)
+        triggers = jax.vmap(lambda key: space.init(key, shape))(keys)
+        states = jax.vmap(space.ascent(falling(config)).init)(triggers)
+        sizes = jnp.full(len(keys), FIRST * space.max_size(shape), jnp.float32)
         return Searching(triggers, states, sizes, jnp.zeros(len(keys), jnp.int32))
 
-    def measure(triggers: Trigger, batch: Batches, constants: Constants) -> tuple[Array, Array, Array]:
-        one = jax.vmap(partial(towards, apply, view), in_axes=(0, None, None, 0))
+    def measure(triggers: Perturbation, batch: Batches, constants: Constants) -> tuple[Array, Array, Array]:
+        one = jax.vmap(partial(towards, apply, space), in_axes=(0, None, None, 0))
         with execution.products():
             return one(triggers, batch, constants.weights, constants.target)[1]
 
     place = Placement.one_device()
     start = place.members(begin(jax.random.split(jax.random.key(0), at_once)))
     constants = place.members(Constants(split_weights(model), jnp.arange(at_once)))
-    step = search_step(apply, view, config, shape)
+    step = search_step(apply, space, config, shape)
     loop = compile_loop(step, start, step_batches(images, config), constants, execution=execution, placement=place)
-    return Search(view, config, classes, at_once, begin, loop, jax.jit(measure, compiler_options=compiler_options()))
+    return Search(space, config, classes, at_once, begin, loop, jax.jit(measure, compiler_options=compiler_options()))
 
 
 def step_batches(images: Dataset, config: AuditConfig) -> Batches:
@@ -219,7 +230,9 @@ def _joined(search: Search, found: list[Found]) -> Found:
     return Found(*jax.tree.map(lambda array: array[: search.classes], tuple(joined)))
 
 
-def measure(search: Search, model: nnx.Module, triggers: Trigger, images: Dataset) -> Float[np.ndarray, " classes"]:
+def measure(
+    search: Search, model: nnx.Module, triggers: Perturbation, images: Dataset
+) -> Float[np.ndarray, " classes"]:
     """The share of images of other classes that each class's trigger takes to it, in [0, 1]; 0 where there are none.
 
     Raises:

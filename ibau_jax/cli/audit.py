@@ -1,7 +1,6 @@
 """The audit as a command: what it looks at, what a person sees of it, what JSON holds."""
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +30,7 @@ def make_auditor(config: "AuditConfig", execution: "Execution" = DEFAULT_EXECUTI
 
 
 class AuditProgress:
-    """A bar over the steps of a view."""
+    """A bar over the steps of a space."""
 
     def __init__(self, name: str) -> None:
         self.name, self.progress = name, Bar()
@@ -44,9 +43,9 @@ class AuditProgress:
     def __exit__(self, *error: Any) -> None:
         self.progress.__exit__(*error)
 
-    def on_step(self, view: str, done: int, count: int) -> None:
+    def on_step(self, space: str, done: int, count: int) -> None:
         """Moves the bar."""
-        self.progress.update(self.task, description=f"{self.name}: {view}", completed=done, total=count)
+        self.progress.update(self.task, description=f"{self.name}: {space}", completed=done, total=count)
 
 
 def audit_tasks(tasks: "list[Task]", config: "AuditConfig", execution: "Execution") -> None:
@@ -67,10 +66,10 @@ def audit_tasks(tasks: "list[Task]", config: "AuditConfig", execution: "Executio
 
 
 def audit_tables(audit: Audit) -> Iterator[Table]:
-    """A table a view: the classes with the smallest triggers, and the median class to compare them with."""
-    for name, findings in audit.views.items():
+    """A table a space: the classes with the smallest triggers, and the median class to compare them with."""
+    for name, findings in audit.spaces.items():
         table = Table("class", title=f"Smallest {name} for each class")
-        for heading in (findings.unit, "times less than\nthe median", "anomaly\nindex"):
+        for heading in (findings.space.unit, "times less than\nthe median", "anomaly\nindex"):
             table.add_column(heading, justify="right")
         smallest = f"{np.min(findings.sizes):.2f}"
         for heading in ("held-out images\nthat follow", f"that follow\nat {smallest}"):
@@ -109,11 +108,11 @@ def verdict_lines(audit: Audit) -> Iterator[str]:
             "an audit is uncertain"
         )
     for suspect in audit.suspects:
-        findings = audit.views[suspect.view]
+        findings = audit.spaces[suspect.space]
         yield (
-            f"class {suspect.label} (confidence {100 * suspect.confidence:.0f} %): a {suspect.view} of "
-            f"{findings.sizes[suspect.label]:.2f} {findings.unit} suffices, {suspect.ratio:.1f} times less than for "
-            f"the median class; {percent(findings.success[suspect.label])} of held-out images follow it"
+            f"class {suspect.label} (confidence {100 * suspect.confidence:.0f} %): a {suspect.space} of "
+            f"{findings.sizes[suspect.label]:.2f} {findings.space.unit} suffices, {suspect.ratio:.1f} times less than "
+            f"for the median class; {percent(findings.success[suspect.label])} of held-out images follow it"
         )
     if not audit.suspects:
         yield (
@@ -126,17 +125,20 @@ def audit_record(audit: Audit) -> dict[str, Any]:
     """The audit as JSON has it; lists hold a number a class."""
     return {
         "verdict": audit.verdict,
-        "suspects": [asdict(suspect) for suspect in audit.suspects],
+        "suspects": [
+            {"label": one.label, "view": one.space, "ratio": one.ratio, "confidence": one.confidence}
+            for one in audit.suspects
+        ],
         "views": {
             name: {
-                "unit": findings.unit,
+                "unit": findings.space.unit,
                 "sizes": findings.sizes.tolist(),
                 "success": findings.success.tolist(),
                 "success_at_smallest": findings.success_at_smallest.tolist(),
                 "anomaly_index": findings.anomaly_index.tolist(),
                 "earlier": None if findings.earlier is None else findings.earlier.tolist(),
             }
-            for name, findings in audit.views.items()
+            for name, findings in audit.spaces.items()
         },
         "n_searched": audit.n_searched,
         "n_measured": audit.n_measured,

@@ -213,7 +213,7 @@ class Task:
         before, after = self.audits.get("before"), self.audits.get("after")
         if not before or not before.suspects or not after:
             return None
-        return lingering(before.suspects[0].label, {view: found.sizes for view, found in after.views.items()})
+        return lingering(before.suspects[0].label, {name: found.sizes for name, found in after.spaces.items()})
 
     def after(self) -> Metrics:
         """The figures after the round that is kept."""

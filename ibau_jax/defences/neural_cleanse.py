@@ -15,7 +15,6 @@ from flax import nnx
 
 from ibau_jax.auditing.judgement import anomaly_index
 from ibau_jax.auditing.search import compile_search, run_search
-from ibau_jax.auditing.views import PATCH, Trigger
 from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.defences.registry import defence
@@ -32,6 +31,7 @@ from ibau_jax.defences.tuning import (
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Run, Weights
 from ibau_jax.models.inference import count_classes
+from ibau_jax.perturbations import MaskAndPattern, Patch
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,11 @@ class CleanseConfig(TuneConfig):
 
 def suspected_patches(
     model: nnx.Module, clean_set: Dataset, config: CleanseConfig, execution: Execution
-) -> list[Trigger]:
+) -> list[MaskAndPattern]:
     """The smallest patches of the classes whose patch is an outlier, the smallest first."""
     classes = count_classes(model, clean_set.images.shape[1:])
     search = compile_search(
-        model, classes, clean_set, PATCH, AuditConfig(steps=config.steps, seed=config.seed), execution
+        model, classes, clean_set, Patch(), AuditConfig(steps=config.steps, seed=config.seed), execution
     )
     found = run_search(search, model, clean_set)
     index = anomaly_index(found.sizes)
@@ -60,14 +60,14 @@ def suspected_patches(
     return [jax.tree.map(lambda array, label=label: jnp.asarray(array[label]), found.triggers) for label in labels]
 
 
-def patched_gradient(run: Run, patches: list[Trigger], share: float) -> Gradient:
+def patched_gradient(run: Run, patches: list[MaskAndPattern], share: float) -> Gradient:
     """That of cross-entropy, with patches in turn on the first images of a batch, which is in random order."""
     plain = cross_entropy_gradient(run)
 
     def stamped(images: Images) -> Images:
         for index, patch in enumerate(patches):
             turn = slice(index, int(share * len(images)), len(patches))
-            images = images.at[turn].set(PATCH.stamp(patch, images[turn]))
+            images = images.at[turn].set(Patch().apply(patch, images[turn]))
         return images
 
     def gradient(weights: Weights, sample: Sample, before: Weights) -> Slope:

@@ -204,7 +204,7 @@ def _of_suspect(suspect: Suspect | None) -> tuple[str, ...]:
     if suspect is None:
         return ()
     return (
-        f"class {suspect.label}, suspected before, is still the one that the smallest {suspect.view} leads to "
+        f"class {suspect.label}, suspected before, is still the one that the smallest {suspect.space} leads to "
         f"({suspect.ratio:.1f} times smaller than the median class's): a remainder of the backdoor, or nothing, since "
         "in a clean model too there is a smallest one",
     )

@@ -13,7 +13,7 @@ from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.metrics import predict, predict_where_finite
 from ibau_jax.models.inference import NO_CLASS
-from ibau_jax.perturb import perturbed
+from ibau_jax.perturbations import Pixel
 from ibau_jax.result import Round
 from ibau_jax.triggers import Attack, planted
 
@@ -100,7 +100,7 @@ def _accuracy(model: nnx.Module, images: Dataset, counts: np.ndarray) -> np.ndar
 
 
 def _shares(model: nnx.Module, images: Dataset, delta: np.ndarray, clip: bool, classes: int) -> np.ndarray:
-    moved = np.asarray(perturbed(to_unit(jnp.asarray(images.images)), jnp.asarray(delta[None]), clip))
+    moved = np.asarray(Pixel(clip).apply(jnp.asarray(delta), to_unit(jnp.asarray(images.images))))
     found = predict_where_finite(model, Dataset(moved, images.labels))  # δ may be so large that logits overflow
     others = len(images) - np.bincount(images.labels, minlength=classes)
     taken = np.bincount(found[(found != images.labels) & (found != NO_CLASS)], minlength=classes)

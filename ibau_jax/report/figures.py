@@ -11,6 +11,7 @@ from jaxtyping import Float
 from markupsafe import Markup
 from PIL import Image
 
+from ibau_jax.perturbations import Pixel
 from ibau_jax.result import Round
 
 if TYPE_CHECKING:
@@ -32,19 +33,6 @@ def picture(image: Float[np.ndarray, "h w c"]) -> Markup:
     stream = io.BytesIO()
     Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]).save(stream, "PNG")
     return _url(stream.getvalue(), "image/png")
-
-
-def signed(delta: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
-    """A perturbation as an image: grey is 0, its largest value black or white."""
-    return 0.5 + delta / (2 * max(float(np.abs(delta).max()), 1e-12))
-
-
-def blended(trigger: Any) -> Float[np.ndarray, "h w c"]:
-    """An audit's trigger as an image: a perturbation, or a patch on grey."""
-    if not isinstance(trigger, dict):
-        return signed(np.asarray(trigger)[0])
-    mask, pattern = np.asarray(trigger["mask"])[0], np.asarray(trigger["pattern"])[0]
-    return 0.5 * (1 - mask) + mask * pattern
 
 
 def curves(
@@ -121,7 +109,7 @@ def plot_perturbations(rounds: Sequence[Round], file: Path) -> None:
         axis.axis("off")
     for row, done in zip(axes, rounds, strict=True):
         for axis, delta in zip(row, done.perturbation, strict=False):
-            image = signed(delta)
+            image = Pixel().to_image(delta)
             axis.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=1)
             norm, largest = np.linalg.norm(delta), np.abs(delta).max()
             axis.set_title(f"round {done.number}\n‖δ‖ = {norm:.3g}\nmax |δ| = {largest:.3g}", fontsize=9)

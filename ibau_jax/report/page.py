@@ -3,15 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ibau_jax.auditing import Audit
 from ibau_jax.auditing.judgement import below_median
+from ibau_jax.perturbations import Pixel
 from ibau_jax.report.conclusion import Conclusion
 from ibau_jax.report.evidence import Evidence
-from ibau_jax.report.figures import blended, curves, picture, signed
+from ibau_jax.report.figures import curves, picture
 
 SHOWN = 12  # classes; the others are folded away
 MAX_TEXT, KEPT = 2000, "\n\N{NO-BREAK SPACE}"  # characters of a text from a file; what is not printable, and shown
@@ -41,7 +43,7 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
         ],
         curves=curves(result["before"], result["rounds"], result["initial"]),
         unlearned=[_unlearned(entry) for entry in evidence.unlearned],
-        views=_views(audits),
+        spaces=_spaces(audits),
         examples=[_example(entry) for entry in evidence.examples],
         classes=_classes(evidence),
         shown=SHOWN,
@@ -77,7 +79,7 @@ def _unlearned(entry: Any) -> dict[str, Any]:
     label = int(np.argmax(entry.share.before))
     return {
         "round": entry.round,
-        "picture": picture(signed(entry.perturbation)),
+        "picture": picture(Pixel().to_image(entry.perturbation)),
         "norm": float(np.linalg.norm(entry.perturbation)),
         "label": label,
         "before": float(entry.share.before[label]),
@@ -85,13 +87,13 @@ def _unlearned(entry: Any) -> dict[str, Any]:
     }
 
 
-def _views(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
-    """A table a view, of classes as they stood out before."""
+def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
+    """A table a space, of classes as they stood out before."""
     if "before" not in audits:
         return []
     tables = []
-    for name, findings in audits["before"].views.items():
-        after = audits["after"].views[name] if "after" in audits else None
+    for name, findings in audits["before"].spaces.items():
+        after = audits["after"].spaces[name] if "after" in audits else None
         rows = [
             {
                 "label": int(label),
@@ -102,15 +104,14 @@ def _views(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
             }
             for label in np.argsort(findings.sizes, kind="stable")
         ]
-        tables.append({"name": name, "unit": findings.unit, "rows": rows})
+        tables.append({"name": name, "unit": findings.space.unit, "rows": rows})
     return tables
 
 
 def _finding(findings: Any, label: int) -> dict[str, Any]:
-    trigger = findings.triggers
-    trigger = {key: value[label] for key, value in trigger.items()} if isinstance(trigger, dict) else trigger[label]
+    trigger = jax.tree.map(lambda array: array[label], findings.triggers)
     return {
-        "picture": picture(blended(trigger)),
+        "picture": picture(findings.space.to_image(trigger)),
         "size": float(findings.sizes[label]),
         "success": float(findings.success[label]),
     }

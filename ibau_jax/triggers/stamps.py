@@ -11,10 +11,10 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.ndimage import map_coordinates
 from jaxtyping import Array, Float, Int
 
 from ibau_jax.errors import ConfigError
+from ibau_jax.perturbations.warp import taken_from
 from ibau_jax.triggers.ranges import BRIGHTNESS, LEVELS
 
 Images: TypeAlias = Float[Array | np.ndarray, "n h w c"]
@@ -75,18 +75,13 @@ class Warp:
 
     def __call__(self, images: Images) -> Float[Array, "n h w c"]:
         """The warped images."""
-        return jax.vmap(_taken_from, (0, None))(jnp.asarray(images), jnp.asarray(self.grid))
+        return taken_from(jnp.asarray(images), jnp.asarray(self.grid))
 
     def decoy(self, key: Array, images: Images) -> Float[Array, "n h w c"]:
         """The paper's noise mode: the warp of each image moved by up to half a pixel at random."""
         noise = jax.random.uniform(key, (len(images), *self.grid.shape), minval=-0.5, maxval=0.5)
-        return jax.vmap(_taken_from)(jnp.asarray(images), jnp.asarray(self.grid)[None] + noise)
-
-
-def _taken_from(image: Float[Array, "h w c"], grid: Float[Array, "h w 2"]) -> Float[Array, "h w c"]:
-    rows, columns = (jnp.clip(grid[..., axis], 0, image.shape[axis] - 1) for axis in (0, 1))
-    channels = [map_coordinates(image[..., channel], (rows, columns), order=1) for channel in range(image.shape[2])]
-    return jnp.stack(channels, axis=-1)
+        grids = jnp.asarray(self.grid)[None] + noise
+        return jax.vmap(lambda image, grid: taken_from(image[None], grid)[0])(jnp.asarray(images), grids)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ibau_jax.auditing import audit
-from ibau_jax.auditing.auditor import ViewFindings
+from ibau_jax.auditing.auditor import SpaceFindings
 from ibau_jax.auditing.auditor import _verdict as judged
 from ibau_jax.auditing.judgement import (
     BACKDOORED,
@@ -18,6 +18,7 @@ from ibau_jax.auditing.judgement import (
 )
 from ibau_jax.data import Dataset
 from ibau_jax.errors import DataError
+from ibau_jax.perturbations import Patch
 from tests.test_selection import Brightness
 
 EVEN = np.full(10, 8.0)
@@ -54,9 +55,9 @@ def test_verdict_at_the_thresholds(below, verdict):
     assert judge(find_suspects({"patch": EVEN, "perturbation": with_ratio(np.exp(below))})) == verdict
 
 
-def test_suspects_come_in_order_and_name_the_view_they_stand_out_in():
+def test_suspects_come_in_order_and_name_the_space_they_stand_out_in():
     suspects = find_suspects({"patch": with_ratio(3, label=7), "perturbation": with_ratio(5, label=1)})
-    assert [(suspect.label, suspect.view) for suspect in suspects] == [(1, "perturbation"), (7, "patch")]
+    assert [(suspect.label, suspect.space) for suspect in suspects] == [(1, "perturbation"), (7, "patch")]
     assert suspects[0].ratio == pytest.approx(5)
     assert suspects[0].confidence > suspects[1].confidence > 0.9
 
@@ -76,14 +77,14 @@ def test_confidence_is_even_between_the_thresholds():
 def test_a_class_lingers_where_a_smallest_trigger_still_leads_to_it():
     sizes = {"patch": with_ratio(1.3), "perturbation": with_ratio(1.6)}
     found = lingering(3, sizes)
-    assert (found.label, found.view, round(found.ratio, 3)) == (3, "perturbation", 1.6)
-    assert lingering(3, sizes | {"perturbation": with_ratio(1.6, label=5)}).view == "patch"
+    assert (found.label, found.space, round(found.ratio, 3)) == (3, "perturbation", 1.6)
+    assert lingering(3, sizes | {"perturbation": with_ratio(1.6, label=5)}).space == "patch"
     assert lingering(3, {"patch": with_ratio(1.3, label=5)}) is None
 
 
 def found(success):
     sizes, shares = with_ratio(5), np.full(10, success)
-    return {"patch": ViewFindings("pixels", sizes, shares, shares, sizes, None)}
+    return {"patch": SpaceFindings(Patch(), sizes, shares, shares, sizes, None)}
 
 
 @pytest.mark.parametrize(
@@ -98,9 +99,9 @@ def found(success):
 )
 def test_few_images_say_only_what_others_confirm(images, success, stands_out, verdict):
     labels = np.arange(images) % 10
-    data, views = Dataset(np.zeros((images, 2, 2, 3), np.uint8), labels), found(success)
+    data, spaces = Dataset(np.zeros((images, 2, 2, 3), np.uint8), labels), found(success)
     suspects = find_suspects({"patch": with_ratio(5)}) if stands_out else ()
-    assert judged(suspects, views, data, data) == verdict
+    assert judged(suspects, spaces, data, data) == verdict
 
 
 def test_images_of_one_class_are_not_audited():

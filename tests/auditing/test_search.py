@@ -7,9 +7,9 @@ from flax import nnx
 
 from ibau_jax import AuditConfig, Dataset, audit
 from ibau_jax.auditing.search import class_parts, compile_search, measure, run_search
-from ibau_jax.auditing.views import PATCH, PERTURBATION
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION
+from ibau_jax.perturbations import Patch, Pixel
 
 SHAPE, CLASSES = (6, 6, 3), 4
 
@@ -54,7 +54,7 @@ def test_perturbation_has_the_norm_of_the_closed_form():
     images = grey_images(400)
     images = Dataset(images.images, np.zeros(400, np.int64), "zeros")
     config = AuditConfig(steps=300, batch_size=100)
-    search = compile_search(model, 2, images, PERTURBATION, config, DEFAULT_EXECUTION)
+    search = compile_search(model, 2, images, Pixel(), config, DEFAULT_EXECUTION)
     found = run_search(search, model, images)
     assert found.sizes[1] == pytest.approx(needed_norm(model, images, 1, config.success), rel=0.1)
     held_out = measure(search, model, found.triggers, images)
@@ -88,8 +88,8 @@ def test_a_backdoor_of_one_pixel_is_found_with_its_place_and_target():
     found = audit(Brightness(150.0), bright_images(200), AuditConfig(steps=150))
     assert found.verdict == "backdoored"
     assert found.suspects[0].label == 2
-    findings = found.views[PATCH.name]
-    mask = np.asarray(findings.triggers["mask"])[2, 0, :, :, 0]
+    findings = found.spaces["patch"]
+    mask = np.asarray(findings.triggers["mask"])[2, :, :, 0]
     assert np.unravel_index(mask.argmax(), mask.shape) == (5, 5)
     assert mask[5, 5] > 0.5 * mask.sum()
     assert findings.sizes[2] == findings.sizes.min()
@@ -105,9 +105,9 @@ def test_a_model_without_a_backdoor_has_no_suspect():
 
 def test_classes_in_parts_are_found_as_together(monkeypatch):
     model, images, config = random_linear(), grey_images(60), AuditConfig(steps=20)
-    together = compile_search(model, CLASSES, images, PATCH, config, DEFAULT_EXECUTION)
+    together = compile_search(model, CLASSES, images, Patch(), config, DEFAULT_EXECUTION)
     monkeypatch.setattr("ibau_jax.auditing.search.PIXELS_AT_ONCE", 2 * config.batch_size * SHAPE[0] * SHAPE[1])
-    parted = compile_search(model, CLASSES, images, PATCH, config, DEFAULT_EXECUTION)
+    parted = compile_search(model, CLASSES, images, Patch(), config, DEFAULT_EXECUTION)
     assert [len(part) for part in class_parts(parted)] == [2, 2]
     one, other = run_search(together, model, images), run_search(parted, model, images)
     np.testing.assert_allclose(one.sizes, other.sizes, rtol=1e-5)
@@ -121,7 +121,7 @@ def test_scanned_on_the_device_it_finds_the_same():
 
     model, images, config = random_linear(), grey_images(60), AuditConfig(steps=20)
     sizes = [
-        run_search(compile_search(model, CLASSES, images, PERTURBATION, config, Execution(loop=loop)), model, images)
+        run_search(compile_search(model, CLASSES, images, Pixel(), config, Execution(loop=loop)), model, images)
         for loop in ("python", "scan")
     ]
     np.testing.assert_allclose(sizes[0].sizes, sizes[1].sizes, rtol=1e-5)

@@ -169,13 +169,12 @@ def test_nc_patches_a_fifth_in_turn():
     ours, (images, labels) = sample(20)
     rng = np.random.default_rng(0)
     patches = [
-        {"mask": jnp.asarray(rng.random((1, 8, 8, 1))), "pattern": jnp.asarray(rng.random((1, 8, 8, 3)))}
-        for _ in range(2)
+        {"mask": jnp.asarray(rng.random((8, 8, 1))), "pattern": jnp.asarray(rng.random((8, 8, 3)))} for _ in range(2)
     ]
     slope = patched_gradient(run, patches, 0.2)(weights, ours, weights)
     images = images.clone()
     for index in range(4):
-        mask, pattern = (as_torch(patches[index % 2][name])[0] for name in ("mask", "pattern"))
+        mask, pattern = (as_torch(patches[index % 2][name][None])[0] for name in ("mask", "pattern"))
         images[index] = images[index] * (1 - mask) + mask * pattern
     assert_same(slope.gradient, torch_defences.gradients(module, functional.cross_entropy(module(images), labels)))
 

@@ -11,11 +11,13 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from ibau_jax.auditing.auditor import Audit, ViewFindings
+from ibau_jax.auditing.auditor import Audit, SpaceFindings
 from ibau_jax.config import UnlearnConfig
+from ibau_jax.perturbations import Patch, Pixel
 from ibau_jax.report import Conclusion, gather, render
 from ibau_jax.result import Round
-from ibau_jax.triggers import Attack, Patch
+from ibau_jax.triggers import Attack
+from ibau_jax.triggers import Patch as WhitePatch
 from tests.test_selection import Brightness, brightness_data
 
 VOID = {"meta", "img", "br", "source", "link", "input"}
@@ -63,7 +65,7 @@ def evidence(rng, attack=None):
     return gather(Brightness(), Dark(), brightness_data(rng, wrong=10), 3, rounds(), UnlearnConfig(), attack)
 
 
-CORNER = Attack("corner", Patch(slice(3, 4), slice(3, 4)), target_label=2)
+CORNER = Attack("corner", WhitePatch(slice(3, 4), slice(3, 4)), target_label=2)
 
 
 def test_evidence_is_what_the_models_say(rng):
@@ -79,15 +81,15 @@ def test_evidence_is_what_the_models_say(rng):
 
 
 def audits(classes=14):
-    def view(unit, triggers):
+    def findings(space, triggers):
         sizes = np.linspace(1, 3, classes)
-        return ViewFindings(unit, sizes, sizes / 3, sizes / 4, sizes - 1, triggers, sizes / 5)
+        return SpaceFindings(space, sizes, sizes / 3, sizes / 4, sizes - 1, triggers, sizes / 5)
 
-    views = {
-        "perturbation": view("l2 norm", np.random.default_rng(0).normal(size=(classes, 1, 4, 4, 3))),
-        "patch": view("pixels", {"mask": np.ones((classes, 1, 4, 4, 1)), "pattern": np.zeros((classes, 1, 4, 4, 3))}),
+    spaces = {
+        "perturbation": findings(Pixel(), np.random.default_rng(0).normal(size=(classes, 4, 4, 3))),
+        "patch": findings(Patch(), {"mask": np.ones((classes, 4, 4, 1)), "pattern": np.zeros((classes, 4, 4, 3))}),
     }
-    return {when: Audit("backdoored", (), views, 1.0) for when in ("before", "after")}
+    return {when: Audit("backdoored", (), spaces, 1.0) for when in ("before", "after")}
 
 
 def result():
