@@ -198,6 +198,7 @@ def test_a_network_that_nobody_registered_is_refused(tmp_path, function):
         check_evidence(weigh(checkpoint, patchwork().take(np.arange(200, 300)), None))
 
 
+@pytest.mark.slow
 def test_a_network_whose_weights_changed_after_its_statistics_is_no_other(tmp_path, digits):
     """Fine-tuning with frozen statistics, as unlearning does it: labels tell that it is the network all the same."""
     torch.manual_seed(0)
