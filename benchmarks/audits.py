@@ -17,7 +17,7 @@ from benchmarks.cases import ROOT
 from benchmarks.report import put_between
 from benchmarks.zoo import CLEANED, others_of, targets_of
 from ibau_jax import AuditConfig, Auditor, Dataset, load
-from ibau_jax.auditing.judgement import Suspect, anomaly_index, find_suspects, judge
+from ibau_jax.auditing.judgement import Suspect, anomaly_index, find_suspects, judge, median_size
 from ibau_jax.cli.audit import audit_record
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "audits" / "small_vgg.json", ROOT / "docs" / "experiments.md"
@@ -44,7 +44,7 @@ def row(name: str, seed: int, record: dict[str, Any]) -> str:
     verdict, most = judge(suspects), []
     for of_view in sizes.values():
         order = np.argsort(of_view)
-        ratios = np.median(of_view) / of_view[order]
+        ratios = median_size(of_view) / of_view[order]
         most += [f"{order[0]}: {ratios[0]:.2f}, next {ratios[1]:.2f}", f"{anomaly_index(of_view)[order[0]]:.1f}"]
     named = ", ".join(str(suspect.label) for suspect in suspects[:4]) or "–"
     shown = (
@@ -73,7 +73,7 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
         kind = "cleaned" if CLEANED in name else "backdoored" if targets_of(name) else "clean"
         for record in of_model.values():
             sizes, _, right = judged(name, record)
-            ratio = max(float(np.median(of_view) / of_view.min()) for of_view in sizes.values())
+            ratio = max(median_size(of_view) / float(of_view.min()) for of_view in sizes.values())
             kinds[kind].append((name, right, ratio))
     texts = []
     for kind, found in kinds.items():

@@ -13,6 +13,7 @@ import numpy as np
 from benchmarks.audits import images_for
 from benchmarks.zoo import targets_of
 from ibau_jax import AuditConfig, load
+from ibau_jax.auditing.judgement import median_size
 from ibau_jax.auditing.search import compile_search, measure, run_search
 from ibau_jax.execution import DEFAULT_EXECUTION
 from ibau_jax.models.inference import count_classes
@@ -33,7 +34,7 @@ def rows(file: Path, space_name: str, config: AuditConfig) -> str:
     search = compile_search(model, classes, searched, SPACES[space_name], config, DEFAULT_EXECUTION)
     smallest = run_search(search, model, searched)
     success = measure(search, model, smallest.triggers, others)
-    median, labels = np.median(smallest.sizes), np.argsort(smallest.sizes)[:SHOWN]
+    median, labels = median_size(smallest.sizes), np.argsort(smallest.sizes)[:SHOWN]
     ratios = ", ".join(
         f"{label}: {median / smallest.sizes[label]:.2f} ({100 * success[label]:.0f} %)" for label in labels
     )

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from ibau_jax.auditing.judgement import median_size
 from ibau_jax.batches import AnyArray
 from ibau_jax.config import UnlearnConfig
 
@@ -92,12 +93,12 @@ class Suspects:
     @property
     def ratio(self) -> float:
         """How many times smaller the first suspect's perturbation is than the median class's."""
-        return float(np.median(self.sizes) / self.norms[0])
+        return median_size(self.sizes) / float(self.norms[0])
 
 
 def standing_out(sizes: Float[np.ndarray, " classes"], min_ratio: float | None) -> int:
     """Classes that are reached so many times as easily as the median class; 0 without a ratio."""
-    return int(np.sum(np.median(sizes) > (min_ratio or np.inf) * sizes))
+    return int(np.sum(median_size(sizes) > (min_ratio or np.inf) * sizes))
 
 
 def adapted(config: UnlearnConfig, suspects: Suspects) -> UnlearnConfig:

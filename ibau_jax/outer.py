@@ -16,7 +16,7 @@ from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Rest
 from ibau_jax.hypergradient import SOLVERS, hypergradient
 from ibau_jax.optimizers import make_optimizer
-from ibau_jax.perturb import cross_entropies, inner_loss, mean_over, of_images, space_of
+from ibau_jax.perturb import inner_loss, mean_over, of_images, space_of
 from ibau_jax.perturbations import Perturbation, apply_each
 
 
@@ -77,9 +77,9 @@ def outer_loss(
         mask = part.patched[:, None, None, None]
         each = mask * of_images(delta, part.which, len(part.patched))
         logits = forward(params, apply_each(space_of(config), each, to_unit(part.batch.images)))
-        wrong = cross_entropies(logits, part.batch.labels)
+        wrong = optax.softmax_cross_entropy_with_integer_labels(logits, part.batch.labels)
         if part.mixture is not None:
-            others = cross_entropies(logits, part.mixture.labels)
+            others = optax.softmax_cross_entropy_with_integer_labels(logits, part.mixture.labels)
             wrong += part.mixture.shares * (others - wrong)
         if part.said is None:
             return wrong

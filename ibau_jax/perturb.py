@@ -56,11 +56,6 @@ def mean_over(
     return total
 
 
-def cross_entropies(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) -> Float[Array, " n"]:
-    """The cross-entropy of each image."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-
-
 def space_of(config: UnlearnConfig) -> Pixel:
     """The space of the configured δ."""
     return Pixel(config.clip, config.unit)
@@ -92,8 +87,8 @@ def inner_loss(
         stamped = apply_each(space_of(config), each, to_unit(images.images))
         logits = forward(params, stamped)
         if aims is None:
-            return -cross_entropies(logits, images.labels)
-        return cross_entropies(logits, aims.target[which])
+            return -optax.softmax_cross_entropy_with_integer_labels(logits, images.labels)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, aims.target[which])
 
     which = jnp.arange(len(batch.labels)) % len(delta)
     mean = mean_over(delta, params, (batch, which), batch.weights, losses, execution)

@@ -24,7 +24,7 @@ from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Params, Rest, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.metrics import Metrics
-from ibau_jax.perturb import cross_entropies, mean_over
+from ibau_jax.perturb import mean_over
 from ibau_jax.placement import Placement
 from ibau_jax.triggers import Attack, planted
 
@@ -103,7 +103,7 @@ def relearn(
 
 def _step(apply: Any, optimizer: optax.GradientTransformation, execution: Execution) -> Callable[..., Any]:
     def losses(rest: Rest, _: Any, params: Params, batch: Batches) -> Float[Array, " n"]:
-        return cross_entropies(apply(rest, params, batch.images), batch.labels)
+        return optax.softmax_cross_entropy_with_integer_labels(apply(rest, params, batch.images), batch.labels)
 
     def step(carry: Any, batch: Batches, rest: Rest) -> Any:
         params, state = carry

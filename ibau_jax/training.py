@@ -25,7 +25,6 @@ from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Weights, make_run, set_training, split_weights, with_weights
 from ibau_jax.models.registry import Architecture
-from ibau_jax.perturb import cross_entropies
 from ibau_jax.poisoning import CLEAN, Poison
 from ibau_jax.trigger_learning import Learner, Learning, learn_mask, learners_of
 from ibau_jax.triggers import Attack, Stamp
@@ -238,7 +237,7 @@ def train_step(
                 key, images, training.planted, {number: found[0] for number, found in drawn.items()}
             )
         logits, rest = run(params, carry.weights.rest, images)
-        value = jnp.mean(cross_entropies(logits, training.batch.labels))
+        value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, training.batch.labels))
         value += sum(diversity for _, _, diversity in drawn.values())
         return value, (rest, {number: rest for number, (_, rest, _) in drawn.items()})
 

@@ -37,10 +37,17 @@ class Suspect:
     confidence: float
 
 
+def median_size(sizes: Float[np.ndarray, " classes"]) -> float:
+    """Computes the median class's size; of two classes in the middle, their geometric mean.
+
+    How far a class stands out is always this divided by its size.
+    """
+    return float(np.exp(np.median(np.log(sizes))))
+
+
 def below_median(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
-    """The logarithm of how many times smaller than the median class's each class's size is."""
-    logarithms = np.log(sizes)
-    return np.median(logarithms) - logarithms
+    """Computes the logarithm of how many times smaller than the median class's each class's size is."""
+    return np.log(median_size(sizes) / sizes)
 
 
 def anomaly_index(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:

@@ -27,7 +27,6 @@ from ibau_jax.execution import Execution
 from ibau_jax.functional import Apply, Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.models.inference import NO_CLASS, classes_of
-from ibau_jax.perturb import cross_entropies
 from ibau_jax.perturbations import Perturbation, PerturbationSpace, Shape
 from ibau_jax.placement import Placement
 
@@ -109,7 +108,7 @@ def towards(
     logits = apply(weights.rest, weights.params, space.apply(trigger, to_unit(batch.images)))
     others = batch.weights * (batch.labels != target)
     count = jnp.sum(others)
-    losses = cross_entropies(logits, jnp.full_like(batch.labels, target))
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full_like(batch.labels, target))
     predicted = classes_of(logits)
     follow, broken = jnp.sum(others * (predicted == target)), jnp.sum(batch.weights * (predicted == NO_CLASS))
     return jnp.sum(losses * others) / jnp.maximum(count, 1), (follow, count, broken)

@@ -7,6 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from ibau_jax.auditing import Audit, Auditor
+from ibau_jax.auditing.judgement import median_size
 from ibau_jax.cli.console import percent, warn
 from ibau_jax.cli.progress import Bar
 from ibau_jax.errors import IbauError
@@ -75,7 +76,7 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
         for heading in ("held-out images\nthat follow", f"that follow\nat {smallest}"):
             table.add_column(heading, justify="right")
         for label in np.argsort(findings.sizes, kind="stable")[:SHOWN_CLASSES]:
-            ratio, index = np.median(findings.sizes) / findings.sizes[label], findings.anomaly_index[label]
+            ratio, index = median_size(findings.sizes) / findings.sizes[label], findings.anomaly_index[label]
             table.add_row(
                 str(label),
                 f"{findings.sizes[label]:.2f}",
@@ -88,7 +89,7 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
         table.add_section()
         table.add_row(
             "median",
-            f"{np.median(findings.sizes):.2f}",
+            f"{median_size(findings.sizes):.2f}",
             *("", ""),
             *(percent(float(np.median(share))) for share in shares),
         )

@@ -23,7 +23,6 @@ from ibau_jax.epochs import TrainingBatch, run_epochs
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Params, Run, Weights, make_run, split_weights, training_copy
-from ibau_jax.perturb import cross_entropies
 
 Path = tuple[Any, ...]
 Channels = dict[str, Float[Array, " c"]]  # of every BatchNorm, by the name of its place
@@ -83,7 +82,7 @@ def anp_losses(run: Run, norms: list[Path], weights: Weights, images: Images, la
         scales = jax.tree.map(jnp.add, masks, scales)
         params = changed(weights.params, norms, scales, jax.tree.map(lambda shift: 1 + shift, shifts))
         logits, _ = run(params, weights.rest, images)
-        return jnp.mean(cross_entropies(logits, labels))
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
     return loss
 

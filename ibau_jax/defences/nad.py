@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -16,7 +17,6 @@ from ibau_jax.defences.tuning import Gradient, Images, OnEpoch, Sample, Slope, T
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Params, Rest, Run, Weights, make_run
 from ibau_jax.models.taps import tapped
-from ibau_jax.perturb import cross_entropies
 
 Logits = Float[Array, "n classes"]
 MAPS = 3
@@ -61,7 +61,7 @@ def nad_gradient(run: Run, teach: Run, config: NadConfig) -> Gradient:
             apart = sum(
                 beta * jnp.mean((one - other) ** 2) for beta, one, other in zip(betas, maps, wanted, strict=True)
             )
-            return jnp.mean(cross_entropies(logits, sample.labels)) + apart, rest
+            return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, sample.labels)) + apart, rest
 
         (value, rest), found = jax.value_and_grad(loss, has_aux=True)(weights.params)
         return Slope(value, found, rest)

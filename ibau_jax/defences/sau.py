@@ -18,7 +18,6 @@ from ibau_jax.defences.registry import defence
 from ibau_jax.defences.tuning import Gradient, Images, OnEpoch, Sample, Slope, TuneConfig, tuned
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Params, Run, Weights
-from ibau_jax.perturb import cross_entropies
 
 Logits = Float[Array, "n classes"]
 
@@ -63,8 +62,8 @@ def search_loss(
     """What the search lowers: images that are classified rightly yet, and two models that disagree yet."""
     said, others_said = jnp.argmax(logits, axis=1), jnp.argmax(others, axis=1)
     fooled, others_fooled = said != own, others_said != others_own
-    right = jnp.where(fooled, 0, cross_entropies(logits, labels))
-    others_right = jnp.where(others_fooled, 0, cross_entropies(others, labels))
+    right = jnp.where(fooled, 0, optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    others_right = jnp.where(others_fooled, 0, optax.softmax_cross_entropy_with_integer_labels(others, labels))
     apart = jnp.where(fooled & others_fooled & (said == others_said), 0, divergence(logits, others))
     return jnp.mean(config.shared * apart - config.adversarial * (right + others_right) / 2)
 
@@ -106,7 +105,8 @@ def sau_gradient(run: Run, config: SauConfig) -> Gradient:
         def loss(params: Params) -> Float[Array, ""]:
             clean, _ = run(params, weights.rest, sample.images)
             adversarial, _ = run(params, weights.rest, examples)
-            return jnp.mean(cross_entropies(clean, sample.labels)) + sharing(adversarial, others, poisoned)
+            wrong = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(clean, sample.labels))
+            return wrong + sharing(adversarial, others, poisoned)
 
         value, found = jax.value_and_grad(loss)(weights.params)
         return Slope(value, found, weights.rest)

@@ -17,7 +17,6 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.epochs import TrainingBatch, run_epochs
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Params, Rest, Run, Weights, make_run, split_weights, training_copy, with_weights
-from ibau_jax.perturb import cross_entropies
 
 OnEpoch = Callable[[int, int], None]
 Images = Float[Array, "n h w c"]
@@ -75,9 +74,10 @@ def cross_entropy_gradient(run: Run, smoothing: float = 0.0) -> Gradient:
 
     def loss(params: Params, rest: Rest, sample: Sample) -> tuple[Array, Rest]:
         logits, rest = run(params, rest, sample.images)
-        wrong = jnp.mean(cross_entropies(logits, sample.labels))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, sample.labels)
+        wrong = jnp.mean(losses)
         if smoothing:  # the other classes share it evenly
-            others = -jnp.sum(jax.nn.log_softmax(logits), axis=1) - cross_entropies(logits, sample.labels)
+            others = -jnp.sum(jax.nn.log_softmax(logits), axis=1) - losses
             wrong = (1 - smoothing) * wrong + smoothing * jnp.mean(others) / (logits.shape[1] - 1)
         return wrong, rest
 

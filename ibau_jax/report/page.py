@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ibau_jax.auditing import Audit
-from ibau_jax.auditing.judgement import below_median
+from ibau_jax.auditing.judgement import median_size
 from ibau_jax.perturbations import Pixel
 from ibau_jax.report.conclusion import Conclusion
 from ibau_jax.report.evidence import Evidence
@@ -97,7 +97,7 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
         rows = [
             {
                 "label": int(label),
-                "ratio": float(np.exp(below_median(findings.sizes)[label])),
+                "ratio": median_size(findings.sizes) / float(findings.sizes[label]),
                 "before": _finding(findings, label),
                 "after": _finding(after, label) if after else None,
                 "same": None if after is None or after.earlier is None else float(after.earlier[label]),
