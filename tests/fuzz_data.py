@@ -22,6 +22,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -42,6 +43,7 @@ SECONDS = 2  # of processor time for a file
 MEMORY = 2**28
 X = np.random.default_rng(0).integers(0, 256, (6, *SHAPE), np.uint8)
 HONEST = "honest.png"
+LARGE = zlib.compress(bytes(48_000_000), 9)  # a part of which a few bytes are used
 OUT_OF_MEMORY = "more memory than there is"
 
 
@@ -68,15 +70,19 @@ def honest_hdf5(folder: Path) -> list[bytes]:
         {"chunks": (2, *SHAPE), "compression": "gzip", "shuffle": True},
         {"chunks": (2, *SHAPE), "compression": "lzf", "fletcher32": True},
         {"maxshape": (None, *SHAPE), "chunks": (4, *SHAPE)},
-        {"chunks": (6, *SHAPE), "compression": "gzip", "bomb": True},
+        {"chunks": (6, *SHAPE), "compression": "gzip", "part": zlib.compress(bytes(2**28), 9)},
+        {"chunks": (6, *SHAPE), "compression": "gzip", "part": zlib.compress(X[:3].tobytes())},
+        {"chunks": (6, *SHAPE), "compression": "lzf", "part": b"\0a\xe0\xff\0"},
+        {"chunks": (1, 4000, 4000, 3), "maxshape": (None,) * 4, "compression": "gzip", "part": LARGE},
         {"external": [("secret.txt", 0, X.nbytes)]},
     ):
-        bomb = options.pop("bomb", False)
+        part = options.pop("part", None)
         for library in ("earliest", "latest"):
             with h5py.File(folder / "seed.h5", "w", libver=library) as file:
                 array = file.create_dataset("X_test", X.shape, "u1", **options)
-                if bomb:
-                    array.id.write_direct_chunk((0, 0, 0, 0), zlib.compress(bytes(2**28), 9))
+                if part:
+                    for index in range(0, len(X), array.chunks[0]):
+                        array.id.write_direct_chunk((index, 0, 0, 0), part)
                 elif "external" not in options:
                     array[...] = X
                 file["Y_test"] = np.eye(6)
@@ -99,12 +105,26 @@ def honest_images() -> list[bytes]:
         (grey, "PPM", {}),
         (picture.convert("P"), "PNG", {"transparency": 2}),
     ]
-    contents = []
+    profile = png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20), 9))
+    png, jpeg = (encoded(picture, format, {}) for format in ("PNG", "JPEG"))
+    contents = [
+        png[:33] + 2000 * profile + png[33:],
+        jpeg[:-2] + 20_000 * jpeg[jpeg.index(b"\xff\xda") : -2] + jpeg[-2:],
+    ]
+    contents.append(b"P3 8 8 255\n" + b"#\n" * 2**20 + b"1 " * 192)
     for image, format, options in made:
-        file = io.BytesIO()
-        image.save(file, format, **options)
-        contents.append(file.getvalue())
+        contents.append(encoded(image, format, options))
     return contents
+
+
+def encoded(image: Image.Image, format: str, options: dict[str, Any]) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def png_chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 NUMBERS = st.one_of(
@@ -194,10 +214,7 @@ def pngs(draw) -> bytes:
     bodies = st.sampled_from([b"", b"a\0\0" + zlib.compress(bytes(2**24)), bytes(768), bytes(26), X.tobytes()])
     for extra in draw(st.lists(st.tuples(names, bodies), max_size=3)):
         chunks.insert(draw(st.integers(1, len(chunks))), extra)
-    packed = (
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, body) for name, body in chunks)
 
 
 @st.composite
