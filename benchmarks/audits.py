@@ -32,8 +32,8 @@ def images_for(name: str) -> Dataset:
 
 
 def judged(name: str, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[Suspect, ...], bool]:
-    """An audit's sizes by view, today's suspects on them, and whether those are right of the model."""
-    sizes = {view: np.asarray(findings["sizes"]) for view, findings in record["views"].items()}
+    """An audit's sizes by space, today's suspects on them, and whether those are right of the model."""
+    sizes = {space: np.asarray(findings["sizes"]) for space, findings in record["views"].items()}
     targets, suspects = targets_of(name), find_suspects(sizes)
     return sizes, suspects, bool(suspects) and suspects[0].label in targets if targets else not suspects
 
@@ -42,10 +42,10 @@ def row(name: str, seed: int, record: dict[str, Any]) -> str:
     """A line of the table; the verdict is today's on the sizes that were found."""
     targets, (sizes, suspects, right) = targets_of(name), judged(name, record)
     verdict, most = judge(suspects), []
-    for of_view in sizes.values():
-        order = np.argsort(of_view)
-        ratios = median_size(of_view) / of_view[order]
-        most += [f"{order[0]}: {ratios[0]:.2f}, next {ratios[1]:.2f}", f"{anomaly_index(of_view)[order[0]]:.1f}"]
+    for of_space in sizes.values():
+        order = np.argsort(of_space)
+        ratios = median_size(of_space) / of_space[order]
+        most += [f"{order[0]}: {ratios[0]:.2f}, next {ratios[1]:.2f}", f"{anomaly_index(of_space)[order[0]]:.1f}"]
     named = ", ".join(str(suspect.label) for suspect in suspects[:4]) or "–"
     shown = (
         f"`{name}`",
@@ -73,7 +73,7 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
         kind = "cleaned" if CLEANED in name else "backdoored" if targets_of(name) else "clean"
         for record in of_model.values():
             sizes, _, right = judged(name, record)
-            ratio = max(median_size(of_view) / float(of_view.min()) for of_view in sizes.values())
+            ratio = max(median_size(of_space) / float(of_space.min()) for of_space in sizes.values())
             kinds[kind].append((name, right, ratio))
     texts = []
     for kind, found in kinds.items():

@@ -24,7 +24,7 @@ SHOWN = 3  # classes, those with the smallest perturbations
 SEARCHED = 500  # images; the others measure
 
 
-def rows(file: Path, space_name: str, config: AuditConfig) -> str:
+def row(file: Path, space_name: str, config: AuditConfig) -> str:
     """Searches one model with one seed and returns its row of the table."""
     checkpoint = load(file)
     model, images = checkpoint.model(), images_for(file.stem)
@@ -55,7 +55,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- |")
     for file in options.files:
         for seed in range(options.seeds):
-            print(rows(file, options.space, AuditConfig(seed=seed, steps=options.steps)), flush=True)
+            print(row(file, options.space, AuditConfig(seed=seed, steps=options.steps)), flush=True)
 
 
 if __name__ == "__main__":

@@ -168,8 +168,8 @@ def _locked_folder(target: Path) -> tuple[Path, int | None]:
 def exclusive(target: Path) -> Iterator[None]:
     """Keeps other processes of this user on this machine from making results for the same place at the same time.
 
-    The lock lies in the system's folder for temporary files, so that nothing is written where results go; the system
-    frees it at any end.
+    The lock lies in the folder for temporary files, so that nothing is written where results go: processes with another
+    TMPDIR are not kept out. The system frees it at any end.
 
     Raises:
         ConfigError: another process is at it.
@@ -180,7 +180,7 @@ def exclusive(target: Path) -> Iterator[None]:
             lock = _open_lock(os.path.realpath(target))
     try:
         if lock is not None and not _is_ours(lock):
-            raise ConfigError(f"another process is making results for {target}; wait for it, or choose another --out")
+            raise ConfigError(f"another run is making results for {target}; wait for it, or choose another --out")
         yield
     finally:
         if lock is not None:

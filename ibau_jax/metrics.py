@@ -30,7 +30,7 @@ from ibau_jax.triggers import Attack, Stamp
 
 ENOUGH = 100  # images, below which figures are said to be uncertain
 CONFIDENCE = 0.95
-MOST = 0.5  # share of the images
+MAJORITY = 0.5  # share of the images
 VISIBLE = 0.5 / 255  # change of a pixel that is lost, if smaller, where an image is stored
 SHARES = {"acc": "n_images", "asr": "n_triggered", "asr_all": "n_triggered_all", "ra": "n_triggered"}
 
@@ -77,7 +77,7 @@ class Metrics:
 
     @property
     def doubt_of_target(self) -> str | None:
-        """What to say of the original model where its trigger leads elsewhere than was named."""
+        """Says of the original model that its trigger leads elsewhere than was named."""
         if self.leads_to is None:
             return None
         return f"the trigger takes most images to class {self.leads_to}, not to its target: check --target-label"
@@ -167,13 +167,13 @@ def evaluate(
 def _elsewhere(
     triggered: Int[np.ndarray, " n"], targets: Int[np.ndarray, " n"], labels: Int[np.ndarray, " n"]
 ) -> int | None:
-    """The class that most triggered images are taken to, of those that are neither of it nor of the target's class."""
+    """Finds the class, neither target nor label, that most of the other classes' triggered images are given."""
     others = (labels != targets) & (triggered >= 0)
     classes, counts = np.unique(triggered[others & (triggered != targets) & (triggered != labels)], return_counts=True)
     if not len(counts):
         return None
     label = int(classes[np.argmax(counts)])
-    return label if counts.max() > MOST * np.count_nonzero(others & (labels != label)) else None
+    return label if counts.max() > MAJORITY * np.count_nonzero(others & (labels != label)) else None
 
 
 def check_measurable(attack: Attack, dataset: Dataset, num_classes: int) -> None:
@@ -202,7 +202,7 @@ def check_measurable(attack: Attack, dataset: Dataset, num_classes: int) -> None
 
 
 def _shows(stamp: Stamp, images: np.ndarray) -> bool:
-    """Whether a trigger changes images that are stored as 8 bits."""
+    """Says whether a trigger changes images that are stored as 8 bits."""
     unit = np.asarray(to_unit(jnp.asarray(images)))
     return bool(np.abs(np.asarray(stamp(unit)) - unit).max() >= VISIBLE)
 

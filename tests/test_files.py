@@ -78,7 +78,7 @@ def test_one_process_at_a_time_makes_results_for_a_place(tmp_path):
     try:
         assert other.stdout.readline() == "held\n"
         for target in (tmp_path / "out", tmp_path / "link" / "out"):
-            with pytest.raises(ConfigError, match="another process is making results for"), exclusive(target):
+            with pytest.raises(ConfigError, match="another run is making results for"), exclusive(target):
                 pass
         with exclusive(tmp_path / "other"):
             pass

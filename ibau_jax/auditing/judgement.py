@@ -67,7 +67,7 @@ def find_suspects(sizes: dict[str, Float[np.ndarray, " classes"]]) -> tuple[Susp
     suspects = [
         _standing_out(label, below)
         for label in range(len(next(iter(sizes.values()))))
-        if max(of_view[label] for of_view in below.values()) >= SUSPICIOUS
+        if max(of_space[label] for of_space in below.values()) >= SUSPICIOUS
     ]
     return tuple(sorted(suspects, key=lambda suspect: -suspect.ratio))
 

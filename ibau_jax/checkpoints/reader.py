@@ -283,14 +283,14 @@ def _read_safetensors(file: IO[bytes], budget: Budget) -> Any:
 
 
 def _safetensors_header(header: bytes) -> tuple[list[str], Mapping[str, str] | None]:
-    """The tensors' names in the file's order, and what it says of itself, which the library does not give for bytes."""
+    """Reads the tensors' names in the file's order, and what it says of itself, which the library does not give."""
     try:
-        names = json.loads(header.decode("utf-8"))  # bytes alone could be UTF-16
-        metadata = names.pop("__metadata__", None)
-    except (ValueError, AttributeError, RecursionError) as error:
+        entries = json.loads(header.decode("utf-8"))  # bytes alone could be UTF-16
+        metadata = entries.pop("__metadata__", None)
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"the safetensors file is damaged ({shortened(error)})") from error
     plain = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
-    return list(names), metadata if plain and metadata else None
+    return list(entries), metadata if plain and metadata else None
 
 
 def _safetensors_tensor(name: str, tensor: Mapping[str, Any]) -> TorchTensor:

@@ -80,8 +80,9 @@ class Evidence:
 
     @property
     def is_changed(self) -> bool:
-        """Whether this is the network all the same, its weights changed after BatchNorm recorded: by fine-tuning, or by
-        unlearning, which leaves what is recorded as it was.
+        """Whether it may be the network all the same, its weights changed after BatchNorm recorded.
+
+        Fine-tuning with frozen statistics does that, and unlearning, which leaves what is recorded as it was.
         """
         return not self.is_plausible and bool(self.classifies_well)
 
@@ -103,6 +104,7 @@ class Evidence:
             "discrepancy": self.discrepancy,
             "plausibility": self.plausibility,
             "accuracy": self.accuracy,
+            "classifies_well": self.classifies_well,
         }
 
     def __str__(self) -> str:
@@ -132,7 +134,8 @@ def weigh(
     architectures = (checkpoint.architecture, *checkpoint.alternatives)
     known = [witness.evidence(one) for one in architectures]
     weighed = _with_alterations(witness, sorted(known, key=_discrepancy))
-    undecided = [one for one in weighed if one is weighed[0] or not weighed[0].beats(one)]
+    first = weighed[0]  # where not even this is plausible, statistics decide nothing
+    undecided = [one for one in weighed if one is first or not (first.is_plausible and first.beats(one))]
     if len(undecided) > 1:
         counted = [replace(one, accuracy=witness.accuracy(one.architecture)) for one in undecided]
         others = [one for one in weighed if one not in undecided]
@@ -186,11 +189,11 @@ class _Witness:
         return float(np.mean(self.predicted(architecture) == self.labelled.labels))
 
     def agrees(self, architecture: Architecture) -> bool:
-        """Whether an architecture's classes and the labels agree substantially, and not by chance."""
+        """Says whether an architecture's classes and the labels agree substantially, and not by chance."""
         return agreement(self.predicted(architecture), self.labelled.labels, -SURE) > SUBSTANTIAL
 
     def predicted(self, architecture: Architecture) -> Int[np.ndarray, " n"]:
-        """The class that an architecture gives each of the labelled images."""
+        """Predicts the class of each of the labelled images."""
         return predict_where_finite(self.model(architecture), self.labelled)
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:

@@ -52,8 +52,9 @@ def run_command(command: Callable[[], int], spare: Sequence[str] = ()) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:  # a full disk, say
-        where = shortened(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else "a file"
-        fail(f"can't read or write {where}: {error.strerror or error}")
+        named = isinstance(error.filename, str | bytes)
+        where = f"can't read or write {shortened(os.fsdecode(error.filename))}: " if named else ""
+        fail(f"{where}{error.strerror or error}")
     except Terminated:
         errors.print("terminated")
         sys.exit(TERMINATED)

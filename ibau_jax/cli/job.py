@@ -175,11 +175,6 @@ def likeliest(subject: Subject, images: Dataset) -> Subject:
         bar.add_task("which network, by its BatchNorm statistics", total=None)
         evidence = weigh(checkpoint, images, subject.normalization)
     best, *others = evidence
-    if best.is_changed:
-        console.warn(
-            f"{subject.path}: its BatchNorm layers recorded other statistics than clean images have now ({best}), as "
-            "in a model that was fine-tuned or unlearned; it classifies them well, and is taken as it is"
-        )
     if not len(best.layers) and checkpoint.has_statistics():
         console.warn(
             f"{subject.path}: what its BatchNorm layers recorded is not compared with clean images, since "
@@ -189,6 +184,12 @@ def likeliest(subject: Subject, images: Dataset) -> Subject:
         by = "the labels of clean images alone" if others[0].accuracy is not None else "clean images"
         console.warn(f"{subject.path} is {best}, by {by}; not {', '.join(map(str, others))}")
         checkpoint = checkpoint.as_variant(best.architecture)
+    if best.is_changed:
+        console.warn(
+            f"{subject.path}: its BatchNorm layers recorded other statistics than clean images have now ({best}), as "
+            f"in a model that was fine-tuned or unlearned, or in another network than {best.architecture.name}. It "
+            "classifies them well, so that it is taken for that; --verify --torch-module compares it with its own code"
+        )
     return replace(subject, checkpoint=checkpoint, evidence=tuple(evidence))
 
 

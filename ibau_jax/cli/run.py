@@ -98,7 +98,7 @@ def _resumable(tasks: list[Task]) -> Iterator[None]:
         if any(task.progress.exists() for task in tasks):
             rounds = ", ".join(sorted({str(len(task.records)) for task in tasks}))
             console.errors.print(f"interrupted after round {rounds}; the same command with --resume goes on")
-        else:
+        elif not any(task.defence or task.records or task.result for task in tasks):
             console.errors.print(
                 "interrupted before the first round was done: nothing is kept, and nothing to --resume"
             )

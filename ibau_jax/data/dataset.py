@@ -132,7 +132,7 @@ def _check_label_form(labels: Form, name: str) -> None:
     if len(labels.shape) not in (1, 2) or 0 in labels.shape[1:]:
         raise DataError(f"{name}: labels must be (n,) integers or one-hot rows, not {shortened(labels.shape)}")
     if len(labels.shape) == 2 and labels.shape[1] > MOST_CLASSES:
-        raise DataError(f"{name}: labels of {labels.shape[1]:,} classes can be none")
+        raise DataError(f"{name}: labels of {labels.shape[1]:,} classes; at most {MOST_CLASSES:,} are possible")
     if labels.dtype.kind not in NUMBERS:
         raise DataError(f"{name}: labels must be integers, not {shortened(labels.dtype)}")
 

@@ -69,16 +69,16 @@ class Arrays:
         chunk = _bytes(array, array.chunks)
         check_size(chunk, self._size, where)
         counts = [-(-length // step) for length, step in zip(array.shape, array.chunks, strict=True)]
-        number = array.id.get_num_chunks()
-        check_size(number * chunk, self._size, where)
-        if number < math.prod(counts):
+        parts = array.id.get_num_chunks()
+        check_size(parts * chunk, self._size, where)
+        if parts < math.prod(counts):
             raise DataError(f"{where} was not written as a whole: parts of it are not in the file")
         stored: list[h5py.h5d.StoreInfo] = []
         array.id.chunk_iter(stored.append)
         stored.sort(key=lambda info: info.byte_offset)
         ends = [info.byte_offset + info.size for info in stored]
-        following = [*(info.byte_offset for info in stored[1:]), self._size]
-        if any(end > start for end, start in zip(ends, following, strict=True)):
+        starts = [*(info.byte_offset for info in stored), self._size]
+        if any(end > start for end, start in zip(ends, starts[1:], strict=True)):
             raise DataError(f"{where} has parts that overlap, or larger than the file; the file is damaged")
         for info in stored:
             used = [number for index, number in enumerate(filters) if not info.filter_mask & 1 << index]
@@ -96,7 +96,7 @@ def _bytes(array: h5py.Dataset, shape: tuple[int, ...]) -> int:
 
 
 def _holds(content: bytes, filters: list[int], size: int) -> bool:
-    """Whether a stored chunk gives exactly `size` bytes; `filters` are in the order in which they were applied."""
+    """Says whether a stored chunk gives exactly `size` bytes; `filters` are in the order in which they were applied."""
     compressors = [number for number in filters if number in (DEFLATE, LZF)]
     if not compressors:
         return len(content) == size + CHECKSUM * filters.count(FLETCHER)
@@ -109,7 +109,7 @@ def _holds(content: bytes, filters: list[int], size: int) -> bool:
 
 
 def _lzf_length(content: bytes, most: int) -> int:
-    """How many bytes LZF makes of `content`, counted until there are more than `most`; -1 where it is cut off.
+    """Counts the bytes that LZF makes of `content`, until there are more than `most`; -1 where it is cut off.
 
     A byte below 32 stands before that many literal bytes and one more; in others the upper three bits are the length of
     a repetition, less 2, to which a byte is added where all three are set, and a byte of its distance follows.

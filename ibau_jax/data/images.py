@@ -20,7 +20,7 @@ logging.getLogger("PIL").addHandler(logging.NullHandler())  # what it logs it ra
 SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".pgm", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 # What these suffixes stand for: other decoders of Pillow, some of which call other programs, are never asked.
 FORMATS = ("PNG", "JPEG", "PPM", "BMP", "WEBP", "GIF", "TIFF")
-BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # TIFF's tags
+BITS_PER_SAMPLE, PHOTOMETRIC, SAMPLES, SAMPLE_FORMAT = 258, 262, 277, 339  # TIFF's tags
 STRIP_OFFSETS, TILE_WIDTH, TILE_LENGTH = 273, 322, 323
 # What decoders go through much again for, by how a file begins: a JPEG's scans, a PNG's colour profiles, the comments
 # of a PNM in text. Honest files have at most ten.
@@ -91,14 +91,16 @@ def _check_effort(content: bytes, file: Path) -> None:
 
 
 def _pixels(image: Image.Image, file: Path) -> int:
-    """How many pixels decoding makes: of a TIFF in tiles, one tile at least.
+    """Counts the pixels that decoding makes: of a TIFF in tiles, one tile at least.
 
     Raises:
         DataError: a TIFF is in more strips than it has lines.
     """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     width, height = (max(map(int, np.atleast_1d(tags.get(tag, 1)))) for tag in (TILE_WIDTH, TILE_LENGTH))
-    if len(np.atleast_1d(tags.get(STRIP_OFFSETS, 0))) > image.height * len(image.getbands()):
+    if len(np.atleast_1d(tags.get(STRIP_OFFSETS, 0))) > image.height * max(
+        map(int, np.atleast_1d(tags.get(SAMPLES, 1)))
+    ):
         raise DataError(f"{file} has more strips than lines; it is damaged")
     return max(image.width, width) * max(image.height, height)
 

@@ -18,7 +18,7 @@ class PerturbationSpace(Protocol):
     """Transforms T(x; φ) of images, one φ for all of them, and the size of φ.
 
     An implementation is a frozen dataclass, so that it can be a static argument of compiled functions. All methods but
-    `max_size` and `to_image` can be traced, mapped and differentiated twice.
+    `max_size` and `to_image` can be traced and mapped, and `apply` can be differentiated twice.
     """
 
     @property

@@ -109,7 +109,7 @@ BAD = {
     "out is a dangling link": (lambda t: ["--ckpt", EXAMPLE, "--out", link(t)], "is a link to"),
     "out in the Flax folder": (lambda t: ["--ckpt", flax(t), "--out", t / "flax" / "run"], "lies in the folder"),
     "out replaces the checkpoint": (lambda t: [*at_home(t), "--overwrite"], "would replace"),
-    "out replaces the data": (lambda t: data_at_home(t), "d.npz, which is read"),
+    "out replaces the data": (data_at_home, "d.npz, which is read"),
     "evaluation images of the target": (
         lambda t: images(t, np.random.default_rng(0).integers(0, 256, (60, 32, 32, 3), np.uint8), np.full(60, 3)),
         "no image is left to measure badnets",

@@ -230,6 +230,10 @@ HDF5 = {
     "lists": (lambda file, name: file.create_dataset(name, (6,), h5py.vlen_dtype("u1")), "no array of numbers"),
     "nothing": (lambda file, name: file.create_dataset(name, data=h5py.Empty("u1")), "no array of numbers"),
     "a group": (lambda file, name: file.create_group(name), "is no array"),
+    "no images": (
+        lambda file, name: file.create_dataset(name, (0, *SHAPE), "u1", maxshape=(None, *SHAPE)),
+        "0 images but 6",
+    ),
     "another number": (lambda file, name: file.create_dataset(name, data=X[:5]), "5 images but 6 labels"),
 }
 
