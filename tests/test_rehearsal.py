@@ -120,6 +120,7 @@ def test_no_round_is_added_where_none_is_called_for(rng):
     assert len(unlearn(model, data, replace(closed, left_open=0.0, more_rounds=1)).rounds) == 2
 
 
+@pytest.mark.slow
 def test_a_round_that_is_taken_back_is_the_last(rng):
     """What rehearsals say of a second round is of one after it."""
     labels = np.arange(40) % 2

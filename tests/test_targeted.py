@@ -230,7 +230,8 @@ def test_others_may_be_hidden_where_several_stood_out_or_a_patch_shows_one(
         assert (found.labels.tolist(), found.found_after.tolist()) == ([1, 0], [2, 2])
 
 
-@pytest.mark.parametrize(("folds", "more_rounds"), [(1, 0), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("folds", "more_rounds"), [(1, 0), (2, 1)])
 def test_a_model_that_may_hide_more_is_searched_again_and_going_on_changes_nothing(rng, folds, more_rounds):
     model, data, states, phases, count = Tiny(nnx.Rngs(0)), tiny_data(rng, 30), [], [], 2 + more_rounds
     config = replace(
