@@ -70,9 +70,10 @@ def _leaves_of(state: State) -> Leaves:
 
 def _restored(fresh: State, leaves: Leaves, stored: Content) -> State:
     graph, weights = nnx.split(fresh.model)
-    if [record["round"] for record in stored["rounds"]] != list(range(1, len(stored["rounds"]) + 1)):
+    rounds = list(range(1, len(stored["rounds"]) + 1))
+    if [record["round"] for record in stored["rounds"]] != rounds:
         raise ValueError("rounds are missing")
-    if {path[1] for path in leaves if path[0] == "perturbation"} != set(range(1, len(stored["rounds"]) + 1)):
+    if {path[1] for path in leaves if path[0] == "perturbation"} != set(rounds):
         raise ValueError("there are perturbations of more or fewer rounds than figures")
     suspects = {path[1]: leaf for path, leaf in leaves.items() if path[0] == "suspects"}
     return State(

@@ -66,6 +66,10 @@ class Arrays:
             if array.id.get_storage_size() < _bytes(array, array.shape):
                 raise DataError(f"{where} was not written: its values are not in the file")
             return
+        self._check_chunks(array, filters, where)
+
+    def _check_chunks(self, array: h5py.Dataset, filters: list[int], where: str) -> None:
+        """Raises DataError unless all chunks are there, apart from one another, and hold what they declare."""
         chunk = _bytes(array, array.chunks)
         check_size(chunk, self._size, where)
         counts = [-(-length // step) for length, step in zip(array.shape, array.chunks, strict=True)]

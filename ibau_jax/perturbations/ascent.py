@@ -1,4 +1,4 @@
-"""Ascents that several spaces share, as optax transformations: the step's length does not depend on the gradient's."""
+"""What spaces share whose perturbations scale: steps whose length does not depend on the gradient's, and the ball."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-TINY = 1e-12  # instead of a gradient's norm that is 0
+STRIDE = 0.3  # of the first step, in sizes
+TINY = 1e-12  # instead of a norm that is 0
 
 
 def along_gradient(
@@ -25,6 +26,13 @@ def along_gradient(
         return jax.tree.map(lambda g: -factor * g, gradient), steps + 1
 
     return optax.GradientTransformationExtraArgs(lambda params: jnp.zeros((), jnp.int32), update)
+
+
+def into_ball(
+    delta: Float[Array, "..."], norm: Float[Array, ""], largest: Float[Array, ""] | float
+) -> Float[Array, "..."]:
+    """Scales δ, which has this norm, so that its norm is at most `largest`."""
+    return delta * jnp.minimum(1, largest / jnp.maximum(norm, TINY))
 
 
 def scaled(schedule: optax.Schedule, factor: float) -> optax.Schedule:

@@ -9,10 +9,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ibau_jax.perturbations.ascent import along_gradient, scaled
+from ibau_jax.perturbations.ascent import STRIDE, TINY, along_gradient, into_ball, scaled
 from ibau_jax.perturbations.space import Images, Shape
-
-STRIDE = 0.3  # of the first step, in sizes
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Pixel:
 
     def project(self, delta: Float[Array, "h w c"], size: Float[Array, ""] | float) -> Float[Array, "h w c"]:
         """Scales δ into the ℓ2 ball."""
-        return delta * jnp.minimum(1, size / jnp.maximum(self.size(delta), 1e-12))
+        return into_ball(delta, self.size(delta), size)
 
     def max_size(self, shape: Shape) -> float:
         """Computes the norm of a δ that moves every pixel by half of the range."""
@@ -61,4 +59,4 @@ class Pixel:
     def to_image(self, delta: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
         """Draws 0 as grey, and δ's largest component as black or white."""
         delta = np.asarray(delta)
-        return 0.5 + delta / (2 * max(float(np.abs(delta).max()), 1e-12))
+        return 0.5 + delta / (2 * max(float(np.abs(delta).max()), TINY))

@@ -9,10 +9,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ibau_jax.perturbations.ascent import along_gradient, scaled
+from ibau_jax.perturbations.ascent import STRIDE, along_gradient, into_ball, scaled
 from ibau_jax.perturbations.space import Images, Shape
 
-STRIDE = 0.3  # of the first step, in sizes
 SHARPNESS = -0.75  # of Keys's cubic kernel: PyTorch's, which WaNet enlarges its flows with
 SIDE, SQUARE = 32, 4  # pixels, of the board that a flow is drawn on, and of its squares
 
@@ -47,7 +46,7 @@ class Warp:
 
     def project(self, delta: Float[Array, "k k 2"], size: Float[Array, ""] | float) -> Float[Array, "k k 2"]:
         """Scales the flow."""
-        return delta * jnp.minimum(1, size / jnp.maximum(self.size(delta), 1e-12))
+        return into_ball(delta, self.size(delta), size)
 
     def max_size(self, shape: Shape) -> float:
         """Computes a quarter of the shorter side."""
