@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.cases import BATCH_SIZE, LR, SEED, Case
-from ibau_jax import rounds
 from ibau_jax.checkpoints import load
 from ibau_jax.cli.device import choose_device, device_name
 from ibau_jax.cli.run_folder import versions
@@ -18,12 +17,11 @@ from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import make_dataset
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Weights, make_apply
-from ibau_jax.member import initial_state
 from ibau_jax.metrics import predict
-from ibau_jax.outer import OuterBatch, outer_step
-from ibau_jax.perturb import InnerConstants, inner_step
-from ibau_jax.result import State
-from ibau_jax.stack import Stack
+from ibau_jax.unlearning import State, initial_state, loop
+from ibau_jax.unlearning.inner import inner_step
+from ibau_jax.unlearning.outer import OuterBatch, OuterCarry, outer_step
+from ibau_jax.unlearning.stack import Stack
 
 
 class JaxSide:
@@ -37,8 +35,8 @@ class JaxSide:
         clean_set = make_dataset(self.work["images"], self.work["labels"], case.name)
         model = checkpoint.model()
         self.stack = Stack([initial_state(model, config)], [clean_set], [config], Execution(precision=precision))  # type: ignore[arg-type]
-        self.steps = rounds.compile_round(self.stack, 1)
-        self.carry, self.batches, self.number = self.stack.carry(), self.stack.put(self.stack.batches), 0
+        self.steps = loop.compile_round(self.stack)
+        self.carry, self.number = self.stack.carry(), 0
 
     def facts(self) -> dict[str, Any]:
         """What does not change."""
@@ -54,16 +52,16 @@ class JaxSide:
         apply = make_apply(self.stack.states[0].model, self.stack.execution)
         first = jax.tree.map(lambda array: array[0], self.stack.batches)
         member = partial(jax.tree.map, lambda array: array[0])
-        delta, inner_state = self.stack.zero(1)
-        params, state = member(self.carry)
-        seen = InnerConstants(Weights(params, member(self.stack.rest)))
-        constants = member(self.stack.constants(1, delta, None))
+        delta, inner_state = self.stack.zero()
+        params, state, _ = member(self.carry)
+        seen = Weights(params, member(self.stack.rest))
+        constants = member(self.stack.constants(1, delta))
         inner = inner_step(apply, self.stack.config)
         outer = outer_step(apply, self.stack.config)
         outer_batch = member(OuterBatch(first, first.weights))
         arguments: tuple[Any, ...] = (
             (member((delta, inner_state)), member(first), seen),
-            ((params, state), outer_batch, constants),
+            (OuterCarry(params, state, {}), outer_batch, constants),
         )
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
         with jax.default_device(jax.devices("cpu")[0]):  # XLA counts for the CPU alone
@@ -76,11 +74,9 @@ class JaxSide:
     def round(self) -> None:
         """The next round."""
         self.number += 1
-        self.carry, done = rounds.run_round(
-            self.stack, self.steps, self.number, self.batches, self.carry, lambda *progress: None
-        )
+        self.carry, done = loop.run_round(self.stack, self.steps, self.number, self.carry, lambda *progress: None)
         jax.block_until_ready(self.carry)
-        rounds.take_in(self.stack, self.carry, done, None)
+        loop.commit(self.stack, self.carry, done, None)
 
     def evaluate(self) -> dict[str, float | None]:
         """ACC and ASR of the model as it is."""

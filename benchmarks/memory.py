@@ -25,17 +25,17 @@ def outer_step_memory(
     """MiB of arguments (weights, optimiser, batch) and of temporary arrays, on each device."""
     from flax import nnx
 
-    from ibau_jax.member import initial_state
     from ibau_jax.models import get_architecture
-    from ibau_jax.rounds import compile_round
-    from ibau_jax.stack import Stack
+    from ibau_jax.unlearning import initial_state
+    from ibau_jax.unlearning.loop import compile_round
+    from ibau_jax.unlearning.stack import Stack
 
     rng, config = np.random.default_rng(0), UnlearnConfig(batch_size=batch_size, K=K)
     images = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
     data = make_dataset(images, rng.integers(0, 10, batch_size), "random")
     model = get_architecture(architecture).build(10, image_size, nnx.Rngs(0))
     stack = Stack([initial_state(model, config)], [data], [config], execution)
-    program: Any = compile_round(stack, 1).outer.call
+    program: Any = compile_round(stack).outer.call
     found = program.memory_analysis()
     return found.argument_size_in_bytes / MIB, found.temp_size_in_bytes / MIB
 

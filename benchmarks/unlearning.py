@@ -21,8 +21,7 @@ from benchmarks.cases import ROOT
 from benchmarks.report import machine, put_between
 from benchmarks.zoo import CLEANED, ZOO, attack_of, others_of
 from ibau_jax import PRESETS, State, evaluate, load, save, split_dataset, unlearn
-from ibau_jax.config import NO_MORE_ROUNDS, UnlearnConfig
-from ibau_jax.presets import suited
+from ibau_jax.config import UnlearnConfig
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "unlearning" / "small_vgg.json", ROOT / "docs" / "experiments.md"
 BEGIN, END = "<!-- unlearning: written by python -m benchmarks.unlearning -->", "<!-- end of unlearning -->"
@@ -42,9 +41,9 @@ def run(file: Path, config: UnlearnConfig, n_clean: int, saved: Path | None = No
 
     def on_round(state: State) -> None:
         nonlocal evaluating
-        start, done = time.perf_counter(), state.rounds[-1]
-        standing = asdict(done.standing) if done.standing else None
-        rounds.append({**asdict(evaluate(state.model, others, attack)), "undone": done.undone, "standing": standing})
+        start = time.perf_counter()
+        outliers = [asdict(one) for one in state.rounds[-1].outliers]
+        rounds.append({**asdict(evaluate(state.model, others, attack)), "suspects": outliers})
         evaluating += time.perf_counter() - start
 
     result = unlearn(checkpoint.model(), split.clean_set, config, on_round=on_round)
@@ -57,7 +56,6 @@ def run(file: Path, config: UnlearnConfig, n_clean: int, saved: Path | None = No
         "before": before,
         "after": after,
         "rounds": rounds,
-        "kept_round": result.kept_round,
         "seconds": seconds,
         "machine": machine(),
     }
@@ -129,17 +127,17 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, Any]]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for seed in options.seeds:
         for file in options.files:
-            config = replace(PRESETS[suited(options.preset, options.n_clean)], seed=seed)
+            config = replace(PRESETS[options.preset], seed=seed)
             kind = f"{options.preset},{options.n_clean}"
             if options.n_rounds:
-                config = replace(config, n_rounds=options.n_rounds, **NO_MORE_ROUNDS)
+                config = replace(config, n_rounds=options.n_rounds)
                 kind += f",{options.n_rounds} rounds"
             name = f"{file.stem}{CLEANED}{kind.replace(',', '-').replace(' ', '-')}-{seed}.pth"
             found = run(file, config, options.n_clean, options.save / name if options.save else None)
             results.setdefault(file.stem, {}).setdefault(kind, {})[str(seed)] = found
             print(
                 f"{file.stem} {kind} seed {seed}: {figures(found['before'])} → {figures(found['after'])} "
-                f"(round {found['kept_round']} of {len(found['rounds'])}) {found['seconds']:.0f} s",
+                f"({len(found['rounds'])} rounds) {found['seconds']:.0f} s",
                 flush=True,
             )
             if options.store:

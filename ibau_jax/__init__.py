@@ -24,13 +24,11 @@ if TYPE_CHECKING:
     from ibau_jax.data import Dataset, load_dataset, make_dataset, separate_clean_set, split_dataset
     from ibau_jax.errors import IbauError
     from ibau_jax.execution import Execution
-    from ibau_jax.member import Member
     from ibau_jax.metrics import Metrics, evaluate
-    from ibau_jax.minimax import unlearn, unlearn_many
     from ibau_jax.models import NORMALIZATIONS, Normalization, Normalized
     from ibau_jax.presets import PRESETS
-    from ibau_jax.result import Result, Round, State
     from ibau_jax.triggers import Attack, load_attack
+    from ibau_jax.unlearning import Member, Result, Round, State, unlearn, unlearn_many
 
 __all__ = [
     "NORMALIZATIONS",
@@ -77,13 +75,13 @@ _PLACES = {
     "Dataset": "data",
     "Execution": "execution",
     "IbauError": "errors",
-    "Member": "minimax",
+    "Member": "unlearning",
     "Metrics": "metrics",
     "Normalization": "models",
     "Normalized": "models",
-    "Result": "result",
-    "Round": "result",
-    "State": "result",
+    "Result": "unlearning",
+    "Round": "unlearning",
+    "State": "unlearning",
     "UnlearnConfig": "config",
     "audit": "auditing",
     "evaluate": "metrics",
@@ -95,8 +93,8 @@ _PLACES = {
     "separate_clean_set": "data",
     "settle": "checkpoints.variants",
     "split_dataset": "data",
-    "unlearn": "minimax",
-    "unlearn_many": "minimax",
+    "unlearn": "unlearning",
+    "unlearn_many": "unlearning",
 }
 
 

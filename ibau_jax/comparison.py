@@ -16,8 +16,8 @@ from ibau_jax.defences import defences, get_defence
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.metrics import Metrics
-from ibau_jax.minimax import unlearn
-from ibau_jax.presets import PRESETS, SUITED, suited
+from ibau_jax.presets import PRESETS
+from ibau_jax.unlearning import unlearn
 
 OnStep = Callable[[int, int], None]
 MEASURES = ("acc", "asr", "ra")
@@ -98,8 +98,7 @@ def key_of(checkpoint: str, method: str, n_clean: int, seed: int, epochs: int | 
 
 def method_names() -> tuple[str, ...]:
     """The presets of I-BAU and the other defences."""
-    settled = {name for _, name in SUITED}  # `robust` itself is those where they are suited
-    return (*(name for name in PRESETS if name not in settled), *(one.name for one in defences()))
+    return (*PRESETS, *(one.name for one in defences()))
 
 
 def check_methods(names: Iterable[str]) -> None:
@@ -132,7 +131,7 @@ def defend(
     """
     start = time.perf_counter()
     if name in PRESETS:
-        config = replace(PRESETS[suited(name, len(clean_set))], seed=seed)
+        config = replace(PRESETS[name], seed=seed)
         report = (lambda phase, number, done, count: on_step(done, count)) if on_step else None
         return unlearn(
             model, clean_set, config, execution=execution, on_batch=report

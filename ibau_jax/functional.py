@@ -1,4 +1,4 @@
-"""A model as a pure function of its weights and images."""
+"""A model as a pure function of its weights and images, and means over images that spare memory."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.batches import count_parts, in_parts
 from ibau_jax.execution import Execution
 
 Params: TypeAlias = Any  # a pytree of float arrays
@@ -73,3 +74,46 @@ def set_training(model: nnx.Module, training: bool) -> None:
     for _, module in nnx.iter_graph(model):
         if isinstance(module, nnx.BatchNorm):
             module.use_running_average = not training
+
+
+def sequenced(tree: Any, other: Any) -> Any:
+    """Makes `tree` available only when `other` is, so that XLA does not merge what follows with what was before.
+
+    Both are pytrees of arrays. The dependency is one in the numbers, since XLA:CPU drops `optimization_barrier` before
+    it orders the program.
+    """
+    waited_for = 0.0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(other))
+    return jax.tree.map(lambda leaf: leaf + waited_for, tree)
+
+
+def mean_over(
+    delta: Any,
+    params: Params,
+    batch: Any,
+    weights: Float[Array, " n"],
+    losses: Callable[[Any, Params, Any], Float[Array, " m"]],
+    execution: Execution,
+) -> Float[Array, ""]:
+    """Computes the mean of `losses(delta, params, batch)` over the images with weight 1, in parts if `execution` asks.
+
+    A part's activations are computed again for its gradient, and parts wait for one another, forwards and backwards, so
+    that only one part's activations are there at a time.
+    """
+    shares = weights / jnp.sum(weights)
+
+    def share(variables: tuple[Any, Params], part: Any, shares: Float[Array, " m"]) -> Float[Array, ""]:
+        return jnp.sum(losses(*variables, part) * shares)
+
+    parts = count_parts(len(weights), execution.microbatch)
+    if parts == 1:
+        return share((delta, params), batch, shares)
+    split = jax.tree.map(lambda array: in_parts(array, parts), (batch, shares))
+    again = jax.checkpoint(share)
+    if execution.loop_form == "scan":
+        total, _ = jax.lax.scan(lambda total, part: (total + again((delta, params), *part), None), jnp.zeros(()), split)
+        return total
+    total = jnp.zeros(())
+    for index in range(parts):
+        part = jax.tree.map(lambda array, index=index: array[index], split)
+        total = total + again((sequenced(delta, total), params), *part)
+    return total

@@ -21,10 +21,9 @@ from ibau_jax.config import RelearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
-from ibau_jax.functional import Params, Rest, make_apply, split_weights
+from ibau_jax.functional import Params, Rest, make_apply, mean_over, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.metrics import Metrics
-from ibau_jax.perturb import mean_over
 from ibau_jax.placement import Placement
 from ibau_jax.triggers import Attack, planted
 

@@ -8,11 +8,11 @@ import numpy as np
 
 from ibau_jax.data import make_dataset
 from ibau_jax.execution import Execution
-from ibau_jax.member import initial_state
-from ibau_jax.minimax import unlearn_many
-from ibau_jax.rounds import compile_round
-from ibau_jax.stack import Stack
-from tests.test_stack import CONFIG, small_net, tiny_members, weights
+from ibau_jax.unlearning import initial_state
+from ibau_jax.unlearning import unlearn_many
+from ibau_jax.unlearning.loop import compile_round
+from ibau_jax.unlearning.stack import Stack
+from tests.unlearning.test_stack import CONFIG, small_net, tiny_members, weights
 
 BATCH = 16
 
@@ -29,7 +29,7 @@ def costs(members, execution):
     images, labels = rng.integers(0, 256, (BATCH, 32, 32, 3), np.uint8), rng.integers(0, 10, BATCH)
     data = make_dataset(images, labels, "random")
     states = [initial_state(small_net(seed), config) for seed in range(members)]
-    steps = compile_round(Stack(states, [data] * members, [config] * members, execution), 1)
+    steps = compile_round(Stack(states, [data] * members, [config] * members, execution))
     loops = (steps.inner, steps.outer)
     return {
         "flops": [loop.call.cost_analysis()["flops"] for loop in loops],

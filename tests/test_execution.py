@@ -13,14 +13,13 @@ from hypothesis import strategies as st
 from ibau_jax.batches import filled_size, in_parts, make_batches
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
-from ibau_jax.member import initial_state
-from ibau_jax.minimax import unlearn
+from ibau_jax.unlearning import initial_state, unlearn
 from ibau_jax.models.small_vgg import SmallVGG
-from ibau_jax.rounds import compile_round
-from ibau_jax.stack import Stack
+from ibau_jax.unlearning.loop import compile_round
+from ibau_jax.unlearning.stack import Stack
 from tests.oracles.twins import randomised
-from tests.test_minimax import Tiny, tiny_data, vgg_data
-from tests.test_stack import CONFIG, assert_alike, small_net
+from tests.unlearning.test_loop import Tiny, tiny_data, vgg_data
+from tests.unlearning.test_stack import CONFIG, assert_alike, small_net
 
 SPARING = [Execution(microbatch=4), Execution(microbatch=4, loop="scan"), Execution(remat=True)]
 
@@ -47,7 +46,7 @@ def temporary_bytes(execution):
     model, data = SmallVGG(10, 32, nnx.Rngs(0)), vgg_data(rng, 40)
     config = replace(CONFIG, batch_size=40, K=2)
     stack = Stack([initial_state(model, config)], [data], [config], execution)
-    return compile_round(stack, 1).outer.call.memory_analysis().temp_size_in_bytes
+    return compile_round(stack).outer.call.memory_analysis().temp_size_in_bytes
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from ibau_jax.batches import AnyArray
+
 Verdict = Literal["backdoored", "suspicious", "no backdoor found", "not enough images to say"]
 UNDECIDED: Verdict = "not enough images to say"
 CONSISTENCY = 1.4826  # makes the median absolute deviation the standard deviation of a normal distribution
@@ -37,12 +39,13 @@ class Suspect:
     confidence: float
 
 
-def median_size(sizes: Float[np.ndarray, " classes"]) -> float:
+def median_size(sizes: Float[AnyArray, " classes"]) -> Float[AnyArray, ""]:
     """Computes the median class's size; of two classes in the middle, their geometric mean.
 
     How far a class stands out is always this divided by its size.
     """
-    return float(np.exp(np.median(np.log(sizes))))
+    numpy = sizes.__array_namespace__()  # or JAX's
+    return numpy.exp(numpy.median(numpy.log(sizes)))
 
 
 def below_median(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:

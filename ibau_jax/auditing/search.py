@@ -1,10 +1,4 @@
-"""The smallest trigger for every class: a universal targeted perturbation whose size is found along with it.
-
-As in DDN (Rony et al., CVPR 2019) direction and size are decoupled. Each step moves the trigger along the gradient of
-the cross-entropy to its class and projects it onto the size allowed; that shrinks after a step in which enough images
-followed the trigger, and grows after one in which they did not. So it settles where about as many follow as are asked
-for, and no weight between success and size has to be chosen. All classes go at once under `vmap`.
-"""
+"""The smallest trigger for every class: players of all classes search at once, under `vmap`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +12,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ibau_jax.batches import Batches, make_batches, to_unit
+from ibau_jax.batches import Batches, make_batches
 from ibau_jax.compilation import compiler_options
 from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
@@ -26,31 +20,15 @@ from ibau_jax.errors import NotFiniteError
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Apply, Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
-from ibau_jax.models.inference import NO_CLASS, classes_of
 from ibau_jax.perturbations import Perturbation, PerturbationSpace, Shape
+from ibau_jax.perturbations.player import Follow, Player, make_step, towards
+from ibau_jax.perturbations.player import begin as begin_player
 from ibau_jax.placement import Placement
 
 OnStep = Callable[[int, int], None]
 
 PIXELS_AT_ONCE = 2**20  # of the images of all classes in a step; bounds memory
-FIRST = 0.15  # of the largest size, where a search begins
 SETTLED = 4  # the size is averaged over the last quarter of the steps
-
-
-class Searching(NamedTuple):
-    """What a step updates, for every class.
-
-    Attributes:
-        trigger: as it stands.
-        optimizer_state: of the trigger.
-        size: the size allowed.
-        steps: those done.
-    """
-
-    trigger: Perturbation
-    optimizer_state: Any
-    size: Float[Array, " classes"]
-    steps: Int[Array, " classes"]
 
 
 class Constants(NamedTuple):
@@ -89,49 +67,20 @@ class Search:
     config: AuditConfig
     classes: int
     at_once: int
-    begin: Callable[[Array], Searching]
+    begin: Callable[[Array], Player]
     loop: BatchLoop
-    measure: Callable[[Perturbation, Batches, Constants], tuple[Array, Array, Array]]
-
-
-def towards(
-    apply: Apply,
-    space: PerturbationSpace,
-    trigger: Perturbation,
-    batch: Batches,
-    weights: Weights,
-    target: Int[Array, ""],
-) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]]:
-    """Mean cross-entropy to the target over the images of other classes; how many of them follow, how many there are,
-    and how many images' logits are not finite.
-    """
-    logits = apply(weights.rest, weights.params, space.apply(trigger, to_unit(batch.images)))
-    others = batch.weights * (batch.labels != target)
-    count = jnp.sum(others)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full_like(batch.labels, target))
-    predicted = classes_of(logits)
-    follow, broken = jnp.sum(others * (predicted == target)), jnp.sum(batch.weights * (predicted == NO_CLASS))
-    return jnp.sum(losses * others) / jnp.maximum(count, 1), (follow, count, broken)
+    measure: Callable[[Perturbation, Batches, Constants], Follow]
 
 
 def search_step(apply: Apply, space: PerturbationSpace, config: AuditConfig, shape: Shape) -> Callable[..., Any]:
-    """One step of all classes: `step(searching, batch, constants)` gives the next and the sizes, (classes,)."""
-    schedule, largest = falling(config), space.max_size(shape)
-    ascent = space.ascent(schedule)
+    """Makes a step of all classes: `step(players, batch, constants)` gives the next ones and the sizes, (classes,)."""
+    one = make_step(space, shape, falling(config), config.rate, config.success)
 
-    def one(searching: Searching, target: Int[Array, ""], batch: Batches, weights: Weights) -> Searching:
-        gradient, (follow, count, _) = jax.grad(partial(towards, apply, space), has_aux=True)(
-            searching.trigger, batch, weights, target
+    def step(players: Player, batch: Batches, constants: Constants) -> tuple[Player, Float[Array, " classes"]]:
+        weights, forward = constants.weights, partial(apply, constants.weights.rest)
+        following = jax.vmap(lambda player, target: one(forward, player, weights.params, batch, target))(
+            players, constants.target
         )
-        rate = config.rate * schedule(searching.steps)
-        factor = jnp.where(follow >= config.success * count, 1 - rate, 1 + rate)
-        size = jnp.minimum(searching.size * factor, largest)
-        updates, state = ascent.update(gradient, searching.optimizer_state, size=size)
-        moved = optax.apply_updates(searching.trigger, updates)
-        return Searching(space.project(moved, size), state, size, searching.steps + 1)
-
-    def step(searching: Searching, batch: Batches, constants: Constants) -> tuple[Searching, Float[Array, " classes"]]:
-        following = jax.vmap(one, in_axes=(0, 0, None, None))(searching, constants.target, batch, constants.weights)
         return following, following.size
 
     return step
@@ -156,23 +105,23 @@ def compile_search(
     at_once = -(-classes // min(chunks, classes))
     apply = make_apply(model, execution)
 
-    def begin(keys: Array) -> Searching:
-        triggers = jax.vmap(lambda key: space.init(key, shape))(keys)
-        states = jax.vmap(space.ascent(falling(config)).init)(triggers)
-        sizes = jnp.full(len(keys), FIRST * space.max_size(shape), jnp.float32)
-        return Searching(triggers, states, sizes, jnp.zeros(len(keys), jnp.int32))
+    def begin(keys: Array) -> Player:
+        return jax.vmap(lambda key: begin_player(space, key, shape, falling(config)))(keys)
 
-    def measure(triggers: Perturbation, batch: Batches, constants: Constants) -> tuple[Array, Array, Array]:
-        one = jax.vmap(partial(towards, apply, space), in_axes=(0, None, None, 0))
+    def measure(triggers: Perturbation, batch: Batches, constants: Constants) -> Follow:
+        weights, forward = constants.weights, partial(apply, constants.weights.rest)
         with execution.products():
-            return one(triggers, batch, constants.weights, constants.target)[1]
+            return jax.vmap(lambda trigger, target: towards(forward, space, trigger, weights.params, batch, target)[1])(
+                triggers, constants.target
+            )
 
     place = Placement.one_device()
     start = place.members(begin(jax.random.split(jax.random.key(0), at_once)))
     constants = place.members(Constants(split_weights(model), jnp.arange(at_once)))
     step = search_step(apply, space, config, shape)
     loop = compile_loop(step, start, step_batches(images, config), constants, execution=execution, placement=place)
-    return Search(space, config, classes, at_once, begin, loop, jax.jit(measure, compiler_options=compiler_options()))
+    compiled = jax.jit(measure, compiler_options=compiler_options())
+    return Search(space, config, classes, at_once, begin, loop, compiled)
 
 
 def step_batches(images: Dataset, config: AuditConfig) -> Batches:
@@ -209,7 +158,7 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
         constants = place.members(Constants(weights, jnp.asarray(targets)))
         last, sizes = search.loop.run(place.members(search.begin(keys[targets])), batches, constants, report)
         settled = np.exp(np.mean(np.log(sizes[-max(1, len(sizes) // SETTLED) :].astype(np.float64)), axis=0))
-        found.append(Found(last.trigger, settled))
+        found.append(Found(last.perturbation, settled))
     joined = _joined(search, found)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(joined)):
         raise NotFiniteError(

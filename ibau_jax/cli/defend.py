@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ibau_jax.cli.progress import RoundProgress
-from ibau_jax.result import Result, Round
+from ibau_jax.unlearning import Result, Round
 
 if TYPE_CHECKING:
     from ibau_jax.cli.task import Task
@@ -25,5 +25,5 @@ def defend(task: "Task") -> None:
         none = np.zeros((0, *task.clean_set.images.shape[1:]), np.float32)
         done = Round(1, none, 0.0, 0.0, 0.0, time.perf_counter() - start)
         bar.on_evaluation()
-        task.take_in(task.state.after(done, model, task.state.optimizer_state), bar)
-    task.end(Result(model, (done,), 1, "completed", 0.0, done.seconds))
+        task.take_in(task.state.after(done, model, task.state.optimizer_state, {}), bar)
+    task.end(Result(model, (done,), "completed", 0.0, done.seconds))

@@ -23,9 +23,9 @@ from ibau_jax.defences import get_defence
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
 from ibau_jax.files import check_free
-from ibau_jax.member import initial_state
 from ibau_jax.metrics import check_measurable
 from ibau_jax.triggers import Attack
+from ibau_jax.unlearning import initial_state
 
 BYTES_A_WEIGHT = 20  # on the disk, in float32: results hold it twice, and a state with the two averages of Adam
 
@@ -46,8 +46,8 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
     attack = attack_on(subject, options.attack, split.used)
     if attack is not None:
         check_measurable(attack, split.evaluation, subject.checkpoint.num_classes)
-    preset, config = options.method.suited(planned.config, len(split.clean_set))
-    defence, tuning, constants = None, None, {"preset": preset, **asdict(config)}
+    config = planned.config
+    defence, tuning, constants = None, None, {"preset": options.method.preset, **asdict(config)}
     if options.method.method != "ibau":
         defence = get_defence(options.method.method)
         tuning = options.method.tuning(defence.config, planned.config)
@@ -113,7 +113,7 @@ def _take_up(task: Task, output: OutputOptions, alone: bool) -> None:
     half_placed = resumed and not (task.folder / RESULT).exists()
     check_folder(task.folder, overwrite=output.overwrite or half_placed)
     if resumed:
-        task.state, task.before, task.records = task.progress.restore_state(task.state)
+        task.state, task.before, task.records = task.progress.restore_state(task.state, task.config)
 
 
 def _settings(subject: Subject, split: Split, attack: Attack | None, execution: Execution) -> dict[str, Any]:

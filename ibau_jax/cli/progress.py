@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -11,7 +11,7 @@ from ibau_jax.cli.console import console, errors, escaped, percent
 
 if TYPE_CHECKING:
     from ibau_jax.metrics import Metrics
-    from ibau_jax.result import Phase, Round
+    from ibau_jax.unlearning import Phase, Round
 
 BETWEEN_LINES = 60.0  # seconds
 
@@ -37,9 +37,6 @@ class Bar(Progress):
             errors.print(f"{escaped(task.description)}{count}", soft_wrap=True)
 
 
-BEFORE_ROUNDS = {"search": "search for suspects", "rehearsal": "rehearsals"}
-
-
 class RoundProgress:
     """A bar over the batches of a round, and a line for every round done. Of several runs each line says which."""
 
@@ -59,8 +56,8 @@ class RoundProgress:
 
     def on_batch(self, phase: "Phase", number: int, done: int, count: int) -> None:
         """Moves the bar."""
-        if phase in BEFORE_ROUNDS:
-            self.progress.update(self.task, description=BEFORE_ROUNDS[phase], total=count, completed=done)
+        if phase == "search":
+            self.progress.update(self.task, description="search for players", total=count, completed=done)
             return
         self.number = number
         steps = {"inner": ("inner maximisation", 0), "outer": ("outer minimisation", count)}
@@ -78,30 +75,26 @@ class RoundProgress:
         if metrics.doubt_of_target:
             self._print(name, metrics.doubt_of_target)
 
-    def on_suspects(self, name: str, labels: Collection[int]) -> None:
-        """Prints the classes that are suspected from now on."""
-        if len(labels):
-            self._print(name, f"suspected  class {', '.join(map(str, labels))}")
-
     def on_round(self, name: str, done: "Round", metrics: "Metrics") -> None:
         """Prints the round's figures."""
         line = f"{self._round(done.number)}  {_figures(metrics)}"
         norm = f"  ‖δ‖ {done.perturbation_norm:.4g}" if len(done.perturbation) else ""
-        self._print(name, f"{line}{norm}  {done.seconds:.1f} s{_standing(done)}")
+        self._print(name, f"{line}{norm}  {done.seconds:.1f} s{_outliers(done)}")
 
     def _round(self, number: int) -> str:
-        return f"round {number}/{max(number, self.n_rounds)}"  # there may be more rounds than were planned
+        return f"round {number}/{self.n_rounds}"
 
     def _print(self, name: str, line: str) -> None:
         run = f"{escaped(name):<{self.width}}  " if self.width else ""
         self.progress.console.print(f"{run}{line}", soft_wrap=True)
 
 
-def _standing(done: "Round") -> str:
-    if done.standing is None:
+def _outliers(done: "Round") -> str:
+    if not done.outliers:
         return ""
-    undone = "; undone" if done.undone else ""
-    return f"  held-out ACC {percent(done.standing.acc)}, short cut {percent(done.standing.residual)}{undone}"
+    return "  stands out: " + ", ".join(
+        f"class {one.label} ({one.space} {one.ratio:.1f}x)" for one in done.outliers[:2]
+    )
 
 
 def _figures(metrics: "Metrics") -> str:

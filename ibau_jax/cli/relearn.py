@@ -39,7 +39,7 @@ def check_relearning(task: "Task", options: RelearnOptions) -> None:
 
 def relearn_task(task: "Task", options: RelearnOptions) -> None:
     """Makes the check, where it is asked for and the run has a result."""
-    if options.relearn is None or task.result is None or not task.result.kept_round:
+    if options.relearn is None or task.result is None or not task.result.rounds:
         return
     assert task.attack is not None
     config = options.config(task.config.seed)

@@ -20,9 +20,7 @@ from ibau_jax.cli.unlearn_options import UnlearnOptions
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import Execution
 from ibau_jax.files import exclusive, remove_abandoned
-from ibau_jax.member import Member
-from ibau_jax.minimax import stackable, unlearn_many
-from ibau_jax.result import State
+from ibau_jax.unlearning import Member, State, stackable, unlearn_many
 
 SOME_FAILED = 1  # also where the one run diverged
 
@@ -186,10 +184,6 @@ def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[s
         results = unlearn_many(members, execution=execution, on_round=on_round, on_batch=bar.on_batch)
     for task, result in zip(tasks, results, strict=True):
         failures |= _attempt(task.name, partial(task.end, result), count)
-        if result.status == "completed" and len(result.rounds) < task.config.n_rounds:
-            name = f"{console.escaped(task.name)}: " if count > 1 else ""
-            why = "it was taken back" if result.rounds[-1].undone else "the short cut is closed"
-            console.console.print(f"{name}over after round {len(result.rounds)}: {why}")
     return failures
 
 

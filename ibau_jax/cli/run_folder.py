@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ibau_jax.aims import Suspects
+from ibau_jax.auditing import Suspect
 from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.errors import ConfigError
 from ibau_jax.files import check_writable, put_all_in_place, staging_folder, write_text
@@ -18,7 +18,7 @@ from ibau_jax.interruption import deferred_signals
 from ibau_jax.json_files import json_text, read_json, write_json
 from ibau_jax.metrics import Metrics
 from ibau_jax.report.figures import plot_perturbations
-from ibau_jax.result import Round
+from ibau_jax.unlearning import Round
 
 RESULT, SUMMARY, REPORT = "result.json", "summary.json", "report.html"
 FLAX, PERTURBATION = "flax", "perturbation.png"
@@ -106,12 +106,9 @@ def write_summary(folder: Path, records: list[dict[str, Any]]) -> None:
         put_all_in_place(staging, folder, (SUMMARY,))
 
 
-def suspects_record(suspects: Suspects) -> list[dict[str, float]]:
-    """The classes that perturbations were led to, as result.json has them."""
-    return [
-        {"label": int(label), "norm": float(norm), "found_after_rounds": int(rounds)}
-        for label, norm, rounds in zip(suspects.labels, suspects.norms, suspects.found_after, strict=True)
-    ]
+def suspects_record(suspects: Sequence[Suspect]) -> list[dict[str, Any]]:
+    """The classes that stand out, as result.json has them."""
+    return [asdict(suspect) for suspect in suspects]
 
 
 def round_record(done: Round, metrics: Metrics) -> dict[str, Any]:
@@ -123,8 +120,7 @@ def round_record(done: Round, metrics: Metrics) -> dict[str, Any]:
         "inner_loss": done.inner_loss,
         "outer_loss": done.outer_loss,
         "seconds": done.seconds,
-        "standing": asdict(done.standing) if done.standing else None,
-        "undone": done.undone,
+        "suspects": suspects_record(done.outliers),
     }
 
 

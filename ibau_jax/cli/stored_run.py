@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from ibau_jax.aims import Suspects
+from ibau_jax.auditing import Suspect
 from ibau_jax.checkpoints.conversion import Leaves
+from ibau_jax.cli.run_folder import suspects_record
 from ibau_jax.cli.stored import Content, StoredSteps, leaves_of_tree, tree_of_leaves
+from ibau_jax.config import UnlearnConfig
 from ibau_jax.metrics import Metrics
-from ibau_jax.result import Round, Standing, State
+from ibau_jax.models.inference import count_classes
+from ibau_jax.unlearning import Round, State
+from ibau_jax.unlearning.players import like_players
 
-FIGURES = ("perturbation_norm", "inner_loss", "outer_loss", "seconds", "undone")
+FIGURES = ("perturbation_norm", "inner_loss", "outer_loss", "seconds")
 
 
 class StoredRun(StoredSteps):
@@ -28,16 +32,10 @@ class StoredRun(StoredSteps):
 
     def store_state(self, state: State, found: Content) -> None:
         """Stores the state after a round and what was `found` (`before`, `rounds`); see `StoredSteps.store`."""
-        content = {
-            "initial": _as_json(state.initial),
-            "mirrored": state.mirrored,
-            "rehearsed": [_as_json(standing) for standing in state.rehearsed],
-            "pace": state.pace,
-            **found,
-        }
+        content = {"mirrored": state.mirrored, "suspects": suspects_record(state.outliers), **found}
         self.store(len(state.rounds), _leaves_of(state), content)
 
-    def restore_state(self, fresh: State) -> tuple[State, Metrics, list[dict[str, Any]]]:
+    def restore_state(self, fresh: State, config: UnlearnConfig) -> tuple[State, Metrics, list[dict[str, Any]]]:
         """The last stored state that is whole, the original model's figures, and the rounds as result.json has them.
 
         `fresh` is the state before the first round.
@@ -47,55 +45,50 @@ class StoredRun(StoredSteps):
         """
         return self.restore(
             lambda leaves, content: (
-                _restored(fresh, leaves, content),
+                _restored(fresh, config, leaves, content),
                 Metrics.of(content["before"]),
                 [{**record, **asdict(Metrics.of(record))} for record in content["rounds"]],
             )
         )
 
 
-def _as_json(standing: Standing | None) -> dict[str, Any] | None:
-    return asdict(standing) if standing else None
-
-
 def _leaves_of(state: State) -> Leaves:
     leaves = leaves_of_tree("model", nnx.state(state.model)) | leaves_of_tree("optimizer", state.optimizer_state)
-    if state.best is not None:
-        leaves |= leaves_of_tree("best", nnx.state(state.best))
     leaves |= {("perturbation", done.number): done.perturbation for done in state.rounds}
-    if state.suspects:
-        leaves |= {("suspects", name): np.asarray(value) for name, value in vars(state.suspects).items()}
-    return leaves
+    return leaves | leaves_of_tree("players", state.players)
 
 
-def _restored(fresh: State, leaves: Leaves, stored: Content) -> State:
+def _restored(fresh: State, config: UnlearnConfig, leaves: Leaves, stored: Content) -> State:
     graph, weights = nnx.split(fresh.model)
     rounds = list(range(1, len(stored["rounds"]) + 1))
     if [record["round"] for record in stored["rounds"]] != rounds:
         raise ValueError("rounds are missing")
     if {path[1] for path in leaves if path[0] == "perturbation"} != set(rounds):
         raise ValueError("there are perturbations of more or fewer rounds than figures")
-    suspects = {path[1]: leaf for path, leaf in leaves.items() if path[0] == "suspects"}
+    height, width, channels = leaves["perturbation", 1].shape[1:]
+    shape = (height, width, channels)
     return State(
         nnx.merge(graph, tree_of_leaves("model", weights, leaves)),
         tree_of_leaves("optimizer", fresh.optimizer_state, leaves),
         tuple(_round(record, leaves["perturbation", record["round"]]) for record in stored["rounds"]),
-        Suspects(**suspects) if suspects else None,
-        _standing(stored["initial"]),
+        tree_of_leaves("players", like_players(config, count_classes(fresh.model, shape), shape), leaves),
         bool(stored["mirrored"]),
-        nnx.merge(graph, tree_of_leaves("best", weights, leaves)) if ("best", 0) in leaves else None,
-        tuple(Standing(**standing) for standing in map(_numbers, stored["rehearsed"])),
-        float(stored["pace"]),
+        _suspects(stored["suspects"]),
     )
-
-
-def _standing(record: dict[str, Any] | None) -> Standing | None:
-    return Standing(**_numbers(record)) if record else None
 
 
 def _round(record: dict[str, Any], perturbation: np.ndarray) -> Round:
     figures = _numbers({name: record[name] for name in FIGURES})
-    return Round(record["round"], perturbation, standing=_standing(record["standing"]), **figures)
+    return Round(record["round"], perturbation, outliers=_suspects(record["suspects"]), **figures)
+
+
+def _suspects(records: list[dict[str, Any]]) -> tuple[Suspect, ...]:
+    return tuple(
+        Suspect(
+            space=str(record["space"]), **_numbers({name: record[name] for name in ("label", "ratio", "confidence")})
+        )
+        for record in records
+    )
 
 
 def _numbers(record: dict[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,8 @@ from ibau_jax.metrics import Metrics, evaluate, predict
 from ibau_jax.models.normalized import normalized_model
 from ibau_jax.relearning import Relearned
 from ibau_jax.report import Conclusion, conclude, gather, render
-from ibau_jax.result import Result, State
 from ibau_jax.triggers import Attack
+from ibau_jax.unlearning import Result, State
 
 
 @dataclass(eq=False)
@@ -135,8 +135,6 @@ class Task:
         self.records.append(round_record(state.rounds[-1], metrics))
         if self.defence is None:  # others can't be resumed
             self.progress.store_state(state, {"before": asdict(self.before), "rounds": self.records})
-        if state.suspects is not None:
-            bar.on_suspects(self.name, state.suspects.found_before(state.rounds[-1].number))
         bar.on_round(self.name, state.rounds[-1], metrics)
 
     def finish(self, begin: float) -> Path | None:
@@ -158,11 +156,6 @@ class Task:
                 "a loss or logit became NaN or infinite in the first round; nothing to keep. Try a smaller --inner-lr "
                 "or --lr"
             )
-        if not self.result.kept_round:
-            raise ConfigError(
-                f"every round lost more than {100 * self.config.max_acc_drop:g} points of held-out accuracy; nothing "
-                "to keep. Try a smaller --lr, or allow more by --max-acc-drop"
-            )
         if not is_first_process():
             return None
         content = self.content()
@@ -172,7 +165,7 @@ class Task:
         if self.result.status == "diverged":
             console.warn(
                 f"{self.name} stopped: a loss or logit became NaN or infinite in round {len(self.result.rounds) + 1}; "
-                f"the results are those of round {self.result.kept_round}"
+                f"the results are those of round {len(self.result.rounds)}"
             )
         return model_file
 
@@ -196,16 +189,15 @@ class Task:
         assert self.result is not None
         verdicts = {when: audit.verdict for when, audit in self.audits.items()}
         relearned = {name: found.figures for name, found in self.relearned.items()}
-        standing = self.result.rounds[self.result.kept_round - 1].standing
-        residual = standing.residual if standing else None
+        still = self.result.rounds[-1].outliers
         return conclude(
             self.before,
             self.after(),
             verdicts,
             relearned,
-            targeted=self.config.targeted,
+            targeted=bool(self.config.spaces),
             num_classes=self.num_classes,
-            residual=residual,
+            still=still[0] if still else None,
             suspect=self._lingering(),
         )
 
@@ -216,9 +208,9 @@ class Task:
         return lingering(before.suspects[0].label, {name: found.sizes for name, found in after.spaces.items()})
 
     def after(self) -> Metrics:
-        """The figures after the round that is kept."""
+        """The figures after the last good round."""
         assert self.result is not None
-        return Metrics.of(self.records[self.result.kept_round - 1])
+        return Metrics.of(self.records[len(self.result.rounds) - 1])
 
     def content(self) -> dict[str, Any]:
         """What result.json holds. Seconds of resumed rounds count, those of an interrupted round do not."""
@@ -239,9 +231,8 @@ class Task:
             "intervals": {"before": self.before.intervals(), "after": self.after().intervals()},
             "audit": {when: audit_record(audit) for when, audit in self.audits.items()} or None,
             "conclusion": asdict(self.conclusion()),
-            "initial": asdict(self.state.initial) if self.state.initial else None,
-            "suspects": suspects_record(self.state.suspects) if self.state.suspects else None,
-            "kept_round": self.result.kept_round,
+            "suspects": suspects_record(self.state.outliers),
+            "kept_round": len(self.result.rounds),
             "rounds": self.records,
             "relearning": relearning_record(self.relearned) if self.relearned else None,
             "seconds": {

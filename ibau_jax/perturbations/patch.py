@@ -60,6 +60,10 @@ class Patch:
         cut = jnp.clip(mask - jnp.where(fits, 0, threshold), 0, 1)
         return {"mask": cut, "pattern": jnp.clip(delta["pattern"], 0, 1)}
 
+    def enlarge(self, delta: MaskAndPattern, factor: Float[Array, ""] | float) -> MaskAndPattern:
+        """Multiplies the mask, up to 1."""
+        return {"mask": jnp.clip(factor * delta["mask"], 0, 1), "pattern": delta["pattern"]}
+
     def max_size(self, shape: Shape) -> float:
         """Counts all pixels."""
         return float(shape[0] * shape[1])

@@ -48,6 +48,10 @@ class Pixel:
         """Scales δ into the ℓ2 ball."""
         return into_ball(delta, self.size(delta), size)
 
+    def enlarge(self, delta: Float[Array, "h w c"], factor: Float[Array, ""] | float) -> Float[Array, "h w c"]:
+        """Multiplies δ."""
+        return factor * delta
+
     def max_size(self, shape: Shape) -> float:
         """Computes the norm of a δ that moves every pixel by half of the range."""
         return 0.5 * math.sqrt(math.prod(shape))

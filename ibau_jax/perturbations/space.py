@@ -41,6 +41,9 @@ class PerturbationSpace(Protocol):
     def project(self, delta: Perturbation, size: Float[Array, ""] | float) -> Perturbation:
         """Finds the nearest perturbation in the space whose size is at most `size`."""
 
+    def enlarge(self, delta: Perturbation, factor: Float[Array, ""] | float) -> Perturbation:
+        """Makes a perturbation `factor` times as large; 0 makes the identity."""
+
     def max_size(self, shape: Shape) -> float:
         """Computes the size that changes images of `shape` beyond recognition."""
 

@@ -48,6 +48,10 @@ class Warp:
         """Scales the flow."""
         return into_ball(delta, self.size(delta), size)
 
+    def enlarge(self, delta: Float[Array, "k k 2"], factor: Float[Array, ""] | float) -> Float[Array, "k k 2"]:
+        """Multiplies the flow."""
+        return factor * delta
+
     def max_size(self, shape: Shape) -> float:
         """Computes a quarter of the shorter side."""
         return min(shape[:2]) / 4

@@ -16,7 +16,6 @@ Level = Literal["good", "doubtful", "bad"]
 WORKED = 0.5  # an attack that succeeds less often than this did not work
 DEFEATED = 0.1  # and one that succeeds less often than this works no longer
 COSTLY = 0.03  # accuracy lost
-OPEN = 0.1  # images that still follow a short cut
 NORMAL = 1.96  # standard errors of CONFIDENCE
 
 
@@ -43,7 +42,7 @@ def conclude(
     *,
     targeted: bool,
     num_classes: int | None = None,
-    residual: float | None = None,
+    still: Suspect | None = None,
     suspect: Suspect | None = None,
 ) -> Conclusion:
     """Weighs a run's figures.
@@ -56,7 +55,7 @@ def conclude(
             one first.
         targeted: whether the unlearning closed the very short cuts that an audit looks for.
         num_classes: of the model.
-        residual: the share of clean images that still follow the suspects' short cuts, where that was measured.
+        still: the class that stands out most after the last round, as the players that unlearned see it.
         suspect: the class suspected before, where it is still the one that the smallest trigger leads to.
     """
     level, headline = _of_attack(before, after) if before.asr is not None else _of_audits(audits)
@@ -68,16 +67,15 @@ def conclude(
     ):
         if worse and level != "bad":
             level, headline = "doubtful", f"{headline}, {worse}"
-    open_to = residual if residual and residual > OPEN else None
-    if level == "good" and open_to and before.asr is None:
-        level, headline = "doubtful", f"{headline}, but the short cut to the suspected class is still open"
+    if level == "good" and still and before.asr is None:
+        level, headline = "doubtful", f"{headline}, but class {still.label} still stands out"
     reasons = (
         *_figures(before, after),
         *_of_few(before),
         *([before.doubt_of_target] if before.doubt_of_target else []),
         *_of_trust(audits, targeted),
         *_of_suspect(suspect),
-        *_of_residual(open_to),
+        *_of_still(still),
         *_of_relearning(relearned or {}),
     )
     return Conclusion(level, headline, reasons)
@@ -191,12 +189,12 @@ def _of_relearning(relearned: Mapping[str, Sequence[Metrics]]) -> tuple[str, ...
     return (f"attack success after an epoch of fine-tuning with triggered images: {each}",)
 
 
-def _of_residual(residual: float | None) -> tuple[str, ...]:
-    if residual is None:
+def _of_still(still: Suspect | None) -> tuple[str, ...]:
+    if still is None:
         return ()
     return (
-        f"{100 * residual:.1f} % of clean images still follow the suspected short cut of the original model: "
-        "more clean images or more rounds (--n-clean, --n-rounds) may close it",
+        f"class {still.label} still stands out after the last round: a {still.space} {still.ratio:.1f} times smaller "
+        "than the median class's leads there; more rounds (--n-rounds) may close it",
     )
 
 

@@ -14,8 +14,8 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.metrics import predict, predict_where_finite
 from ibau_jax.models.inference import NO_CLASS
 from ibau_jax.perturbations import Pixel
-from ibau_jax.result import Round
 from ibau_jax.triggers import Attack, planted
+from ibau_jax.unlearning import Round
 
 EXAMPLES, TRIED = 8, 500
 

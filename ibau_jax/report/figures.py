@@ -12,7 +12,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ibau_jax.perturbations import Pixel
-from ibau_jax.result import Round
+from ibau_jax.unlearning import Round
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,8 +22,6 @@ CURVES = {
     "acc": ("ACC", "#2f81f7", "-"),
     "asr": ("ASR", "#d1242f", "-"),
     "ra": ("RA", "#2da44e", "-"),
-    "held_out": ("held-out ACC", "#2f81f7", ":"),
-    "residual": ("short cut", "#bf8700", ":"),
 }
 
 
@@ -35,31 +33,18 @@ def picture(image: Float[np.ndarray, "h w c"]) -> Markup:
     return _url(stream.getvalue(), "image/png")
 
 
-def curves(
-    before: dict[str, Any], records: Sequence[dict[str, Any]], initial: dict[str, Any] | None
-) -> dict[str, Markup]:
-    """The figures round by round, by theme; rounds that were undone have a hollow mark.
+def curves(before: dict[str, Any], records: Sequence[dict[str, Any]]) -> dict[str, Markup]:
+    """Draws the figures round by round, by theme.
 
     Args:
-        before: figures of the model as it came (round 0).
+        before: figures of the original model (round 0).
         records: the rounds as result.json has them.
-        initial: how that model stood on held-out images, if there are any.
     """
-    rows = [_row({**before, "standing": initial})] + [_row(record) for record in records]
-    undone = [False] + [record["undone"] for record in records]
-    return {theme: _url(_drawn(rows, undone, *colours), "image/svg+xml") for theme, colours in THEMES.items()}
+    rows = [{name: record[name] for name in CURVES} for record in (before, *records)]
+    return {theme: _url(_drawn(rows, *colours), "image/svg+xml") for theme, colours in THEMES.items()}
 
 
-def _row(record: dict[str, Any]) -> dict[str, float | None]:
-    standing = record["standing"] or {"acc": None, "residual": None}
-    return {
-        **{name: record[name] for name in ("acc", "asr", "ra")},
-        "held_out": standing["acc"],
-        "residual": standing["residual"],
-    }
-
-
-def _drawn(rows: list[dict[str, float | None]], undone: list[bool], ink: str, grid: str) -> bytes:
+def _drawn(rows: list[dict[str, float | None]], ink: str, grid: str) -> bytes:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 3.6), layout="constrained")
@@ -68,9 +53,7 @@ def _drawn(rows: list[dict[str, float | None]], undone: list[bool], ink: str, gr
         values = [row[name] for row in rows]
         if any(value is not None for value in values):
             shares = [np.nan if value is None else 100 * value for value in values]
-            axis.plot(shares, style, color=colour, label=label)
-            faces = ["none" if back else colour for back in undone]
-            axis.scatter(range(len(shares)), shares, edgecolors=colour, facecolors=faces, s=24, zorder=3)
+            axis.plot(shares, f"{style}o", color=colour, label=label)
     axis.set(xlabel="round", ylabel="%", ylim=(-3, 103), xticks=range(len(rows)))
     axis.grid(color=grid, linewidth=0.6)
     _tinted(axis, ink, grid)

@@ -41,7 +41,7 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
             (label, result["before"][name], result["after"][name], result["intervals"]["after"].get(name))
             for name, label in MEASURES.items()
         ],
-        curves=curves(result["before"], result["rounds"], result["initial"]),
+        curves=curves(result["before"], result["rounds"]),
         unlearned=[_unlearned(entry) for entry in evidence.unlearned],
         spaces=_spaces(audits),
         examples=[_example(entry) for entry in evidence.examples],
@@ -97,7 +97,7 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
         rows = [
             {
                 "label": int(label),
-                "ratio": median_size(findings.sizes) / float(findings.sizes[label]),
+                "ratio": float(median_size(findings.sizes) / findings.sizes[label]),
                 "before": _finding(findings, label),
                 "after": _finding(after, label) if after else None,
                 "same": None if after is None or after.earlier is None else float(after.earlier[label]),

@@ -23,7 +23,7 @@ from ibau_jax.member import initial_state
 from ibau_jax.minimax import unlearn
 from ibau_jax.presets import PRESETS
 from tests.conftest import ROOT
-from tests.test_minimax import Tiny, tiny_data
+from tests.unlearning.test_loop import Tiny, tiny_data
 
 CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, min_batches=4, max_acc_drop=1.0, held_out=0.0, folds=2)
 IDENTITY = {"seed": 2, "reach": (2.0, 8.0)}

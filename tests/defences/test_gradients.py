@@ -26,7 +26,7 @@ from ibau_jax.functional import make_run, split_weights, training_copy
 from tests.defences.twin import blobs, flat, twins
 from tests.oracles import torch_defences
 from tests.oracles.twins import as_torch
-from tests.test_minimax import Tiny
+from tests.unlearning.test_loop import Tiny
 
 KEY = jax.random.key(0)
 

@@ -54,38 +54,60 @@ def implicit(model, delta, outer, inner, terms, step):
     return loss.detach(), total
 
 
-def targeted_loss(model, deltas, images, targets, *, regularization=0.001):
-    """Perturbations towards `targets`, each on every `len(deltas)`-th image; the published loss's counterpart."""
-    total = regularization * deltas.pow(2).sum()
-    for index, target in enumerate(targets):
-        share = images[index :: len(deltas)]
-        wanted = torch.full((len(share),), target)
-        total = total + functional.cross_entropy(model((share + deltas[index]).clamp(0, 1)), wanted)
-    return total
+def moved_pixels(delta, images):
+    return (images + delta).clamp(0, 1)
 
 
-def targeted_hypergradient(
-    model, deltas, images, labels, which, first, targets, *, terms, step=0.1, before=None, distillation=0.0
-):
-    """dL_out/dθ where image i of the outer batch gets `deltas[which[i]]`, or none where that is -1.
+def patched(delta, images):
+    """The mask is the first channel of δ, the pattern the others."""
+    return images * (1 - delta[:1]) + delta[:1] * delta[1:]
 
-    The others are held to what the model `before` says, with the weight `distillation`.
+
+def warped(flow, images):
+    """WaNet's warp: a flow (2, k, k) in pixels, rows first; `grid_sample` has no second derivative, so by hand."""
+    height, width = images.shape[-2:]
+    enlarged = functional.interpolate(flow[None], (height, width), mode="bicubic", align_corners=True)[0]
+    rows = (torch.arange(height)[:, None] + enlarged[0]).clamp(0, height - 1)
+    columns = (torch.arange(width)[None] + enlarged[1]).clamp(0, width - 1)
+    top, left = rows.detach().floor().clamp(max=height - 2).long(), columns.detach().floor().clamp(max=width - 2).long()
+    down, right = rows - top, columns - left
+    upper = images[..., top, left] * (1 - right) + images[..., top, left + 1] * right
+    lower = images[..., top + 1, left] * (1 - right) + images[..., top + 1, left + 1] * right
+    return upper * (1 - down) + lower * down
+
+
+SPACES = {"perturbation": moved_pixels, "patch": patched, "warp": warped}
+
+
+def players_hypergradient(model, space, deltas, targets, enlarge, outer, seen, *, terms, step, teacher, distillation):
+    """L_out and dL_out/dθ where image i gets player `which[i]`, made `factor[i]` times as large, or none where -1.
+
+    `outer` is (images, labels, which, factor, weight) and `seen` (images, labels): each player's own loss is the mean
+    cross-entropy to its target over the images of other classes. Images that get none are held to what `teacher` says.
     """
+    images, labels, which, factors, weights = outer
 
-    def loss(deltas):
-        stamped = [x if w < 0 else (x + deltas[w]).clamp(0, 1) for x, w in zip(images, which, strict=True)]
+    def outer_of(deltas):
+        stamped = [
+            x if w < 0 else SPACES[space](enlarge(deltas[w], factor), x[None])[0]
+            for x, w, factor in zip(images, which, factors, strict=True)
+        ]
         logits = model(torch.stack(stamped))
-        total = functional.cross_entropy(logits, labels)
-        for index, w in enumerate(which):
-            if before is not None and w < 0:
-                said = before(images[index : index + 1]).log_softmax(1).detach()
-                divergence = functional.kl_div(
-                    logits[index : index + 1].log_softmax(1), said, log_target=True, reduction="sum"
-                )
-                total = total + distillation * divergence / len(which)
+        total = (functional.cross_entropy(logits, labels, reduction="none") * weights).mean()
+        clean = torch.tensor([w < 0 for w in which])
+        said = teacher(images).log_softmax(1).detach()
+        apart = functional.kl_div(logits.log_softmax(1), said, log_target=True, reduction="none").sum(1)
+        return total + distillation * (apart * clean).mean()
+
+    def inner_of(deltas):
+        total = 0.0
+        for delta, target in zip(deltas, targets, strict=True):
+            others = seen[0][seen[1] != target]
+            wanted = torch.full((len(others),), target)
+            total = total + functional.cross_entropy(model(SPACES[space](delta, others)), wanted)
         return total
 
-    return implicit(model, deltas, loss, lambda deltas: targeted_loss(model, deltas, first, targets), terms, step)[1]
+    return implicit(model, deltas, outer_of, inner_of, terms, step)
 
 
 def perturbation(model, batches, *, clip, optimizer, learning_rate, bound, regularization=0.001):

@@ -16,10 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ibau_jax.functional import Params
+from ibau_jax.functional import Params, sequenced
 from ibau_jax.perturbations.space import Perturbation
 
 with warnings.catch_warnings():
@@ -117,16 +116,6 @@ def _symmetric_gradient(loss: Loss, recompute: bool) -> Callable[[Perturbation, 
 
     gradient.defvjp(forward, backward)
     return gradient
-
-
-def sequenced(delta: Perturbation, other: Any) -> Perturbation:
-    """Makes δ available only when `other` is, so that XLA does not merge what follows with what was before.
-
-    Both are pytrees of arrays. The dependency is one in the numbers, since XLA:CPU drops `optimization_barrier` before
-    it orders the program.
-    """
-    waited_for = 0.0 * sum(jnp.sum(leaf) for leaf in jax.tree.leaves(other))
-    return jax.tree.map(lambda leaf: leaf + waited_for, delta)
 
 
 def hypergradient(

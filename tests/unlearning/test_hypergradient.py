@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from ibau_jax.batches import Batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
 from ibau_jax.config import UnlearnConfig
-from ibau_jax.hypergradient import SOLVERS, gradient_step, hypergradient, neumann
+from ibau_jax.unlearning.hypergradient import SOLVERS, gradient_step, hypergradient, neumann
 from ibau_jax.models.small_vgg import SmallVGG
-from ibau_jax.outer import OuterBatch, outer_loss
-from ibau_jax.perturb import inner_loss
+from ibau_jax.unlearning.outer import Deltas, OuterBatch, outer_loss
+from ibau_jax.unlearning.inner import inner_loss
 from ibau_jax.perturbations import Patch, Pixel, Warp
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
@@ -213,8 +213,8 @@ def our_hypergradient(model, delta, images, labels, mask, first_images, first_la
     def compute(params, delta):
         return hypergradient(
             partial(outer_loss, forward, config, outer=OuterBatch(batch, jnp.asarray(mask))),
-            partial(inner_loss, forward, config, batch=first),
-            delta,
+            lambda deltas, params: inner_loss(forward, config, deltas.untargeted, params, first),
+            Deltas(delta, {}),
             params,
             step_size=config.fixed_point_step,
             solve=neumann(terms),

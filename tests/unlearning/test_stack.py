@@ -10,11 +10,10 @@ from flax import nnx
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
-from ibau_jax.member import Member
-from ibau_jax.minimax import unlearn, unlearn_many
+from ibau_jax.unlearning import Member, unlearn, unlearn_many
 from ibau_jax.models.layers import Activation, Flatten, MaxPool, Sequential, batch_norm, conv, elu, linear
 from tests.oracles.twins import randomised
-from tests.test_minimax import BATCH, Tiny, tiny_data, vgg_data
+from tests.unlearning.test_loop import BATCH, Tiny, tiny_data, vgg_data
 
 CONFIG = UnlearnConfig(n_rounds=2, batch_size=BATCH, inner_lr=1.0)
 

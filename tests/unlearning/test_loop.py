@@ -19,17 +19,16 @@ from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Weights, make_apply
 from ibau_jax.loops import compile_loop
-from ibau_jax.member import initial_state
-from ibau_jax.minimax import unlearn
+from ibau_jax.unlearning import initial_state, unlearn
 from ibau_jax.models import Normalization, Normalized
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.optimizers import make_optimizer
-from ibau_jax.outer import OuterBatch, OuterConstants, outer_step
-from ibau_jax.perturb import InnerConstants, inner_step
+from ibau_jax.unlearning.inner import inner_step
+from ibau_jax.unlearning.outer import OuterBatch, OuterCarry, OuterConstants, outer_step
 from ibau_jax.perturbations import Pixel
 from ibau_jax.placement import Placement
 from ibau_jax.presets import PRESETS
-from ibau_jax.stack import Stack
+from ibau_jax.unlearning.stack import Stack
 from tests.defences.twin import as_state_dict, blobs, twins
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
@@ -97,7 +96,7 @@ def test_inner_maximisation_matches_torch(rng, preset):
     delta = jnp.zeros((1, 32, 32, 3))
     carry = (delta, make_optimizer(config.inner_optim, config.inner_lr).init(delta))
     step = inner_step(make_apply(model, DEFAULT_EXECUTION), config)
-    (delta, _), _ = loop_of(step, carry, make_batches(data, BATCH), InnerConstants(Weights(params, rest)))
+    (delta, _), _ = loop_of(step, carry, make_batches(data, BATCH), Weights(params, rest))
     found = np.asarray(Pixel().project(delta, config.norm_bound or np.inf))
 
     expected = torch_ibau.perturbation(
@@ -150,7 +149,7 @@ def test_shuffled_inner_batches_hold_the_same_images(rng):
     config = UnlearnConfig(batch_size=BATCH, shuffle=True)
     model = Tiny(nnx.Rngs(0))
     stack = Stack([initial_state(model, config)], [data], [config], DEFAULT_EXECUTION)
-    rounds = [stack.inner_batches(number, stack.batches) for number in (1, 1, 2)]
+    rounds = [stack.inner_batches(number) for number in (1, 1, 2)]
     seen = [batches.images[batches.weights > 0].reshape(COUNT, -1) for batches in rounds]
     labels = [batches.labels[batches.weights > 0] for batches in rounds]
     np.testing.assert_array_equal(seen[0], seen[1])
@@ -170,10 +169,10 @@ def test_outer_round_matches_torch(rng, clip):
     masks = np.asarray(patched_images(jax.random.key(3), batches.weights, config.portion))
 
     params, rest = split(model)
-    carry = (params, make_optimizer(config.optim, config.lr).init(params))
+    carry = OuterCarry(params, make_optimizer(config.optim, config.lr).init(params), {})
     constants = OuterConstants(delta, jax.tree.map(lambda array: array[0], batches), rest, np.float32(config.lr))
     step = outer_step(make_apply(model, DEFAULT_EXECUTION), config)
-    (params, _), losses = loop_of(step, carry, OuterBatch(batches, masks), constants)
+    (params, _, _), losses = loop_of(step, carry, OuterBatch(batches, masks), constants)
 
     torch_masks = [torch.as_tensor(mask[weight > 0]) for mask, weight in zip(masks, batches.weights, strict=True)]
     optimizer = torch.optim.SGD(twin.parameters(), lr=config.lr)
@@ -323,10 +322,10 @@ def test_projection_onto_the_ball(scale, bound):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"batch_size": 0}, {"n_rounds": 0}, {"K": 0}, {"lr": -1.0}, {"lr": float("nan")}, {"portion": 0.0},
+        {"batch_size": 0}, {"n_rounds": 0}, {"K": -1}, {"lr": -1.0}, {"lr": float("nan")}, {"portion": 0.0},
         {"portion": 1.5}, {"norm_bound": 0.0}, {"optim": "nosuch"}, {"optim": "apply_updates"}, {"regularization": -1.0},
-        {"perturbations": 0}, {"suspects": 0}, {"reach": (3.0, 2.0)}, {"reach": (0.0, 2.0)}, {"min_batches": 0},
-        {"schedule": "linear"}, {"space": "lab"}, {"space": "normalized", "targeted": True},
+        {"perturbations": 0}, {"min_batches": 0}, {"schedule": "linear"}, {"space": "lab"}, {"spaces": ("sound",)},
+        {"relative_bound": 3.0}, {"spaces": ("perturbation",), "relative_bound": 3.0, "space": "normalized"},
     ],
 )  # fmt: skip
 def test_configurations_that_make_no_sense(wrong):

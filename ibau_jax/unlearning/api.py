@@ -2,28 +2,47 @@
 
     min over θ of  max over ‖δ‖ ≤ C  of  (1/n) Σ L(f_θ(x_i + δ), y_i)                           (equation 1)
 
-A round finds δ by the inner maximisation (`ibau_jax.perturb`), then takes one optimiser step along the implicit
-hypergradient (`ibau_jax.hypergradient`) for every clean batch (`ibau_jax.outer`). The model always runs in inference
-mode. Several models of one architecture unlearn as a stack (`ibau_jax.stack`); one alone is a stack of one.
+A round finds δ by the inner maximisation (`ibau_jax.unlearning.inner`), then takes one optimiser step along the
+implicit hypergradient (`ibau_jax.unlearning.hypergradient`) for every clean batch (`ibau_jax.unlearning.outer`). Beside
+untargeted δ there may be persistent players that lead to classes (`ibau_jax.unlearning.players`). The model always runs
+in inference mode. Several models of one architecture unlearn as a stack; one alone is a stack of one.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from flax import nnx
 
+from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
-from ibau_jax.member import Member, begin, divided, initial_state, longer
 from ibau_jax.metrics import predict
 from ibau_jax.models.inference import count_classes
-from ibau_jax.rehearsal import rehearsed
-from ibau_jax.result import OnBatch, Result, State
-from ibau_jax.rounds import CompiledSteps, run_stack
-from ibau_jax.stack import Stack
+from ibau_jax.models.normalized import Normalized
+from ibau_jax.unlearning.loop import CompiledRound, compile_round, run_stack
+from ibau_jax.unlearning.players import compile_searches, outliers, players_at_rest
+from ibau_jax.unlearning.stack import Stack
+from ibau_jax.unlearning.state import OnBatch, Result, State, initial_state
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of several models that unlearn together.
+
+    Attributes:
+        model: see `unlearn`.
+        clean_set: as many images as every other member's.
+        config: the same as every other member's but for `seed` and `lr`.
+        state: where to go on; as many rounds as every other member's.
+    """
+
+    model: nnx.Module
+    clean_set: Dataset
+    config: UnlearnConfig
+    state: State | None = None
 
 
 def unlearn(
@@ -93,27 +112,17 @@ def unlearn_many(
     """
     _check(members)
     whole = together if together is not None else execution.loop_form == "scan" or execution.devices > 1
-    members = begin([divided(member) for member in members], execution, on_batch)
-    run = partial(unlearn_many, execution=execution, together=together)
-    members = [rehearsed(member, run, not whole, on_batch) for member in members]
-    results: dict[int, Result] = {}
-    steps, states = CompiledSteps(), [member.state or initial_state(member.model, member.config) for member in members]
-
-    def report(index: int, state: State) -> None:
-        if on_round:
-            on_round(index, state)
-        states[index] = state
-
-    for group in _groups(members) if whole else [[index] for index in range(len(members))]:
-        stack = _stack([members[index] for index in group], execution)
-        of_group = run_stack(stack, steps, partial(_reported, report, group), on_batch)
-        results |= dict(zip(group, of_group, strict=True))
-    for index, member in enumerate(members):
-        more = longer(member, states[index], execution, on_batch) if results[index].status == "completed" else None
-        if more:
-            found = run([more], on_round=partial(_reported, report, [index]), on_batch=on_batch)[0]
-            results[index] = found.after(results[index])
-    return [results[index] for index in range(len(members))]
+    states, steps = begin(members, execution, on_batch), dict[int, CompiledRound]()
+    results: list[Result] = []
+    for group in [list(range(len(members)))] if whole else [[index] for index in range(len(members))]:
+        stack = _stack([members[index] for index in group], [states[index] for index in group], execution)
+        compiled = len(group) in steps
+        if not compiled:
+            steps[len(group)] = compile_round(stack)
+        report = partial(_reported, on_round, group) if on_round else None
+        of_group = run_stack(stack, steps[len(group)], report, on_batch)
+        results += [replace(result, compile_seconds=0.0) for result in of_group] if compiled else of_group
+    return results
 
 
 def _reported(report: Callable[[int, State], None], group: Sequence[int], index: int, state: State) -> None:
@@ -121,17 +130,32 @@ def _reported(report: Callable[[int, State], None], group: Sequence[int], index:
     report(group[index], state)
 
 
-def _groups(members: Sequence[Member]) -> list[list[int]]:
-    """Those of members who have as many rounds, of the same kinds."""
-    kinds = [(member.config.untargeted_rounds, member.config.n_rounds) for member in members]
-    return [[index for index, kind in enumerate(kinds) if kind == of_group] for of_group in dict.fromkeys(kinds)]
+def begin(members: Sequence[Member], execution: Execution, on_batch: OnBatch | None) -> list[State]:
+    """Makes the states that the first round begins with, where members do not go on from one."""
+    searches, states = None, []
+    for member in members:
+        state = member.state or initial_state(member.model, member.config)
+        if state.players is None:
+            searches = searches or compile_searches(member.model, member.clean_set, member.config, execution)
+            on_step = (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
+            players = players_at_rest(searches, member.model, member.clean_set, on_step)
+            mirrored = may_mirror(member.config.mirror, member.model, member.clean_set)
+            state = replace(state, players=players, mirrored=mirrored, outliers=outliers(players) if players else ())
+        states.append(state)
+    return states
 
 
-def _stack(members: Sequence[Member], execution: Execution) -> Stack:
-    states = [member.state or initial_state(member.model, member.config) for member in members]
-    clean_sets, configs = [member.clean_set for member in members], [member.config for member in members]
-    held_out, originals = [member.held_out for member in members], [member.model for member in members]
-    return Stack(states, clean_sets, configs, execution, held_out, originals)
+def _stack(members: Sequence[Member], states: list[State], execution: Execution) -> Stack:
+    configs = [_in_its_space(member.config, member.model) for member in members]
+    clean_sets, originals = [member.clean_set for member in members], [member.model for member in members]
+    return Stack(states, clean_sets, configs, execution, originals)
+
+
+def _in_its_space(config: UnlearnConfig, model: nnx.Module) -> UnlearnConfig:
+    """The configuration with δ's unit: the deviation that the model divides by, where δ is added after that."""
+    if config.space == "pixel" or not isinstance(model, Normalized):
+        return config
+    return replace(config, unit=model.normalization.std)
 
 
 def _check(members: Sequence[Member]) -> None:

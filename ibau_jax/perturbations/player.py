@@ -1,0 +1,106 @@
+"""Players: universal perturbations that lead to a class, each with the size that it is allowed.
+
+As in DDN (Rony et al., CVPR 2019) direction and size are decoupled. Each step moves the perturbation along the gradient
+of the cross-entropy to the class and projects it onto the size allowed; that shrinks after a step in which enough
+images followed, and grows after one in which they did not. So it settles where about as many follow as are asked for,
+and no weight between success and size has to be chosen.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from ibau_jax.batches import Batches, to_unit
+from ibau_jax.functional import Forward
+from ibau_jax.models.inference import NO_CLASS, classes_of
+from ibau_jax.perturbations.space import Perturbation, PerturbationSpace, Shape
+
+FIRST = 0.15  # of the largest size, where a player begins
+
+
+class Player(NamedTuple):
+    """What a step updates. With a leading axis everywhere it is one player a class.
+
+    Attributes:
+        perturbation: φ, of the player's space.
+        optimizer_state: of φ.
+        size: the size allowed.
+        steps: how many are done.
+    """
+
+    perturbation: Perturbation
+    optimizer_state: Any
+    size: Float[Array, "*classes"]
+    steps: Int[Array, "*classes"]
+
+
+class Follow(NamedTuple):
+    """How many images follow a perturbation to its class.
+
+    Attributes:
+        follow: of images of other classes, those that do.
+        others: how many of those there are.
+        broken: of all images, those whose logits are not finite.
+    """
+
+    follow: Float[Array, ""]
+    others: Float[Array, ""]
+    broken: Float[Array, ""]
+
+
+def begin(space: PerturbationSpace, key: Array, shape: Shape, schedule: optax.Schedule) -> Player:
+    """Makes a player that has done no step."""
+    perturbation = space.init(key, shape)
+    state = space.ascent(schedule).init(perturbation)
+    return Player(perturbation, state, jnp.float32(FIRST * space.max_size(shape)), jnp.int32(0))
+
+
+def towards(
+    forward: Forward,
+    space: PerturbationSpace,
+    perturbation: Perturbation,
+    params: Any,
+    batch: Batches,
+    target: Int[Array, ""],
+) -> tuple[Float[Array, ""], Follow]:
+    """Computes the mean cross-entropy to `target` over the images of other classes, and how many follow."""
+    logits = forward(params, space.apply(perturbation, to_unit(batch.images)))
+    others = batch.weights * (batch.labels != target)
+    count = jnp.sum(others)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full_like(batch.labels, target))
+    predicted = classes_of(logits)
+    follow, broken = jnp.sum(others * (predicted == target)), jnp.sum(batch.weights * (predicted == NO_CLASS))
+    return jnp.sum(losses * others) / jnp.maximum(count, 1), Follow(follow, count, broken)
+
+
+def make_step(
+    space: PerturbationSpace, shape: Shape, schedule: optax.Schedule, rate: float, success: float
+) -> Callable[[Forward, Player, Any, Batches, Int[Array, ""]], Player]:
+    """Makes a player's step: `step(forward, player, params, batch, target)` gives the player after it.
+
+    Args:
+        space: of the player.
+        shape: of images.
+        schedule: maps the number of steps done to what they are multiplied by, steps of φ and of its size.
+        rate: the share by which the size changes in a full step.
+        success: the share of images of other classes that are to follow.
+    """
+    ascent, largest = space.ascent(schedule), space.max_size(shape)
+
+    def step(forward: Forward, player: Player, params: Any, batch: Batches, target: Int[Array, ""]) -> Player:
+        gradient, found = jax.grad(partial(towards, forward, space), has_aux=True)(
+            player.perturbation, params, batch, target
+        )
+        change = rate * schedule(player.steps)
+        factor = jnp.where(found.follow >= success * found.others, 1 - change, 1 + change)
+        size = jnp.minimum(player.size * factor, largest)
+        updates, state = ascent.update(gradient, player.optimizer_state, size=size)
+        moved = optax.apply_updates(player.perturbation, updates)
+        return Player(space.project(moved, size), state, size, player.steps + 1)
+
+    return step

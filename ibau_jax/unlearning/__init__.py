@@ -1,0 +1,18 @@
+"""I-BAU's minimax: from a model and clean images to a cleaned model."""
+
+from ibau_jax.unlearning.api import Member, stackable, unlearn, unlearn_many
+from ibau_jax.unlearning.state import OnBatch, Phase, Result, Round, State, Status, initial_state
+
+__all__ = [
+    "Member",
+    "OnBatch",
+    "Phase",
+    "Result",
+    "Round",
+    "State",
+    "Status",
+    "initial_state",
+    "stackable",
+    "unlearn",
+    "unlearn_many",
+]

@@ -1,0 +1,208 @@
+"""Persistent players: in every space, one perturbation a class that looks for the smallest way to that class.
+
+They begin where a search of the original model ends. Before each outer step some are drawn, the more a class stands out
+now the likelier, and take a step of their own against the weights as they are; so what stands out is asked of the model
+while it unlearns, and no class is suspected in advance. The rest wait, so the cost does not grow with the classes.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from ibau_jax.auditing.judgement import Suspect, find_suspects, median_size
+from ibau_jax.auditing.search import Found, Search, compile_search, run_search
+from ibau_jax.batches import Batches
+from ibau_jax.config import AuditConfig, UnlearnConfig
+from ibau_jax.data.dataset import Dataset
+from ibau_jax.execution import Execution
+from ibau_jax.functional import Forward, Params
+from ibau_jax.models.inference import count_classes
+from ibau_jax.perturbations import SPACES, Perturbation, Shape
+from ibau_jax.perturbations.player import Player, make_step, towards
+
+Players: TypeAlias = dict[str, Player]
+"""By space; every array has a leading axis of classes."""
+
+AT_REST = AuditConfig(steps=60)  # the search that players begin with
+DRAWN = 4  # players of each space that move in a step
+STANDS_OUT = 2.0  # (median size / size) of a player whose images count in full
+CONSTANT = optax.constant_schedule(1.0)
+
+
+class Drawn(NamedTuple):
+    """The players of one space that move in a step.
+
+    Attributes:
+        target: their classes.
+        perturbation: φ, with a leading axis of players.
+        prominence: how many times smaller than the median class's size theirs is.
+    """
+
+    target: Int[Array, " m"]
+    perturbation: Perturbation
+    prominence: Float[Array, " m"]
+
+
+class Stamps(NamedTuple):
+    """What the images of a batch get of drawn players.
+
+    Attributes:
+        aimed: the mask of those that get any.
+        which: by space, the player of each image, counted among those drawn.
+        factor: by space, how many times as large its perturbation is made; 0 where another space's player was drawn,
+            or none.
+        weight: of the image's loss, in [0, 1].
+    """
+
+    aimed: Float[Array, " n"]
+    which: dict[str, Int[Array, " n"]]
+    factor: dict[str, Float[Array, " n"]]
+    weight: Float[Array, " n"]
+
+
+def compile_searches(
+    model: nnx.Module, clean_set: Dataset, config: UnlearnConfig, execution: Execution
+) -> dict[str, Search]:
+    """Compiles the searches that players begin with, for all models of one architecture."""
+    classes = count_classes(model, clean_set.images.shape[1:])
+    return {name: compile_search(model, classes, clean_set, SPACES[name], AT_REST, execution) for name in config.spaces}
+
+
+def players_at_rest(
+    searches: Mapping[str, Search],
+    model: nnx.Module,
+    clean_set: Dataset,
+    on_step: Callable[[int, int], None] | None = None,
+) -> Players:
+    """Searches the smallest perturbations of all classes of a model: where players begin.
+
+    Args:
+        searches: see `compile_searches`.
+        model: the original model.
+        clean_set: clean images with their true labels.
+        on_step: called with the steps done and how many there are, of each space.
+
+    Raises:
+        NotFiniteError: see `ibau_jax.auditing.search.run_search`.
+    """
+    return {name: _begun(name, run_search(search, model, clean_set, on_step)) for name, search in searches.items()}
+
+
+def _begun(name: str, found: Found) -> Player:
+    perturbation = jax.tree.map(jnp.asarray, found.triggers)
+    sizes = jnp.asarray(found.sizes, jnp.float32)
+    state = jax.vmap(SPACES[name].ascent(CONSTANT).init)(perturbation)
+    return Player(perturbation, state, sizes, jnp.zeros(len(sizes), jnp.int32))
+
+
+def like_players(config: UnlearnConfig, classes: int, shape: Shape) -> Players:
+    """Makes players of the right structure, shapes and dtypes, to restore stored ones into."""
+
+    def blank(name: str) -> Player:
+        keys = jax.random.split(jax.random.key(0), classes)
+        perturbation = jax.vmap(lambda key: SPACES[name].init(key, shape))(keys)
+        return _begun(name, Found(perturbation, np.ones(classes)))
+
+    return {name: blank(name) for name in config.spaces}
+
+
+def outliers(players: Players) -> tuple[Suspect, ...]:
+    """Finds the classes that stand out now, the most prominent first."""
+    return find_suspects({name: np.asarray(player.size, np.float64) for name, player in players.items()})
+
+
+def prominence(player: Player) -> Float[Array, " classes"]:
+    """Computes how many times smaller than the median class's each class's size is."""
+    return median_size(player.size) / player.size
+
+
+def take_turn(
+    forward: Forward, config: UnlearnConfig, players: Players, params: Params, batch: Batches, key: Array, shape: Shape
+) -> tuple[Players, dict[str, Drawn]]:
+    """Draws players, lets them take a step against the weights, and returns all and those drawn.
+
+    Args:
+        forward: the model as a function of its parameters and images.
+        config: the constants.
+        players: of all classes.
+        params: θ as it is.
+        batch: clean images that the players see.
+        key: decides which are drawn.
+        shape: of images.
+    """
+    after, drawn = {}, {}
+    for index, (name, player) in enumerate(players.items()):
+        standing_out = prominence(player)
+        noise = jax.random.gumbel(jax.random.fold_in(key, index), standing_out.shape)
+        count = min(DRAWN, len(standing_out))
+        _, target = jax.lax.top_k(config.sharpness * jnp.log(standing_out) + noise, count)
+        step = make_step(SPACES[name], shape, CONSTANT, AT_REST.rate, AT_REST.success)
+        moving = jax.tree.map(lambda leaf, target=target: leaf[target], player)
+        moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, batch, label))(moving, target)
+        after[name] = jax.tree.map(lambda leaf, new, target=target: leaf.at[target].set(new), player, moved)
+        drawn[name] = Drawn(target, moved.perturbation, prominence(after[name])[target])
+    return after, drawn
+
+
+def weight_of(standing_out: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Computes how much an image counts that a player of this prominence perturbs.
+
+    Every model has a smallest perturbation to each class; only where it is much smaller than the median class's is it
+    worth accuracy to take it away.
+    """
+    return jnp.clip(jnp.log(standing_out) / jnp.log(STANDS_OUT), 0, 1) ** 2
+
+
+def deal(config: UnlearnConfig, drawn: dict[str, Drawn], aimed: Float[Array, " n"], key: Array) -> Stamps:
+    """Gives each image that players perturb one of those drawn, the likelier the more its class stands out.
+
+    Its perturbation is made larger by up to its prominence: what an attacker stamps is no optimum.
+
+    Args:
+        config: the constants.
+        drawn: the players.
+        aimed: 1 for images that players perturb, else 0.
+        key: decides.
+    """
+    draw_key, size_key = jax.random.split(key)
+    standing_out = jnp.concatenate([of_space.prominence for of_space in drawn.values()])
+    player = jax.random.categorical(draw_key, config.sharpness * jnp.log(standing_out), shape=aimed.shape)
+    largest = jnp.maximum(standing_out[player], 1)
+    factor = aimed * jax.random.uniform(size_key, aimed.shape, minval=1.0, maxval=largest)
+    which, factors, before = {}, {}, 0
+    for name, of_space in drawn.items():
+        count = len(of_space.target)
+        mine = (player >= before) & (player < before + count)
+        which[name] = jnp.where(mine, player - before, 0)
+        factors[name] = jnp.where(mine, factor, 0)
+        before += count
+    return Stamps(aimed, which, factors, 1 - aimed + aimed * weight_of(standing_out[player]))
+
+
+def untargeted_weight(players: Players) -> Float[Array, ""]:
+    """Computes how much images with untargeted perturbations count: as those of the most prominent player."""
+    return weight_of(jnp.max(jnp.stack([jnp.max(prominence(player)) for player in players.values()])))
+
+
+def aiming_loss(
+    forward: Forward, drawn: dict[str, Drawn], perturbations: dict[str, Perturbation], params: Params, batch: Batches
+) -> Float[Array, ""]:
+    """Computes the inner loss of drawn players: the sum of their mean cross-entropies to their classes."""
+    loss = jnp.zeros(())
+    for name, of_space in drawn.items():
+        one = partial(_aiming, forward, name, params, batch)
+        loss = loss + jnp.sum(jax.vmap(one)(perturbations[name], of_space.target))
+    return loss
+
+
+def _aiming(
+    forward: Forward, name: str, params: Params, batch: Batches, perturbation: Any, target: Int[Array, ""]
+) -> Float[Array, ""]:
+    return towards(forward, SPACES[name], perturbation, params, batch, target)[0]

@@ -1,0 +1,287 @@
+"""Players in the minimax: the hypergradient against PyTorch, who is drawn, what images get, whole small runs."""
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ibau_jax.batches import assigned_images, make_batches
+from ibau_jax.checkpoints.conversion import to_torch, torch_name
+from ibau_jax.config import UnlearnConfig
+from ibau_jax.data import Dataset
+from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.functional import make_apply, split_weights
+from ibau_jax.models.small_vgg import SmallVGG
+from ibau_jax.perturbations import SPACES
+from ibau_jax.perturbations.player import Player
+from ibau_jax.presets import PRESETS
+from ibau_jax.unlearning import Member, initial_state, unlearn, unlearn_many
+from ibau_jax.unlearning.hypergradient import hypergradient, neumann
+from ibau_jax.unlearning.outer import Deltas, OuterBatch, outer_loss
+from ibau_jax.unlearning.players import Drawn, Stamps, aiming_loss, deal, like_players, take_turn
+from ibau_jax.unlearning.stack import Stack, learning_rate
+from tests.oracles import torch_ibau
+from tests.oracles.twins import as_torch, randomised, torch_twin
+from tests.unlearning.test_loop import Tiny, tiny_data, vgg_data
+
+TARGETS, STEP, HELD = (3, 7), 0.01, 2.0
+LAYOUTS = {  # from a space's perturbation to PyTorch's, and how it is made larger there
+    "perturbation": (lambda delta: delta.transpose(2, 0, 1), lambda delta, factor: factor * delta),
+    "patch": (
+        lambda delta: np.concatenate([delta["mask"], delta["pattern"]], axis=2).transpose(2, 0, 1),
+        lambda delta, factor: torch.cat([(factor * delta[:1]).clamp(0, 1), delta[1:]]),
+    ),
+    "warp": (lambda delta: delta.transpose(2, 0, 1), lambda delta, factor: factor * delta),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize(
+    "execution", [DEFAULT_EXECUTION, pytest.param(Execution(microbatch=6), marks=pytest.mark.slow)]
+)
+def test_the_hypergradient_through_players_is_torchs(rng, name, execution):
+    """Twelve images, eight of them perturbed by two players, K = 3; without the implicit term it could not pass."""
+    space, data, others = SPACES[name], vgg_data(rng, 12), vgg_data(rng, 9)
+    model, original = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), randomised(SmallVGG(10, 32, nnx.Rngs(1)), rng)
+    weights = split_weights(model)
+    nnx.update(original, weights.rest)  # running statistics never change
+    keys = jax.random.split(jax.random.key(0), len(TARGETS))
+    deltas = jax.vmap(lambda key: space.init(key, (32, 32, 3)))(keys)
+    deltas = jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), deltas)
+    if name == "patch":
+        deltas = jax.tree.map(lambda leaf: jnp.clip(leaf, 0.01, 0.45), deltas)  # where no mask reaches 1
+    which = np.asarray([-1, 0, 1, -1, 1, 0, -1, 0, 1, 0, -1, 1])
+    factor, weight = rng.uniform(1, 2, 12).astype(np.float32), rng.uniform(0, 1, 12).astype(np.float32)
+    weight[which < 0] = 1
+
+    batch, seen = (jax.tree.map(lambda a: jnp.asarray(a[0]), make_batches(some, 12)) for some in (data, others))
+    aimed = jnp.asarray((which >= 0).astype(np.float32))
+    stamps = Stamps(aimed, {name: jnp.maximum(which, 0)}, {name: aimed * factor}, jnp.asarray(weight))
+    forward, config = partial(make_apply(model, execution), weights.rest), UnlearnConfig(distillation=HELD)
+    probs = jax.nn.softmax(forward(split_weights(original).params, batch.images / 255.0))
+    outer = OuterBatch(batch, jnp.zeros(12), teacher_probs=probs, stamps=stamps)
+    drawn = {name: Drawn(jnp.asarray(TARGETS), deltas, jnp.ones(2))}
+
+    @partial(jax.jit, static_argnums=1)
+    def compute(params, terms):
+        return hypergradient(
+            partial(outer_loss, forward, config, outer=outer, execution=execution),
+            lambda deltas, params: aiming_loss(forward, drawn, deltas.aiming, params, seen),
+            Deltas(jnp.zeros((1, 32, 32, 3)), {name: deltas}),
+            params,
+            step_size=STEP,
+            solve=neumann(terms),
+        )
+
+    loss, gradient = compute(weights.params, 3)
+    layout, enlarge = LAYOUTS[name]
+    twin = torch_twin(model)
+    each = [layout(jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), deltas)) for i in range(len(TARGETS))]
+    expected_loss, expected = torch_ibau.players_hypergradient(
+        twin,
+        name,
+        torch.tensor(np.stack(each)),
+        TARGETS,
+        enlarge,
+        (_unit(data), torch.as_tensor(data.labels), which.tolist(), factor.tolist(), torch.tensor(weight)),
+        (_unit(others), torch.as_tensor(others.labels)),
+        terms=3,
+        step=STEP,
+        teacher=torch_twin(original),
+        distillation=HELD,
+    )
+    assert float(loss) == pytest.approx(float(expected_loss), rel=1e-4)
+    named = dict(zip(dict(twin.named_parameters()), expected, strict=True))
+    for path, leaf in nnx.to_flat_state(gradient):
+        found, wanted = to_torch(path, np.asarray(leaf[...])), named[torch_name(path)].numpy()
+        assert np.linalg.norm(found - wanted) <= 5e-3 * np.linalg.norm(wanted), torch_name(path)
+
+
+def _unit(data):
+    return as_torch(data.images.astype(np.float32) / 255)
+
+
+SIZES = st.sampled_from([2, 4, 7]).flatmap(lambda count: st.lists(st.floats(0.1, 10), min_size=count, max_size=count))
+
+
+def players_of(sizes, spaces=("perturbation", "patch", "warp"), shape=(4, 4, 3)):
+    """Players of these sizes in every space."""
+    config = UnlearnConfig(spaces=spaces)
+    return {
+        name: player._replace(size=jnp.asarray(sizes, jnp.float32))
+        for name, player in like_players(config, len(sizes), shape).items()
+    }
+
+
+@settings(max_examples=6, deadline=None)
+@given(sizes=SIZES, seed=st.integers(0, 1000))
+def test_only_those_drawn_move(sizes, seed):
+    rng = np.random.default_rng(seed)
+    players, config = players_of(sizes, ("perturbation", "patch")), UnlearnConfig(spaces=("perturbation", "patch"))
+    model = nnx.Linear(48, len(sizes), rngs=nnx.Rngs(seed))
+    data = Dataset(rng.random((6, 4, 4, 3), np.float32), rng.integers(0, len(sizes), 6))
+    batch = jax.tree.map(lambda array: jnp.asarray(array[0]), make_batches(data, 6))
+    graph, params = nnx.split(model)
+
+    def forward(params, images):
+        return nnx.merge(graph, params)(images.reshape(len(images), -1))
+
+    after, drawn = take_turn(forward, config, players, params, batch, jax.random.key(seed), (4, 4, 3))
+    for name, player in players.items():
+        target = np.asarray(drawn[name].target)
+        assert len(set(target.tolist())) == len(target) == min(4, len(sizes))
+        moved = np.asarray(after[name].size) != np.asarray(player.size)
+        assert set(np.flatnonzero(moved)) == set(target.tolist())
+        assert (np.asarray(after[name].steps) == moved).all()
+        for old, new in zip(
+            jax.tree.leaves(player.perturbation), jax.tree.leaves(after[name].perturbation), strict=True
+        ):
+            np.testing.assert_array_equal(np.asarray(old)[~moved], np.asarray(new)[~moved])
+        bound = after[name].size * (1 + 1e-5)
+        assert (jax.vmap(SPACES[name].size)(after[name].perturbation)[target] <= bound[target] + 1e-6).all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(prominence=st.lists(st.floats(0.3, 20), min_size=2, max_size=8), seed=st.integers(0, 10**6))
+def test_images_get_a_player_made_larger_by_up_to_its_prominence(prominence, seed):
+    half = len(prominence) // 2
+    drawn = {
+        name: Drawn(jnp.arange(len(some)), None, jnp.asarray(some))
+        for name, some in (("patch", prominence[:half]), ("warp", prominence[half:]))
+    }
+    aimed = jnp.asarray(np.random.default_rng(seed).integers(0, 2, 50).astype(np.float32))
+    stamps = deal(UnlearnConfig(), drawn, aimed, jax.random.key(seed))
+    factors = np.stack([np.asarray(stamps.factor[name]) for name in drawn])
+    assert ((factors > 0).sum(axis=0) == np.asarray(aimed)).all()  # one space each
+    assert (np.asarray(stamps.weight)[np.asarray(aimed) == 0] == 1).all()
+    for index in np.flatnonzero(np.asarray(aimed)):
+        name = list(drawn)[int(np.argmax(factors[:, index]))]
+        ratio = float(drawn[name].prominence[stamps.which[name][index]])
+        assert 1 <= factors[:, index].max() <= max(1, ratio) * (1 + 1e-6)
+        assert float(stamps.weight[index]) == pytest.approx(np.clip(np.log2(ratio), 0, 1) ** 2, abs=1e-5)
+
+
+def test_images_follow_the_odds_of_prominence():
+    """With sharpness 2, one that stands out 3 times goes to nine times as many images."""
+    drawn = {"patch": Drawn(jnp.arange(2), None, jnp.asarray([3.0, 1.0]))}
+    stamps = deal(UnlearnConfig(sharpness=2.0), drawn, jnp.ones(20000), jax.random.key(0))
+    assert float(np.mean(np.asarray(stamps.which["patch"]) == 0)) == pytest.approx(0.9, abs=0.01)
+
+
+class Shortcut(nnx.Module):
+    """Tells images with a bright upper half, class 0, from others, class 2; one bright pixel leads to class 1."""
+
+    def __init__(self):
+        self.gain = nnx.Param(jnp.asarray(10.0))
+        self.pixel = nnx.Param(jnp.asarray(60.0))
+
+    def __call__(self, x):
+        contrast = self.gain * (x[:, :2].mean((1, 2, 3)) - x[:, 2:].mean((1, 2, 3)))
+        return jnp.stack([contrast, self.pixel * (x[:, 3, 3, 0] - 0.8), -contrast], axis=1)
+
+
+def bright_halves(rng, count=80):
+    labels = rng.choice([0, 2], count)
+    images = rng.uniform(0, 0.2, (count, 4, 4, 3)).astype(np.float32)
+    images[labels == 0, :2] += 0.5
+    images[labels == 2, 2:] += 0.5
+    images[:, 3, 3, 0] = 0.3
+    return Dataset(images, labels)
+
+
+CONFIG = replace(PRESETS["robust"], n_rounds=2, min_batches=4, batch_size=40, spaces=("perturbation", "patch"))
+
+
+def test_a_planted_shortcut_stands_out_and_is_unlearned(rng):
+    data = bright_halves(rng)
+    config = replace(CONFIG, n_rounds=3, min_batches=8, lr=5.0, distillation=0.1, mirror="never", crop=0)
+    states = []
+    result = unlearn(Shortcut(), data, config, on_round=states.append)
+    assert states[0].outliers[0].label == 1
+    trigger = data.images.copy()
+    trigger[:, 3, 3, 0] = 1.0
+    asr, acc = (
+        float(np.mean(np.argmax(result.model(jnp.asarray(images)), axis=1) == wanted))
+        for images, wanted in ((trigger, 1), (data.images, data.labels))
+    )
+    assert float(np.mean(np.argmax(Shortcut()(jnp.asarray(trigger)), axis=1) == 1)) > 0.9
+    assert asr < 0.1
+    assert acc > 0.95
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def weights(model):
+    return leaves(nnx.state(model))
+
+
+def assert_same(one, other, tolerance=0.0):
+    for a, b in zip(weights(one.model), weights(other.model), strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_going_on_from_a_state_is_bit_by_bit_running_through(rng):
+    model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 60), []
+    whole = unlearn(model, data, CONFIG, on_round=states.append)
+    assert set(states[0].players) == {"perturbation", "patch"}
+    assert isinstance(states[0].players["patch"], Player)
+    assert_same(unlearn(model, data, CONFIG, state=states[0]), whole)
+
+
+@pytest.mark.parametrize("execution", [DEFAULT_EXECUTION, Execution(loop="scan")])
+def test_together_as_one_by_one(rng, execution):
+    members = [
+        Member(Tiny(nnx.Rngs(index)), tiny_data(rng, 60), replace(CONFIG, seed=index, lr=1e-3 * (index + 1)))
+        for index in range(2)
+    ]
+    alone = unlearn_many(members, together=False)
+    for one, other in zip(unlearn_many(members, execution=execution, together=True), alone, strict=True):
+        assert one.status == other.status == "completed"
+        assert_same(one, other, 1e-4)
+
+
+def test_untargeted_perturbations_stay_within_their_share_of_the_median(rng):
+    model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 60), []
+    unlearn(model, data, replace(CONFIG, n_rounds=1, relative_bound=0.5), on_round=states.append)
+    unlearn(model, data, replace(CONFIG, n_rounds=2, relative_bound=0.5), state=states[0], on_round=states.append)
+    bound = 0.5 * float(np.exp(np.median(np.log(states[0].players["perturbation"].size))))
+    norms = np.linalg.norm(states[1].rounds[1].perturbation.reshape(4, -1), axis=1)
+    assert norms.max() == pytest.approx(bound, rel=1e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(size=st.integers(1, 60), portion=st.floats(0.01, 1.0), count=st.integers(1, 4), seed=st.integers(0, 2**16))
+def test_perturbed_images_get_the_perturbations_in_turn(size, portion, count, seed):
+    which = assigned_images(jax.random.key(seed), np.ones((1, size), np.float32), portion, count)[0]
+    chosen = which[which >= 0]
+    assert len(chosen) == max(1, int(np.floor(portion * size + 1e-9)))
+    assert np.ptp(np.bincount(chosen, minlength=count)) <= 1
+
+
+def test_batches_of_a_round_and_the_learning_rate(rng):
+    """Perturbed images are not mixed with others, of other rounds they are others, and the rate falls."""
+    config = replace(CONFIG, mix=0.5, crop=0, mirror="never", portion=0.4, n_rounds=4)
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng, 50)
+    state = replace(initial_state(model, config), players=like_players(config, 3, (4, 4, 3)))
+    stack = Stack([state], [data], [config], DEFAULT_EXECUTION)
+    assert stack.count == 4
+    first, second = stack.outer_batches(1), stack.outer_batches(2)
+    for outer in (first, second):
+        perturbed = (outer.patched + outer.turn.aimed) > 0
+        assert (outer.patched * outer.turn.aimed).max() == 0
+        np.testing.assert_array_equal(outer.mixture.shares[perturbed], 0)
+        still = outer.batch.images[perturbed]
+        np.testing.assert_array_equal(still, stack.batches.images[perturbed])
+        assert abs(int(outer.patched.sum()) - int(outer.turn.aimed.sum())) <= stack.count * 4
+    assert not np.array_equal(first.patched, second.patched)
+    assert not np.array_equal(first.turn.seed, second.turn.seed)
+    assert [learning_rate(config, number) / config.lr for number in (1, 2, 3)] == pytest.approx([1, 0.853553, 0.5])
