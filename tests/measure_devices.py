@@ -8,8 +8,7 @@ import numpy as np
 
 from ibau_jax.data import make_dataset
 from ibau_jax.execution import Execution
-from ibau_jax.unlearning import initial_state
-from ibau_jax.unlearning import unlearn_many
+from ibau_jax.unlearning import initial_state, unlearn_many
 from ibau_jax.unlearning.loop import compile_round
 from ibau_jax.unlearning.stack import Stack
 from tests.unlearning.test_stack import CONFIG, small_net, tiny_members, weights

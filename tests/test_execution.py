@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from ibau_jax.batches import filled_size, in_parts, make_batches
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
-from ibau_jax.unlearning import initial_state, unlearn
 from ibau_jax.models.small_vgg import SmallVGG
+from ibau_jax.unlearning import initial_state, unlearn
 from ibau_jax.unlearning.loop import compile_round
 from ibau_jax.unlearning.stack import Stack
 from tests.oracles.twins import randomised

@@ -19,7 +19,7 @@ from ibau_jax.auditing.judgement import (
 from ibau_jax.data import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.perturbations import Patch
-from tests.test_selection import Brightness
+from tests.nets import Brightness
 
 EVEN = np.full(10, 8.0)
 

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from ibau_jax.checkpoints import load
-from ibau_jax.cli.unlearn_options import MethodOptions
 from ibau_jax.data import load_dataset, split_dataset
 from ibau_jax.models.small_vgg import torch_module
 from tests.cli.commands import AUDIT, CONVERT, EVALUATE, EXAMPLE, FAST, UNLEARN, run, unlearn
@@ -163,7 +162,7 @@ def test_without_an_attack_its_figures_are_null(tmp_path, small_digits):
     ("preset", "number"),
     [
         (["--preset", "cifar10"], signal.SIGTERM),
-        (["--folds", 1, "--held-out", 0.1, "--min-batches", 3, "--max-acc-drop", 0.9], signal.SIGKILL),  # robust-few
+        (["--spaces", "perturbation", "patch", "--min-batches", 3], signal.SIGKILL),
     ],
 )
 def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits, preset, number):
@@ -193,8 +192,8 @@ def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path,
     one, two = (tmp_path / "runs" / "badnets_digits", tmp_path / "whole")
     assert (one / "model.pth").read_bytes() == (two / "model.pth").read_bytes()
     records = [json.loads((folder / "result.json").read_text())["rounds"] for folder in (one, two)]
-    assert [[r["acc"], r["perturbation_norm"], r["standing"]] for r in records[0]] == [
-        [r["acc"], r["perturbation_norm"], r["standing"]] for r in records[1]
+    assert [[r["acc"], r["perturbation_norm"], r["suspects"]] for r in records[0]] == [
+        [r["acc"], r["perturbation_norm"], r["suspects"]] for r in records[1]
     ]
 
 
@@ -308,16 +307,6 @@ def test_help_texts_are_wrapped_where_the_screen_ends():
         ),
     ):
         assert break_in_the_source in run(*command, "--help", cwd=ROOT, env=wide).stdout
-
-
-def test_as_many_rounds_as_were_asked_for():
-    planned, asked, both = (
-        MethodOptions(preset="robust-few", **given).configs()[0]
-        for given in ({}, {"n_rounds": 2}, {"n_rounds": 2, "more_rounds": 1})
-    )
-    assert (planned.n_rounds, planned.more_rounds, planned.hidden_rounds) == (1, 2, 1)
-    assert (asked.n_rounds, asked.more_rounds, asked.hidden_rounds) == (2, 0, 0)
-    assert (both.n_rounds, both.more_rounds, both.hidden_rounds) == (2, 1, 0)
 
 
 def test_evaluate(tmp_path, small_digits):

@@ -16,19 +16,19 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ibau_jax.cli.run_folder import suspects_record
 from ibau_jax.cli.stored_run import StoredRun
 from ibau_jax.errors import ConfigError
 from ibau_jax.interruption import Terminated, deferred_signals, end_on_sigterm
-from ibau_jax.member import initial_state
-from ibau_jax.minimax import unlearn
 from ibau_jax.presets import PRESETS
+from ibau_jax.unlearning import initial_state, unlearn
 from tests.conftest import ROOT
 from tests.unlearning.test_loop import Tiny, tiny_data
 
-CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, min_batches=4, max_acc_drop=1.0, held_out=0.0, folds=2)
-IDENTITY = {"seed": 2, "reach": (2.0, 8.0)}
+CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, min_batches=4, spaces=("perturbation", "patch"))
+IDENTITY = {"seed": 2, "spaces": ("perturbation", "patch")}
 FIGURES = {"acc": 0.5, "asr": None, "asr_all": None, "ra": None, "n_images": 40}
-RECORD = ("perturbation_norm", "inner_loss", "outer_loss", "seconds", "undone")
+RECORD = ("perturbation_norm", "inner_loss", "outer_loss", "seconds")
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,12 @@ def states():
 
 
 def record(done):
-    standing = vars(done.standing) if done.standing else None
-    return {"round": done.number, "standing": standing, **FIGURES, **{name: getattr(done, name) for name in RECORD}}
+    return {
+        "round": done.number,
+        "suspects": suspects_record(done.outliers),
+        **FIGURES,
+        **{name: getattr(done, name) for name in RECORD},
+    }
 
 
 def stored_run(folder, states, identity=IDENTITY):
@@ -55,16 +59,13 @@ def stored_run(folder, states, identity=IDENTITY):
 def assert_same(one, other):
     for a, b in zip(jax.tree.leaves(contents(one)), jax.tree.leaves(contents(other)), strict=True):
         np.testing.assert_array_equal(a, b)
-    assert (one.initial, one.rehearsed) == (other.initial, other.rehearsed)
-    assert [(d.number, d.standing, d.undone) for d in one.rounds] == [
-        (d.number, d.standing, d.undone) for d in other.rounds
-    ]
+    assert (one.outliers, one.mirrored) == (other.outliers, other.mirrored)
+    assert [(d.number, d.outliers) for d in one.rounds] == [(d.number, d.outliers) for d in other.rounds]
 
 
 def contents(state):
     perturbations = [done.perturbation for done in state.rounds]
-    best = nnx.state(state.best) if state.best else None
-    return nnx.state(state.model), state.optimizer_state, best, perturbations, vars(state.suspects)
+    return nnx.state(state.model), state.optimizer_state, state.players, perturbations
 
 
 def fresh(states):
@@ -74,7 +75,7 @@ def fresh(states):
 def test_the_last_state_comes_back_and_goes_on_bit_by_bit(tmp_path, states):
     model, data, done = states
     run = stored_run(tmp_path, done[:2])
-    state, before, records = run.restore_state(fresh(states))
+    state, before, records = run.restore_state(fresh(states), CONFIG)
     assert_same(state, done[1])
     assert (before.acc, before.n_images, before.asr) == (0.5, 40, None)
     assert [record["round"] for record in records] == [1, 2]
@@ -103,7 +104,7 @@ def test_a_damaged_state_is_noticed_and_the_round_before_is_taken(tmp_path_facto
         victim.write_bytes(content[: data.draw(st.integers(0, 10**6)) % len(content)])
     else:
         victim.unlink()
-    state, _, records = run.restore_state(fresh(states))
+    state, _, records = run.restore_state(fresh(states), CONFIG)
     assert_same(state, states[2][0])
     assert len(records) == 1
 
@@ -148,9 +149,9 @@ TAMPERED = {
     "round number": put("rounds", 0, "round", value="1"),
     "round figure": put("rounds", 0, "inner_loss", value="x"),
     "round accuracy": put("rounds", 0, "acc", value=7),
-    "standing": put("rounds", 0, "standing", value={"acc": "x"}),
-    "pace": put("pace", value="fast"),
-    "rehearsed": put("rehearsed", value=[5]),
+    "round suspects": put("rounds", 0, "suspects", value=[{"label": "x"}]),
+    "suspects": put("suspects", value=5),
+    "suspects figures": put("suspects", value=[{"label": 1, "space": "patch", "ratio": "x", "confidence": 1}]),
 }
 
 
@@ -158,7 +159,7 @@ TAMPERED = {
 def test_a_tampered_state_falls_back_to_the_round_before(tmp_path, states, capsys, name):
     run = stored_run(tmp_path, states[2][:2])
     signed_again(run.folder / "round-00002", TAMPERED[name])
-    state, _, records = run.restore_state(fresh(states))
+    state, _, records = run.restore_state(fresh(states), CONFIG)
     assert_same(state, states[2][0])
     assert len(records) == 1
     assert capsys.readouterr().err.count("\n") == 1
@@ -167,14 +168,14 @@ def test_a_tampered_state_falls_back_to_the_round_before(tmp_path, states, capsy
 def test_a_change_without_its_checksum_is_noticed_and_strange_entries_are_no_steps(tmp_path, states):
     run = stored_run(tmp_path, states[2][:2])
     file = run.folder / "round-00002" / "state.json"
-    file.write_text(file.read_text().replace('"pace": 1.0', '"pace": 2.0'))
+    file.write_text(file.read_text().replace('"mirrored": false', '"mirrored": true'))
     (run.folder / "round-99999").touch()
     (run.folder / "round-x").mkdir()
-    assert_same(run.restore_state(fresh(states))[0], states[2][0])
+    assert_same(run.restore_state(fresh(states), CONFIG)[0], states[2][0])
     signed_again(run.folder / "round-00001", lambda content: None)
     os.mkfifo(run.folder / "round-00001" / "leaves" / "pipe")
     with pytest.raises(ConfigError, match="damaged"):
-        run.restore_state(fresh(states))
+        run.restore_state(fresh(states), CONFIG)
 
 
 @pytest.mark.parametrize("name", [".", ".."])
@@ -190,16 +191,16 @@ def test_when_all_are_damaged_it_says_so_and_deletes_nothing(tmp_path, states):
     for file in run.folder.rglob("state.json"):
         file.write_text("{}")
     with pytest.raises(ConfigError, match="damaged"):
-        run.restore_state(fresh(states))
+        run.restore_state(fresh(states), CONFIG)
     assert len(list(run.folder.iterdir())) == 2
 
 
 def test_another_runs_state_is_refused(tmp_path, states):
     stored_run(tmp_path, states[2][:1])
     with pytest.raises(ConfigError, match="other options: seed changed"):
-        StoredRun(tmp_path / "run", {**IDENTITY, "seed": 3}).restore_state(fresh(states))
+        StoredRun(tmp_path / "run", {**IDENTITY, "seed": 3}).restore_state(fresh(states), CONFIG)
     with pytest.raises(ConfigError, match="no interrupted run"):
-        StoredRun(tmp_path / "other", IDENTITY).restore_state(fresh(states))
+        StoredRun(tmp_path / "other", IDENTITY).restore_state(fresh(states), CONFIG)
 
 
 FULL_DISK = """
@@ -215,7 +216,7 @@ try:
 except t.ConfigError as error:
     print("error:", error)
 resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-t.assert_same(run.restore_state(t.fresh(states))[0], states[2][0])
+t.assert_same(run.restore_state(t.fresh(states), t.CONFIG)[0], states[2][0])
 print("the last good state is there")
 """
 

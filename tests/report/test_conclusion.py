@@ -56,19 +56,14 @@ def test_what_is_relearned_at_once_was_only_hidden(cleaned, clean, level):
 
 
 @pytest.mark.parametrize(
-    ("asr", "residual", "level", "said"),
-    [
-        (None, 0.3, "doubtful", True),
-        (None, 0.05, "good", False),
-        (None, None, "good", False),
-        (0.02, 0.3, "good", True),
-    ],
+    ("asr", "still", "level"),
+    [(None, True, "doubtful"), (None, False, "good"), (0.02, True, "good")],
 )
-def test_an_open_short_cut_is_said_and_counts_where_the_attack_is_unknown(asr, residual, level, said):
+def test_a_class_that_still_stands_out_is_said_and_counts_where_the_attack_is_unknown(asr, still, level):
     before, after = figures(0.9, None if asr is None else 0.99), figures(0.9, asr)
-    found = conclude(before, after, FOUND, targeted=True, residual=residual)
+    found = conclude(before, after, FOUND, targeted=True, still=Suspect(4, "patch", 2.6, 0.5) if still else None)
     assert found.level == level
-    assert any("30.0 % of clean images still follow" in reason for reason in found.reasons) == said
+    assert any("class 4 still stands out after the last round: a patch 2.6" in one for one in found.reasons) == still
 
 
 def test_a_suspect_that_lingers_is_said_and_decides_nothing():

@@ -15,10 +15,10 @@ from ibau_jax.auditing.auditor import Audit, SpaceFindings
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.perturbations import Patch, Pixel
 from ibau_jax.report import Conclusion, gather, render
-from ibau_jax.result import Round
 from ibau_jax.triggers import Attack
 from ibau_jax.triggers import Patch as WhitePatch
-from tests.test_selection import Brightness, brightness_data
+from ibau_jax.unlearning import Round
+from tests.nets import Brightness, brightness_data
 
 VOID = {"meta", "img", "br", "source", "link", "input"}
 HOSTILE = '"><script>alert(1)</script>'
@@ -94,8 +94,7 @@ def audits(classes=14):
 
 def result():
     figures = {"acc": 0.9, "asr": 0.99, "asr_all": 0.99, "ra": 0.01}
-    standing = {"acc": 0.8, "residual": 0.1}
-    record = {**figures, "asr": 0.031, "round": 1, "standing": standing, "undone": False}
+    record = {**figures, "asr": 0.031, "round": 1, "suspects": []}
     return {
         "checkpoint": HOSTILE,
         "model": "small_vgg",
@@ -109,8 +108,8 @@ def result():
         "before": figures,
         "after": {name: record[name] for name in figures} | {"n_images": 5, "n_triggered": 4},
         "intervals": {"before": {}, "after": {"asr": (0.0123, 0.456)}},
-        "initial": standing,
-        "suspects": [{"label": 2, "norm": 0.8, "found_after_rounds": 0}, {"label": 0, "norm": 1.2, "found_after_rounds": 1}],
+        "suspects": [{"label": 2, "space": "patch", "ratio": 3.14, "confidence": 0.9},
+                     {"label": 0, "space": "warp", "ratio": 2.5, "confidence": 0.4}],
         "kept_round": 1,
         "rounds": [record],
         "relearning": {"cleaned": [record, record], "as it came": [record, record]},
@@ -147,8 +146,9 @@ def test_the_verdict_comes_first_and_all_is_there(page):
         "abc123",
         "def456",
         "2 more classes",
-        "round 1 of 1",
-        "Suspected: class 2, class 0 (found after round 1).",
+        "After: round 1.",
+        "3.1 times smaller than the median class's), class 0",
+            "2.5 times smaller than the median class's).",
     ):
         assert part in text, part
 
@@ -170,11 +170,10 @@ def test_a_run_without_attack_or_audit_or_images_of_a_class(rng):
     for metrics in (bare["before"], bare["after"], bare["rounds"][0]):
         metrics |= {"asr": None, "asr_all": None, "ra": None}
     bare["config"]["attacks"] = []
-    bare |= {"initial": None, "relearning": None, "suspects": None}
-    bare["rounds"][0]["standing"] = None
+    bare |= {"relearning": None, "suspects": []}
     text = " ".join(Page(render(bare, Conclusion("doubtful", "x", ()), evidence(rng), {})).text)
     assert "No attack was named" in text
     assert "Examples" not in text
-    assert "Suspected" not in text
+    assert "Stood out" not in text
     assert "Does it come back" not in text
     assert "–" in text

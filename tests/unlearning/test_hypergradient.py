@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from ibau_jax.batches import Batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
 from ibau_jax.config import UnlearnConfig
-from ibau_jax.unlearning.hypergradient import SOLVERS, gradient_step, hypergradient, neumann
 from ibau_jax.models.small_vgg import SmallVGG
-from ibau_jax.unlearning.outer import Deltas, OuterBatch, outer_loss
-from ibau_jax.unlearning.inner import inner_loss
 from ibau_jax.perturbations import Patch, Pixel, Warp
+from ibau_jax.unlearning.hypergradient import SOLVERS, gradient_step, hypergradient, neumann
+from ibau_jax.unlearning.inner import inner_loss
+from ibau_jax.unlearning.outer import Deltas, OuterBatch, outer_loss
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 

@@ -19,15 +19,15 @@ from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Weights, make_apply
 from ibau_jax.loops import compile_loop
-from ibau_jax.unlearning import initial_state, unlearn
 from ibau_jax.models import Normalization, Normalized
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.optimizers import make_optimizer
-from ibau_jax.unlearning.inner import inner_step
-from ibau_jax.unlearning.outer import OuterBatch, OuterCarry, OuterConstants, outer_step
 from ibau_jax.perturbations import Pixel
 from ibau_jax.placement import Placement
 from ibau_jax.presets import PRESETS
+from ibau_jax.unlearning import initial_state, unlearn
+from ibau_jax.unlearning.inner import inner_step
+from ibau_jax.unlearning.outer import OuterBatch, OuterCarry, OuterConstants, outer_step
 from ibau_jax.unlearning.stack import Stack
 from tests.defences.twin import as_state_dict, blobs, twins
 from tests.oracles import torch_ibau

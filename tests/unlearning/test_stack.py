@@ -10,8 +10,8 @@ from flax import nnx
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
-from ibau_jax.unlearning import Member, unlearn, unlearn_many
 from ibau_jax.models.layers import Activation, Flatten, MaxPool, Sequential, batch_norm, conv, elu, linear
+from ibau_jax.unlearning import Member, unlearn, unlearn_many
 from tests.oracles.twins import randomised
 from tests.unlearning.test_loop import BATCH, Tiny, tiny_data, vgg_data
 
