@@ -61,7 +61,7 @@ class JaxSide:
         outer_batch = member(OuterBatch(first, first.weights))
         arguments: tuple[Any, ...] = (
             (member((delta, inner_state)), member(first), seen),
-            (OuterCarry(params, state, {}), outer_batch, constants),
+            (OuterCarry(params, state, None), outer_batch, constants),
         )
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), arguments)
         with jax.default_device(jax.devices("cpu")[0]):  # XLA counts for the CPU alone

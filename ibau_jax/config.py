@@ -58,7 +58,8 @@ class UnlearnConfig:
     relative_bound: float | None = None
     """radius of untargeted perturbations, in units of the median class's smallest pixel perturbation"""
     sharpness: float = 4.0
-    """players are drawn with probability ∝ (median size / their size) to this power"""
+    """how much more prominent players matter, p: with r = (median size) / (size), a player is drawn with odds r^p, and
+    the loss of an image that it perturbs counts (log2 r)^p, at most 1"""
 
     # The outer minimisation.
     optim: str = "adam"

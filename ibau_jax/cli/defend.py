@@ -25,5 +25,5 @@ def defend(task: "Task") -> None:
         none = np.zeros((0, *task.clean_set.images.shape[1:]), np.float32)
         done = Round(1, none, 0.0, 0.0, 0.0, time.perf_counter() - start)
         bar.on_evaluation()
-        task.take_in(task.state.after(done, model, task.state.optimizer_state, {}), bar)
+        task.take_in(task.state.after(done, model, task.state.optimizer_state, None), bar)
     task.end(Result(model, (done,), "completed", 0.0, done.seconds))

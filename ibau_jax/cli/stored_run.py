@@ -71,7 +71,9 @@ def _restored(fresh: State, config: UnlearnConfig, leaves: Leaves, stored: Conte
         nnx.merge(graph, tree_of_leaves("model", weights, leaves)),
         tree_of_leaves("optimizer", fresh.optimizer_state, leaves),
         tuple(_round(record, leaves["perturbation", record["round"]]) for record in stored["rounds"]),
-        tree_of_leaves("players", like_players(config, count_classes(fresh.model, shape), shape), leaves),
+        tree_of_leaves("players", like_players(config, count_classes(fresh.model, shape), shape), leaves)
+        if config.spaces
+        else None,
         bool(stored["mirrored"]),
         _suspects(stored["suspects"]),
     )

@@ -88,7 +88,8 @@ class MethodOptions:
     relative_bound: Annotated[float | None, option("X", "robust 3, published none")] = None
     """radius of untargeted perturbations, in units of the median class's smallest perturbation"""
     sharpness: Annotated[float | None, option("X", "robust 4")] = None
-    """players are drawn with probability proportional to (median size / their size) to this power"""
+    """how much more prominent players matter, p: with r = (median size) / (size), a player is drawn with odds r^p, and
+    the loss of an image that it perturbs counts (log2 r)^p, at most 1"""
     regularization: Annotated[float | None, option("X", "0.001")] = None
     """weight of an untargeted perturbation's squared norm in the inner loss"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None

@@ -135,12 +135,13 @@ def begin(members: Sequence[Member], execution: Execution, on_batch: OnBatch | N
     searches, states = None, []
     for member in members:
         state = member.state or initial_state(member.model, member.config)
-        if state.players is None:
+        if not state.rounds:
+            state = replace(state, mirrored=may_mirror(member.config.mirror, member.model, member.clean_set))
+        if member.config.spaces and state.players is None:
             searches = searches or compile_searches(member.model, member.clean_set, member.config, execution)
             on_step = (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
             players = players_at_rest(searches, member.model, member.clean_set, on_step)
-            mirrored = may_mirror(member.config.mirror, member.model, member.clean_set)
-            state = replace(state, players=players, mirrored=mirrored, outliers=outliers(players) if players else ())
+            state = replace(state, players=players, outliers=outliers(players))
         states.append(state)
     return states
 

@@ -18,7 +18,7 @@ from ibau_jax.optimizers import make_optimizer
 from ibau_jax.perturbations import SPACES, Perturbation, apply_each
 from ibau_jax.unlearning.hypergradient import SOLVERS, hypergradient
 from ibau_jax.unlearning.inner import inner_loss, of_images, space_of
-from ibau_jax.unlearning.players import Drawn, Players, Stamps, aiming_loss, deal, take_turn, untargeted_weight
+from ibau_jax.unlearning.players import Drawn, Players, Stamps, aiming_loss, deal, take_turn, weight_of
 
 
 class OuterCarry(NamedTuple):
@@ -26,7 +26,7 @@ class OuterCarry(NamedTuple):
 
     params: Params
     optimizer_state: Any
-    players: Players
+    players: Players | None
 
 
 class OuterConstants(NamedTuple):
@@ -142,7 +142,7 @@ def outer_step(
     def step(carry: OuterCarry, outer: OuterBatch, constants: OuterConstants) -> Any:
         params, state, players = carry
         forward, drawn, turn = partial(apply, constants.rest), dict[str, Drawn](), outer.turn
-        if turn is not None:
+        if players is not None and turn is not None:
             players, drawn, outer = _players_turn(forward, config, players, params, outer, turn)
         if constants.reference_params is not None:
             logits = forward(constants.reference_params, to_unit(outer.batch.images))
@@ -176,10 +176,14 @@ def outer_step(
 def _players_turn(
     forward: Forward, config: UnlearnConfig, players: Players, params: Params, outer: OuterBatch, turn: Turn
 ) -> tuple[Players, dict[str, Drawn], OuterBatch]:
-    """Moves drawn players and deals them to the images that they perturb."""
+    """Moves drawn players and deals them to the images that they perturb.
+
+    Images with an untargeted perturbation count as those of the player that stood out most so far would: players may
+    have closed what they see of a backdoor while the rest of it is open.
+    """
     draw_key, deal_key = jax.random.split(jax.random.key(turn.seed))
     shape = outer.batch.images.shape[1:]
     players, drawn = take_turn(forward, config, players, params, turn.seen, draw_key, shape)
     stamps = deal(config, drawn, turn.aimed, deal_key)
-    weight = stamps.weight * jnp.where(outer.patched > 0, untargeted_weight(players), 1)
+    weight = stamps.weight * jnp.where(outer.patched > 0, weight_of(config, players.peak), 1)
     return players, drawn, outer._replace(stamps=stamps._replace(weight=weight))

@@ -7,7 +7,7 @@ while it unlearns, and no class is suspected in advance. The rest wait, so the c
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,22 @@ from ibau_jax.models.inference import count_classes
 from ibau_jax.perturbations import SPACES, Perturbation, Shape
 from ibau_jax.perturbations.player import Player, make_step, towards
 
-Players: TypeAlias = dict[str, Player]
-"""By space; every array has a leading axis of classes."""
-
 AT_REST = AuditConfig(steps=60)  # the search that players begin with
 DRAWN = 4  # players of each space that move in a step
 STANDS_OUT = 2.0  # (median size / size) of a player whose images count in full
 CONSTANT = optax.constant_schedule(1.0)
+
+
+class Players(NamedTuple):
+    """All players of a model.
+
+    Attributes:
+        of_space: by the name of their space; every array has a leading axis of classes.
+        peak: the largest prominence that a class had so far.
+    """
+
+    of_space: dict[str, Player]
+    peak: Float[Array, ""]
 
 
 class Drawn(NamedTuple):
@@ -92,7 +101,12 @@ def players_at_rest(
     Raises:
         NotFiniteError: see `ibau_jax.auditing.search.run_search`.
     """
-    return {name: _begun(name, run_search(search, model, clean_set, on_step)) for name, search in searches.items()}
+    return _all_begun({name: run_search(search, model, clean_set, on_step) for name, search in searches.items()})
+
+
+def _all_begun(found: Mapping[str, Found]) -> Players:
+    of_space = {name: _begun(name, of_space) for name, of_space in found.items()}
+    return Players(of_space, largest_prominence(of_space))
 
 
 def _begun(name: str, found: Found) -> Player:
@@ -105,22 +119,24 @@ def _begun(name: str, found: Found) -> Player:
 def like_players(config: UnlearnConfig, classes: int, shape: Shape) -> Players:
     """Makes players of the right structure, shapes and dtypes, to restore stored ones into."""
 
-    def blank(name: str) -> Player:
-        keys = jax.random.split(jax.random.key(0), classes)
-        perturbation = jax.vmap(lambda key: SPACES[name].init(key, shape))(keys)
-        return _begun(name, Found(perturbation, np.ones(classes)))
-
-    return {name: blank(name) for name in config.spaces}
+    keys = jax.random.split(jax.random.key(0), classes)
+    of_space = {name: jax.vmap(lambda key, name=name: SPACES[name].init(key, shape))(keys) for name in config.spaces}
+    return _all_begun({name: Found(perturbation, np.ones(classes)) for name, perturbation in of_space.items()})
 
 
 def outliers(players: Players) -> tuple[Suspect, ...]:
     """Finds the classes that stand out now, the most prominent first."""
-    return find_suspects({name: np.asarray(player.size, np.float64) for name, player in players.items()})
+    return find_suspects({name: np.asarray(player.size, np.float64) for name, player in players.of_space.items()})
 
 
 def prominence(player: Player) -> Float[Array, " classes"]:
     """Computes how many times smaller than the median class's each class's size is."""
     return median_size(player.size) / player.size
+
+
+def largest_prominence(of_space: Mapping[str, Player]) -> Float[Array, ""]:
+    """Computes that of the class that stands out most in any space."""
+    return jnp.max(jnp.stack([jnp.max(prominence(player)) for player in of_space.values()]))
 
 
 def take_turn(
@@ -138,7 +154,7 @@ def take_turn(
         shape: of images.
     """
     after, drawn = {}, {}
-    for index, (name, player) in enumerate(players.items()):
+    for index, (name, player) in enumerate(players.of_space.items()):
         standing_out = prominence(player)
         noise = jax.random.gumbel(jax.random.fold_in(key, index), standing_out.shape)
         count = min(DRAWN, len(standing_out))
@@ -148,16 +164,16 @@ def take_turn(
         moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, batch, label))(moving, target)
         after[name] = jax.tree.map(lambda leaf, new, target=target: leaf.at[target].set(new), player, moved)
         drawn[name] = Drawn(target, moved.perturbation, prominence(after[name])[target])
-    return after, drawn
+    return Players(after, jnp.maximum(players.peak, largest_prominence(after))), drawn
 
 
-def weight_of(standing_out: Float[Array, "*n"]) -> Float[Array, "*n"]:
+def weight_of(config: UnlearnConfig, standing_out: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """Computes how much an image counts that a player of this prominence perturbs.
 
     Every model has a smallest perturbation to each class; only where it is much smaller than the median class's is it
     worth accuracy to take it away.
     """
-    return jnp.clip(jnp.log(standing_out) / jnp.log(STANDS_OUT), 0, 1) ** 2
+    return jnp.clip(jnp.log(standing_out) / jnp.log(STANDS_OUT), 0, 1) ** config.sharpness
 
 
 def deal(config: UnlearnConfig, drawn: dict[str, Drawn], aimed: Float[Array, " n"], key: Array) -> Stamps:
@@ -183,12 +199,7 @@ def deal(config: UnlearnConfig, drawn: dict[str, Drawn], aimed: Float[Array, " n
         which[name] = jnp.where(mine, player - before, 0)
         factors[name] = jnp.where(mine, factor, 0)
         before += count
-    return Stamps(aimed, which, factors, 1 - aimed + aimed * weight_of(standing_out[player]))
-
-
-def untargeted_weight(players: Players) -> Float[Array, ""]:
-    """Computes how much images with untargeted perturbations count: as those of the most prominent player."""
-    return weight_of(jnp.max(jnp.stack([jnp.max(prominence(player)) for player in players.values()])))
+    return Stamps(aimed, which, factors, 1 - aimed + aimed * weight_of(config, standing_out[player]))
 
 
 def aiming_loss(

@@ -77,8 +77,8 @@ class Stack:
         params, optimizer_state = self.placement.weights(
             (params, _stacked([state.optimizer_state for state in self.states]))
         )
-        players = self.placement.members(_stacked([state.players or {} for state in self.states]))
-        return OuterCarry(params, optimizer_state, players)
+        players = _stacked([state.players for state in self.states])  # None where there are none
+        return OuterCarry(params, optimizer_state, self.placement.members(players))
 
     def assigned(self, number: int) -> Int[np.ndarray, "b members n"]:
         """Which perturbation each image of a round gets; -1 for none.
@@ -174,7 +174,7 @@ class Stack:
 
 def _radius(config: UnlearnConfig, state: State) -> float:
     if config.relative_bound and state.players:
-        return config.relative_bound * float(median_size(state.players[Pixel().name].size))
+        return config.relative_bound * float(median_size(state.players.of_space[Pixel().name].size))
     return config.norm_bound or float("inf")
 
 

@@ -49,7 +49,8 @@ class State:
         model: the model after `rounds`.
         optimizer_state: of the outer optimiser.
         rounds: those done.
-        players: of every space that the configuration names; None before the search that they begin with.
+        players: of every space that the configuration names; None where it names none, and before the search that they
+            begin with.
         mirrored: whether images that unlearn are mirrored.
         outliers: classes that stood out in the original model, the most prominent first.
     """
@@ -61,7 +62,7 @@ class State:
     mirrored: bool = False
     outliers: tuple[Suspect, ...] = ()
 
-    def after(self, done: Round, model: nnx.Module, optimizer_state: Any, players: Players) -> "State":
+    def after(self, done: Round, model: nnx.Module, optimizer_state: Any, players: Players | None) -> "State":
         """Makes the state after a round."""
         return replace(self, model=model, optimizer_state=optimizer_state, rounds=(*self.rounds, done), players=players)
 

@@ -148,7 +148,7 @@ def test_the_verdict_comes_first_and_all_is_there(page):
         "2 more classes",
         "After: round 1.",
         "3.1 times smaller than the median class's), class 0",
-            "2.5 times smaller than the median class's).",
+        "2.5 times smaller than the median class's).",
     ):
         assert part in text, part
 

@@ -169,7 +169,7 @@ def test_outer_round_matches_torch(rng, clip):
     masks = np.asarray(patched_images(jax.random.key(3), batches.weights, config.portion))
 
     params, rest = split(model)
-    carry = OuterCarry(params, make_optimizer(config.optim, config.lr).init(params), {})
+    carry = OuterCarry(params, make_optimizer(config.optim, config.lr).init(params), None)
     constants = OuterConstants(delta, jax.tree.map(lambda array: array[0], batches), rest, np.float32(config.lr))
     step = outer_step(make_apply(model, DEFAULT_EXECUTION), config)
     (params, _, _), losses = loop_of(step, carry, OuterBatch(batches, masks), constants)

@@ -114,10 +114,9 @@ SIZES = st.sampled_from([2, 4, 7]).flatmap(lambda count: st.lists(st.floats(0.1,
 def players_of(sizes, spaces=("perturbation", "patch", "warp"), shape=(4, 4, 3)):
     """Players of these sizes in every space."""
     config = UnlearnConfig(spaces=spaces)
-    return {
-        name: player._replace(size=jnp.asarray(sizes, jnp.float32))
-        for name, player in like_players(config, len(sizes), shape).items()
-    }
+    players = like_players(config, len(sizes), shape)
+    sized = {name: player._replace(size=jnp.asarray(sizes, jnp.float32)) for name, player in players.of_space.items()}
+    return players._replace(of_space=sized)
 
 
 @settings(max_examples=6, deadline=None)
@@ -134,18 +133,18 @@ def test_only_those_drawn_move(sizes, seed):
         return nnx.merge(graph, params)(images.reshape(len(images), -1))
 
     after, drawn = take_turn(forward, config, players, params, batch, jax.random.key(seed), (4, 4, 3))
-    for name, player in players.items():
+    for name, player in players.of_space.items():
         target = np.asarray(drawn[name].target)
         assert len(set(target.tolist())) == len(target) == min(4, len(sizes))
-        moved = np.asarray(after[name].size) != np.asarray(player.size)
+        moved = np.asarray(after.of_space[name].size) != np.asarray(player.size)
         assert set(np.flatnonzero(moved)) == set(target.tolist())
-        assert (np.asarray(after[name].steps) == moved).all()
+        assert (np.asarray(after.of_space[name].steps) == moved).all()
         for old, new in zip(
-            jax.tree.leaves(player.perturbation), jax.tree.leaves(after[name].perturbation), strict=True
+            jax.tree.leaves(player.perturbation), jax.tree.leaves(after.of_space[name].perturbation), strict=True
         ):
             np.testing.assert_array_equal(np.asarray(old)[~moved], np.asarray(new)[~moved])
-        bound = after[name].size * (1 + 1e-5)
-        assert (jax.vmap(SPACES[name].size)(after[name].perturbation)[target] <= bound[target] + 1e-6).all()
+        bound = after.of_space[name].size * (1 + 1e-5)
+        assert (jax.vmap(SPACES[name].size)(after.of_space[name].perturbation)[target] <= bound[target] + 1e-6).all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -165,7 +164,7 @@ def test_images_get_a_player_made_larger_by_up_to_its_prominence(prominence, see
         name = list(drawn)[int(np.argmax(factors[:, index]))]
         ratio = float(drawn[name].prominence[stamps.which[name][index]])
         assert 1 <= factors[:, index].max() <= max(1, ratio) * (1 + 1e-6)
-        assert float(stamps.weight[index]) == pytest.approx(np.clip(np.log2(ratio), 0, 1) ** 2, abs=1e-5)
+        assert float(stamps.weight[index]) == pytest.approx(np.clip(np.log2(ratio), 0, 1) ** 4, abs=1e-5)
 
 
 def test_images_follow_the_odds_of_prominence():
@@ -232,8 +231,8 @@ def assert_same(one, other, tolerance=0.0):
 def test_going_on_from_a_state_is_bit_by_bit_running_through(rng):
     model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 60), []
     whole = unlearn(model, data, CONFIG, on_round=states.append)
-    assert set(states[0].players) == {"perturbation", "patch"}
-    assert isinstance(states[0].players["patch"], Player)
+    assert set(states[0].players.of_space) == {"perturbation", "patch"}
+    assert isinstance(states[0].players.of_space["patch"], Player)
     assert_same(unlearn(model, data, CONFIG, state=states[0]), whole)
 
 
@@ -253,7 +252,7 @@ def test_untargeted_perturbations_stay_within_their_share_of_the_median(rng):
     model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 60), []
     unlearn(model, data, replace(CONFIG, n_rounds=1, relative_bound=0.5), on_round=states.append)
     unlearn(model, data, replace(CONFIG, n_rounds=2, relative_bound=0.5), state=states[0], on_round=states.append)
-    bound = 0.5 * float(np.exp(np.median(np.log(states[0].players["perturbation"].size))))
+    bound = 0.5 * float(np.exp(np.median(np.log(states[0].players.of_space["perturbation"].size))))
     norms = np.linalg.norm(states[1].rounds[1].perturbation.reshape(4, -1), axis=1)
     assert norms.max() == pytest.approx(bound, rel=1e-4)
 
