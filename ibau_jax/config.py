@@ -37,6 +37,8 @@ class UnlearnConfig:
     # Untargeted perturbations: the inner maximisation.
     perturbations: int = 1
     """untargeted perturbations in a round, each on its share of a batch"""
+    renew: bool = True
+    """whether untargeted perturbations are found anew in each round; else those of the first round stay"""
     inner_optim: str = "sgd"
     """optimiser of the untargeted perturbations: sgd, adam or any optax optimiser by its name"""
     inner_lr: float = 10.0

@@ -142,5 +142,5 @@ def test_a_round_after_which_other_images_can_t_be_evaluated_is_dropped():
     constants = {"batch_size": 10, "K": 1, "seed": 0}
     result = ibau_jax.unlearn(Linear(), images_of(), UnlearnConfig(n_rounds=3, **constants), on_round=evaluated)
     once = ibau_jax.unlearn(Linear(), images_of(), UnlearnConfig(n_rounds=1, **constants))
-    assert (result.status, len(result.rounds), result.kept_round) == ("diverged", 1, 1)
+    assert (result.status, len(result.rounds)) == ("diverged", 1)
     np.testing.assert_array_equal(result.model.kernel[...], once.model.kernel[...])

@@ -80,9 +80,11 @@ class MethodOptions:
     well"""
     perturbations: Annotated[int | None, option("N", "robust 4, published 1")] = None
     """untargeted perturbations in a round, each on its share of a batch"""
-    spaces: Annotated[tuple[SpaceName, ...] | None, option("NAME [NAME ...]", "robust all three, published none")] = (
-        None
-    )
+    renew: Annotated[bool | None, option("True|False", "robust False, published True")] = None
+    """find untargeted perturbations anew in each round; else those of the first round stay"""
+    spaces: Annotated[
+        tuple[SpaceName, ...] | None, option("NAME [NAME ...]", "robust perturbation patch, published none")
+    ] = None
     """spaces in which one persistent player a class looks for the smallest perturbation that leads there:
     perturbation, patch, warp"""
     relative_bound: Annotated[float | None, option("X", "robust 3, published none")] = None

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
 from ibau_jax.compilation import release_memory
 from ibau_jax.errors import NotFiniteError
@@ -99,14 +100,9 @@ def run_round(
 ) -> tuple[OuterCarry, list[Round]]:
     """Takes all members through one round: the next carry, and what happened to each."""
     start, members = time.perf_counter(), range(len(stack.states))
-    (delta, _), inner = steps.inner.run(
-        stack.zero(),
-        stack.inner_batches(number),
-        Weights(carry.params, stack.rest),
-        lambda done: on_batch("inner", number, done, stack.count),
+    delta, inner = (
+        stack.found() if number > 1 and not stack.config.renew else maximise(stack, steps, number, carry, on_batch)
     )
-    delta = stack.placement.local(delta)
-    delta = jax.vmap(jax.vmap(space_of(stack.config).project, (0, None)))(delta, stack.radii())
     carry, outer = steps.outer.run(
         carry,
         stack.outer_batches(number),
@@ -120,7 +116,7 @@ def run_round(
             number,
             perturbations[index],
             float(jnp.linalg.norm(delta[index, 0])),
-            float(np.mean(inner[:, index])),
+            float(inner[index]),
             float(np.mean(outer[:, index])),
             seconds,
             outliers(_member(players, index)) if players else (),
@@ -128,6 +124,20 @@ def run_round(
         for index in members
     ]
     return carry, rounds
+
+
+def maximise(
+    stack: Stack, steps: CompiledRound, number: int, carry: OuterCarry, on_batch: OnBatch
+) -> tuple[Float[Array, "members k h w c"], Float[np.ndarray, " members"]]:
+    """Finds the members' untargeted perturbations from 0, in their balls, and the mean inner losses on the way."""
+    (delta, _), losses = steps.inner.run(
+        stack.zero(),
+        stack.inner_batches(number),
+        Weights(carry.params, stack.rest),
+        lambda done: on_batch("inner", number, done, stack.count),
+    )
+    project = jax.vmap(jax.vmap(space_of(stack.config).project, (0, None)))
+    return project(stack.placement.local(delta), stack.radii()), np.mean(losses, axis=0)
 
 
 @jax.jit

@@ -159,6 +159,17 @@ class Stack:
         optimizer = make_optimizer(self.config.inner_optim, self.config.inner_lr)
         return self.placement.members(_stacked([(delta, optimizer.init(delta))] * len(self.states)))
 
+    def found(self) -> tuple[Float[Array, "members k h w c"], Float[np.ndarray, " members"]]:
+        """The members' untargeted perturbations of the last round, in their own unit, and their inner losses.
+
+        Those of a member that stopped before are 0.
+        """
+        zero = np.zeros((self.config.perturbations, *self.batches.images.shape[3:]), np.float32)
+        unit = np.asarray(self.config.unit or 1.0, np.float32)
+        last = [state.rounds[-1:] for state in self.states]
+        deltas = [done[0].perturbation / unit if done else zero for done in last]
+        return jnp.asarray(np.stack(deltas)), np.asarray([done[0].inner_loss if done else 0.0 for done in last])
+
     def radii(self) -> Float[Array, " members"]:
         """Of the balls that the members' untargeted perturbations are projected onto."""
         return jnp.asarray([_radius(config, state) for config, state in zip(self.configs, self.states, strict=True)])

@@ -250,11 +250,28 @@ def test_together_as_one_by_one(rng, execution):
 
 def test_untargeted_perturbations_stay_within_their_share_of_the_median(rng):
     model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 60), []
-    unlearn(model, data, replace(CONFIG, n_rounds=1, relative_bound=0.5), on_round=states.append)
-    unlearn(model, data, replace(CONFIG, n_rounds=2, relative_bound=0.5), state=states[0], on_round=states.append)
+    unlearn(model, data, replace(CONFIG, n_rounds=1, relative_bound=0.5, renew=True), on_round=states.append)
+    unlearn(model, data, replace(CONFIG, n_rounds=2, relative_bound=0.5, renew=True), state=states[0], on_round=states.append)
     bound = 0.5 * float(np.exp(np.median(np.log(states[0].players.of_space["perturbation"].size))))
     norms = np.linalg.norm(states[1].rounds[1].perturbation.reshape(4, -1), axis=1)
     assert norms.max() == pytest.approx(bound, rel=1e-4)
+
+
+def test_untargeted_perturbations_stay_or_are_found_anew(rng):
+    model, data = Tiny(nnx.Rngs(0)), tiny_data(rng, 60)
+    for renew in (False, True):
+        first, second = unlearn(model, data, replace(CONFIG, renew=renew)).rounds
+        assert np.array_equal(first.perturbation, second.perturbation) != renew
+        assert (first.inner_loss == second.inner_loss) != renew
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_member_that_stops_at_once_does_not_disturb_another(rng, together):
+    data = tiny_data(rng, 60)
+    good, bad = (Member(Tiny(nnx.Rngs(0)), data, replace(CONFIG, optim="sgd", lr=lr)) for lr in (1e-3, 1e38))
+    results = unlearn_many([bad, good], together=together)
+    assert [result.status for result in results] == ["diverged", "completed"]
+    assert_same(results[1], unlearn(good.model, data, good.config), 1e-4)
 
 
 @settings(max_examples=50, deadline=None)
