@@ -1,14 +1,16 @@
 """Unlearns many checkpoints over several seeds, and writes the table of docs/experiments.md.
 
-    python -m benchmarks.unlearning FILE.pth [FILE.pth ...] [--preset robust] [--n-clean 5000] [--seeds 0 1 2] [--store]
-        [--save FOLDER] [--n-rounds N]
+    python -m benchmarks.unlearning FILE.pth [FILE.pth ...] [--preset robust] [--n-clean 5000] [--seeds 0 1 2]
+        [--store NAME] [--save FOLDER] [--set FIELD=VALUE ...]
 
 Data, attack and target are told from the names: the published ones, and those of `benchmarks.zoo`. The seed chooses the
-clean images too; up to 3000 others evaluate. `--store` adds what was found to
-benchmarks/results/unlearning/small_vgg.json and renders it into docs/experiments.md; `--save` writes cleaned models.
+clean images too; up to 3000 others evaluate. `--store` adds what was found to NAME.json in
+benchmarks/results/unlearning, and renders it where docs/experiments.md or benchmarks/NOTEBOOK.md has its marks;
+`--save` writes cleaned models; `--set` changes a field of the preset, as an ablation does.
 """
 
 import argparse
+import ast
 import json
 import time
 from dataclasses import asdict, replace
@@ -23,8 +25,9 @@ from benchmarks.zoo import CLEANED, ZOO, attack_of, others_of
 from ibau_jax import PRESETS, State, evaluate, load, save, split_dataset, unlearn
 from ibau_jax.config import UnlearnConfig
 
-RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "unlearning" / "small_vgg.json", ROOT / "docs" / "experiments.md"
-BEGIN, END = "<!-- unlearning: written by python -m benchmarks.unlearning -->", "<!-- end of unlearning -->"
+RESULTS = ROOT / "benchmarks" / "results" / "unlearning"
+DOCUMENTS = (ROOT / "docs" / "experiments.md", ROOT / "benchmarks" / "NOTEBOOK.md")
+BEGIN, END = "<!-- unlearning {}: written by python -m benchmarks.unlearning -->", "<!-- end of unlearning {} -->"
 EVALUATED = 3000
 
 
@@ -113,25 +116,36 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def changed(config: UnlearnConfig, assignments: list[str]) -> UnlearnConfig:
+    """The configuration with `FIELD=VALUE`s, where VALUE is a Python literal or a word."""
+    values: dict[str, Any] = {}
+    for name, _, text in (assignment.partition("=") for assignment in assignments):
+        try:
+            values[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            values[name] = text
+    return replace(config, **values)
+
+
 def main() -> None:
     """Unlearns what the command line names."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--preset", default="robust")
     parser.add_argument("--n-clean", type=int, default=5000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--store", action="store_true")
+    parser.add_argument("--store", metavar="NAME")
     parser.add_argument("--save", type=Path)
-    parser.add_argument("--n-rounds", type=int)
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="assignments")
     options = parser.parse_args()
-    results: dict[str, dict[str, dict[str, Any]]] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    stored = RESULTS / f"{options.store}.json"
+    results: dict[str, dict[str, dict[str, Any]]] = {}
+    if options.store and stored.exists():
+        results = json.loads(stored.read_text())
     for seed in options.seeds:
         for file in options.files:
-            config = replace(PRESETS[options.preset], seed=seed)
-            kind = f"{options.preset},{options.n_clean}"
-            if options.n_rounds:
-                config = replace(config, n_rounds=options.n_rounds)
-                kind += f",{options.n_rounds} rounds"
+            config = replace(changed(PRESETS[options.preset], options.assignments), seed=seed)
+            kind = ",".join([options.preset, str(options.n_clean), *options.assignments])
             name = f"{file.stem}{CLEANED}{kind.replace(',', '-').replace(' ', '-')}-{seed}.pth"
             found = run(file, config, options.n_clean, options.save / name if options.save else None)
             results.setdefault(file.stem, {}).setdefault(kind, {})[str(seed)] = found
@@ -141,10 +155,12 @@ def main() -> None:
                 flush=True,
             )
             if options.store:
-                RESULTS.parent.mkdir(parents=True, exist_ok=True)
-                RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-    if options.store:
-        put_between(DOCUMENT, BEGIN, END, table(results))
+                stored.parent.mkdir(parents=True, exist_ok=True)
+                stored.write_text(json.dumps(results, indent=1) + "\n")
+    begin, end = BEGIN.format(options.store), END.format(options.store)
+    for document in DOCUMENTS:
+        if options.store and begin in document.read_text():
+            put_between(document, begin, end, table(results))
 
 
 if __name__ == "__main__":

@@ -251,7 +251,13 @@ def test_together_as_one_by_one(rng, execution):
 def test_untargeted_perturbations_stay_within_their_share_of_the_median(rng):
     model, data, states = Tiny(nnx.Rngs(0)), tiny_data(rng, 60), []
     unlearn(model, data, replace(CONFIG, n_rounds=1, relative_bound=0.5, renew=True), on_round=states.append)
-    unlearn(model, data, replace(CONFIG, n_rounds=2, relative_bound=0.5, renew=True), state=states[0], on_round=states.append)
+    unlearn(
+        model,
+        data,
+        replace(CONFIG, n_rounds=2, relative_bound=0.5, renew=True),
+        state=states[0],
+        on_round=states.append,
+    )
     bound = 0.5 * float(np.exp(np.median(np.log(states[0].players.of_space["perturbation"].size))))
     norms = np.linalg.norm(states[1].rounds[1].perturbation.reshape(4, -1), axis=1)
     assert norms.max() == pytest.approx(bound, rel=1e-4)
