@@ -79,7 +79,7 @@ def main() -> None:
     execution, outcomes = Execution(precision=options.precision), restored(options.out / OUTCOMES)
     failed = run_each(options.out, outcomes, keys, lambda key: run(files[key.checkpoint], key, execution))
     if options.store:
-        outcomes += of_unlearning(json.loads(unlearning.RESULTS.read_text()), outcomes)
+        outcomes += of_unlearning(json.loads((unlearning.RESULTS / unlearning.FROZEN).read_text()), outcomes)
         put_between(DOCUMENT, BEGIN, END, as_markdown(outcomes))
     if failed:
         raise SystemExit(1)

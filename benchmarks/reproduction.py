@@ -1,7 +1,9 @@
 """Writes docs/reproduction.md: the published figures beside ours, from result files.
 
-    python -m benchmarks.unlearning ../shared/checkpoints/badnets_8_02_ckpt.pth --preset cifar10 --n-rounds 3 --store
-    python -m benchmarks.unlearning ../shared/checkpoints/gtsrbl0_inv_0_02_ckpt.pth --preset gtsrb --store
+    python -m benchmarks.unlearning ../shared/checkpoints/badnets_8_02_ckpt.pth --preset cifar10 \
+        --set n_rounds=3 --store published
+    python -m benchmarks.unlearning ../shared/checkpoints/gtsrbl0_inv_0_02_ckpt.pth --preset gtsrb \
+        --store published
     python -m benchmarks.original ../shared/checkpoints/badnets_8_02_ckpt.pth --preset cifar10
     python -m benchmarks.original ../shared/checkpoints/gtsrbl0_inv_0_02_ckpt.pth --preset gtsrb
     python -m benchmarks.reproduction
@@ -16,9 +18,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from benchmarks.cases import ROOT
-from benchmarks.unlearning import RESULTS as OURS
+from benchmarks.unlearning import RESULTS
 
-DOCUMENT, IN_TORCH = ROOT / "docs" / "reproduction.md", OURS.with_name("pytorch.json")
+DOCUMENT = ROOT / "docs" / "reproduction.md"
+OURS, IN_TORCH = RESULTS / "published.json", RESULTS / "pytorch.json"
 Results: TypeAlias = dict[str, dict[str, dict[str, dict[str, Any]]]]  # by checkpoint, kind of run and seed
 Run: TypeAlias = tuple[str, tuple[float, float], tuple[float, float]]  # seed, ACC and ASR before and after
 Verdict = Literal["reproduced", "better", "not reproduced", "not run"]

@@ -26,6 +26,7 @@ from ibau_jax import PRESETS, State, evaluate, load, save, split_dataset, unlear
 from ibau_jax.config import UnlearnConfig
 
 RESULTS = ROOT / "benchmarks" / "results" / "unlearning"
+FROZEN = "frozen.json"  # the default on the models that did not choose its constants
 DOCUMENTS = (ROOT / "docs" / "experiments.md", ROOT / "benchmarks" / "NOTEBOOK.md")
 BEGIN, END = "<!-- unlearning {}: written by python -m benchmarks.unlearning -->", "<!-- end of unlearning {} -->"
 EVALUATED = 3000
