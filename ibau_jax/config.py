@@ -36,7 +36,7 @@ class UnlearnConfig:
 
     # Untargeted perturbations: the inner maximisation.
     perturbations: int = 1
-    """untargeted perturbations in a round, each on its share of a batch"""
+    """untargeted perturbations in a round, each on its share of a batch; as many players of each space move in a step"""
     renew: bool = True
     """whether untargeted perturbations are found anew in each round; else those of the first round stay"""
     inner_optim: str = "sgd"

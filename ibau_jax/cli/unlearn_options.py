@@ -79,7 +79,7 @@ class MethodOptions:
     """whether images of the outer step may be mirrored; tolerated: where the original model classifies mirrored ones as
     well"""
     perturbations: Annotated[int | None, option("N", "robust 4, published 1")] = None
-    """untargeted perturbations in a round, each on its share of a batch"""
+    """untargeted perturbations in a round, each on its share of a batch; as many players of each space move in a step"""
     renew: Annotated[bool | None, option("True|False", "robust False, published True")] = None
     """find untargeted perturbations anew in each round; else those of the first round stay"""
     spaces: Annotated[

@@ -28,7 +28,6 @@ from ibau_jax.perturbations import SPACES, Perturbation, Shape
 from ibau_jax.perturbations.player import Player, make_step, towards
 
 AT_REST = AuditConfig(steps=60)  # the search that players begin with
-DRAWN = 4  # players of each space that move in a step
 STANDS_OUT = 2.0  # (median size / size) of a player whose images count in full
 CONSTANT = optax.constant_schedule(1.0)
 
@@ -157,7 +156,7 @@ def take_turn(
     for index, (name, player) in enumerate(players.of_space.items()):
         standing_out = prominence(player)
         noise = jax.random.gumbel(jax.random.fold_in(key, index), standing_out.shape)
-        count = min(DRAWN, len(standing_out))
+        count = min(config.perturbations, len(standing_out))
         _, target = jax.lax.top_k(config.sharpness * jnp.log(standing_out) + noise, count)
         step = make_step(SPACES[name], shape, CONSTANT, AT_REST.rate, AT_REST.success)
         moving = jax.tree.map(lambda leaf, target=target: leaf[target], player)

@@ -123,7 +123,10 @@ def players_of(sizes, spaces=("perturbation", "patch", "warp"), shape=(4, 4, 3))
 @given(sizes=SIZES, seed=st.integers(0, 1000))
 def test_only_those_drawn_move(sizes, seed):
     rng = np.random.default_rng(seed)
-    players, config = players_of(sizes, ("perturbation", "patch")), UnlearnConfig(spaces=("perturbation", "patch"))
+    players, config = (
+        players_of(sizes, ("perturbation", "patch")),
+        UnlearnConfig(spaces=("perturbation", "patch"), perturbations=4),
+    )
     model = nnx.Linear(48, len(sizes), rngs=nnx.Rngs(seed))
     data = Dataset(rng.random((6, 4, 4, 3), np.float32), rng.integers(0, len(sizes), 6))
     batch = jax.tree.map(lambda array: jnp.asarray(array[0]), make_batches(data, 6))
