@@ -55,10 +55,10 @@ class JaxSide:
         delta, inner_state = self.stack.zero()
         params, state, _ = member(self.carry)
         seen = Weights(params, member(self.stack.rest))
-        constants = member(self.stack.constants(1, delta))
+        constants = member(self.stack.constants(delta))
         inner = inner_step(apply, self.stack.config)
         outer = outer_step(apply, self.stack.config)
-        outer_batch = member(OuterBatch(first, first.weights))
+        outer_batch = member(OuterBatch(first, np.full(1, LR, np.float32), first.weights))
         arguments: tuple[Any, ...] = (
             (member((delta, inner_state)), member(first), seen),
             (OuterCarry(params, state, None), outer_batch, constants),

@@ -36,7 +36,7 @@ class UnlearnConfig:
 
     # Untargeted perturbations: the inner maximisation.
     perturbations: int = 1
-    """untargeted perturbations in a round, each on its share of a batch; as many players of each space move in a step"""
+    """untargeted perturbations in a round, each on its share of a batch; as many players of a space move in a step"""
     renew: bool = True
     """whether untargeted perturbations are found anew in each round; else those of the first round stay"""
     inner_optim: str = "sgd"
@@ -69,7 +69,7 @@ class UnlearnConfig:
     lr: float = 1e-3
     """learning rate of the model's weights"""
     schedule: Schedule = "constant"
-    """learning rate over the rounds: constant, or falling along a cosine"""
+    """learning rate over the steps of all rounds: constant, or falling along a cosine to 0"""
     portion: float = 0.01
     """share of each batch that is perturbed in the outer step, at least one image"""
     K: int = 5

@@ -68,7 +68,7 @@ class MethodOptions:
     min_batches: Annotated[int | None, option("N", "robust 20, published 1")] = None
     """a round goes through the clean batches as often as it takes to have so many"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
-    """learning rate over the rounds"""
+    """learning rate over the steps of all rounds"""
     distillation: Annotated[float | None, option("X", "robust 5, published 0")] = None
     """weight of the divergence from the original model's probabilities on clean images"""
     crop: Annotated[int | None, option("N", "robust 2, backdoorbench 4, others 0")] = None
@@ -79,7 +79,7 @@ class MethodOptions:
     """whether images of the outer step may be mirrored; tolerated: where the original model classifies mirrored ones as
     well"""
     perturbations: Annotated[int | None, option("N", "robust 4, published 1")] = None
-    """untargeted perturbations in a round, each on its share of a batch; as many players of each space move in a step"""
+    """untargeted perturbations in a round, each on its share of a batch; as many players of a space move in a step"""
     renew: Annotated[bool | None, option("True|False", "robust False, published True")] = None
     """find untargeted perturbations anew in each round; else those of the first round stay"""
     spaces: Annotated[

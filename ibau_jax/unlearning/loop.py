@@ -64,7 +64,7 @@ def compile_round(stack: Stack) -> CompiledRound:
     outer = over_members(outer_step(apply, config, stack.execution), stack)
     steps = CompiledRound(
         compiled(inner, (delta, inner_state), stack.put(stack.batches), Weights(carry.params, stack.rest)),
-        compiled(outer, carry, stack.outer_batches(1), stack.constants(1, delta)),
+        compiled(outer, carry, stack.outer_batches(1), stack.constants(delta)),
     )
     release_memory()
     return steps
@@ -106,7 +106,7 @@ def run_round(
     carry, outer = steps.outer.run(
         carry,
         stack.outer_batches(number),
-        stack.constants(number, delta),
+        stack.constants(delta),
         lambda done: on_batch("outer", number, done, stack.count),
     )
     perturbations = np.asarray(delta) * np.asarray(stack.config.unit or 1.0, np.float32)

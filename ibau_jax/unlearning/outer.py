@@ -36,14 +36,12 @@ class OuterConstants(NamedTuple):
         delta: untargeted δ.
         first: the clean batch that Φ is defined on.
         rest: what the model holds beside θ.
-        lr: the outer optimiser's learning rate.
         reference_params: θ of the original model, where the outer loss holds on to it.
     """
 
     delta: Float[AnyArray, "k h w c"]
     first: Batches
     rest: Rest
-    lr: Float[AnyArray, ""]
     reference_params: Params | None = None
 
 
@@ -66,6 +64,7 @@ class OuterBatch(NamedTuple):
 
     Attributes:
         batch: the images.
+        lr: the optimiser's learning rate.
         patched: the mask m_b of those of them that an untargeted δ perturbs.
         which: by which of several δ.
         mixture: what is mixed into them, where anything is.
@@ -75,6 +74,7 @@ class OuterBatch(NamedTuple):
     """
 
     batch: Batches
+    lr: Float[AnyArray, "*b"]
     patched: Float[AnyArray, "*b n"]
     which: Int[AnyArray, "*b n"] | None = None
     mixture: Mixture | None = None
@@ -127,7 +127,8 @@ def outer_loss(
         divergence = optax.losses.kl_divergence(jax.nn.log_softmax(logits), part.teacher_probs)
         return wrong + config.distillation * clean * divergence
 
-    return mean_over(deltas, params, outer._replace(turn=None), outer.batch.weights, losses, execution)
+    of_images_only = outer._replace(lr=None, turn=None)  # what goes through the model in parts
+    return mean_over(deltas, params, of_images_only, outer.batch.weights, losses, execution)
 
 
 def outer_step(
@@ -166,7 +167,7 @@ def outer_step(
             )
         else:
             loss, gradient = jax.value_and_grad(partial(outer_of, deltas))(params)
-        optimizer = make_optimizer(config.optim, constants.lr)
+        optimizer = make_optimizer(config.optim, outer.lr)
         updates, state = optimizer.update(gradient, state, params, value=loss)
         return OuterCarry(optax.apply_updates(params, updates), state, players), loss
 
@@ -178,12 +179,12 @@ def _players_turn(
 ) -> tuple[Players, dict[str, Drawn], OuterBatch]:
     """Moves drawn players and deals them to the images that they perturb.
 
-    Images with an untargeted perturbation count as those of the player that stood out most so far would: players may
-    have closed what they see of a backdoor while the rest of it is open.
+    Images with an untargeted perturbation count as those of the class that stood out most in the original model:
+    players may have closed what they see of a backdoor while the rest of it is open.
     """
     draw_key, deal_key = jax.random.split(jax.random.key(turn.seed))
     shape = outer.batch.images.shape[1:]
     players, drawn = take_turn(forward, config, players, params, turn.seen, draw_key, shape)
     stamps = deal(config, drawn, turn.aimed, deal_key)
-    weight = stamps.weight * jnp.where(outer.patched > 0, weight_of(config, players.peak), 1)
+    weight = stamps.weight * jnp.where(outer.patched > 0, weight_of(config, players.at_rest), 1)
     return players, drawn, outer._replace(stamps=stamps._replace(weight=weight))

@@ -37,11 +37,11 @@ class Players(NamedTuple):
 
     Attributes:
         of_space: by the name of their space; every array has a leading axis of classes.
-        peak: the largest prominence that a class had so far.
+        at_rest: the largest prominence that a class had in the original model.
     """
 
     of_space: dict[str, Player]
-    peak: Float[Array, ""]
+    at_rest: Float[Array, ""]
 
 
 class Drawn(NamedTuple):
@@ -105,7 +105,7 @@ def players_at_rest(
 
 def _all_begun(found: Mapping[str, Found]) -> Players:
     of_space = {name: _begun(name, of_space) for name, of_space in found.items()}
-    return Players(of_space, largest_prominence(of_space))
+    return Players(of_space, jnp.max(jnp.stack([jnp.max(prominence(player)) for player in of_space.values()])))
 
 
 def _begun(name: str, found: Found) -> Player:
@@ -133,11 +133,6 @@ def prominence(player: Player) -> Float[Array, " classes"]:
     return median_size(player.size) / player.size
 
 
-def largest_prominence(of_space: Mapping[str, Player]) -> Float[Array, ""]:
-    """Computes that of the class that stands out most in any space."""
-    return jnp.max(jnp.stack([jnp.max(prominence(player)) for player in of_space.values()]))
-
-
 def take_turn(
     forward: Forward, config: UnlearnConfig, players: Players, params: Params, batch: Batches, key: Array, shape: Shape
 ) -> tuple[Players, dict[str, Drawn]]:
@@ -163,7 +158,7 @@ def take_turn(
         moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, batch, label))(moving, target)
         after[name] = jax.tree.map(lambda leaf, new, target=target: leaf.at[target].set(new), player, moved)
         drawn[name] = Drawn(target, moved.perturbation, prominence(after[name])[target])
-    return Players(after, jnp.maximum(players.peak, largest_prominence(after))), drawn
+    return players._replace(of_space=after), drawn
 
 
 def weight_of(config: UnlearnConfig, standing_out: Float[Array, "*n"]) -> Float[Array, "*n"]:

@@ -1,6 +1,5 @@
 """Models of one architecture as arrays with a leading axis: what their rounds start from and go through."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -100,7 +99,8 @@ class Stack:
         batches, mixture = self.augmented(number, chosen < 0)
         untargeted = (chosen >= 0) & (chosen < config.perturbations)
         which = self.put(np.where(untargeted, chosen, 0)) if config.perturbations > 1 else None
-        outer = OuterBatch(batches, self.put(untargeted.astype(np.float32)), which, self.put(mixture))
+        rates = np.stack([learning_rates(config, number, self.count) for config in self.configs], axis=1)
+        outer = OuterBatch(batches, self.put(rates), self.put(untargeted.astype(np.float32)), which, self.put(mixture))
         if not config.spaces:
             return outer
         seeds, seen = zip(*(self._for_players(index, number) for index in range(len(self.states))), strict=True)
@@ -174,13 +174,10 @@ class Stack:
         """Of the balls that the members' untargeted perturbations are projected onto."""
         return jnp.asarray([_radius(config, state) for config, state in zip(self.configs, self.states, strict=True)])
 
-    def constants(self, number: int, delta: PyTree) -> OuterConstants:
+    def constants(self, delta: PyTree) -> OuterConstants:
         """What the outer steps of a round see."""
         first = self.placement.batch(jax.tree.map(lambda array: array[0], self.batches))
-        rates = np.asarray([learning_rate(config, number) for config in self.configs], np.float32)
-        return OuterConstants(
-            self.placement.members(delta), first, self.rest, self.placement.members(rates), self.reference_params
-        )
+        return OuterConstants(self.placement.members(delta), first, self.rest, self.reference_params)
 
 
 def _radius(config: UnlearnConfig, state: State) -> float:
@@ -189,11 +186,11 @@ def _radius(config: UnlearnConfig, state: State) -> float:
     return config.norm_bound or float("inf")
 
 
-def learning_rate(config: UnlearnConfig, number: int) -> float:
-    """Of a round's outer steps."""
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (number - 1) / config.n_rounds))
+def learning_rates(config: UnlearnConfig, number: int, count: int) -> Float[np.ndarray, " b"]:
+    """Of the `count` outer steps of a round."""
+    steps = (number - 1 + np.arange(count) / count) / config.n_rounds
+    falling = 0.5 * (1 + np.cos(np.pi * steps)) if config.schedule == "cosine" else np.ones(count)
+    return (config.lr * falling).astype(np.float32)
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:

@@ -170,9 +170,11 @@ def test_outer_round_matches_torch(rng, clip):
 
     params, rest = split(model)
     carry = OuterCarry(params, make_optimizer(config.optim, config.lr).init(params), None)
-    constants = OuterConstants(delta, jax.tree.map(lambda array: array[0], batches), rest, np.float32(config.lr))
+    constants = OuterConstants(delta, jax.tree.map(lambda array: array[0], batches), rest)
     step = outer_step(make_apply(model, DEFAULT_EXECUTION), config)
-    (params, _, _), losses = loop_of(step, carry, OuterBatch(batches, masks), constants)
+    (params, _, _), losses = loop_of(
+        step, carry, OuterBatch(batches, np.full(len(masks), config.lr, np.float32), masks), constants
+    )
 
     torch_masks = [torch.as_tensor(mask[weight > 0]) for mask, weight in zip(masks, batches.weights, strict=True)]
     optimizer = torch.optim.SGD(twin.parameters(), lr=config.lr)
