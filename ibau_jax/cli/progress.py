@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -10,10 +10,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from ibau_jax.cli.console import console, errors, escaped, percent
 
 if TYPE_CHECKING:
+    from ibau_jax.auditing import Suspect
     from ibau_jax.metrics import Metrics
     from ibau_jax.unlearning import Phase, Round
 
 BETWEEN_LINES = 60.0  # seconds
+SHOWN = 2  # classes that stand out
 
 
 class Bar(Progress):
@@ -69,9 +71,9 @@ class RoundProgress:
         """Says that the round is being evaluated."""
         self.progress.update(self.task, description=f"{self._round(self.number)} evaluation")
 
-    def on_before(self, name: str, metrics: "Metrics") -> None:
-        """Prints the figures of the original model."""
-        self._print(name, f"before     {_figures(metrics)}")
+    def on_before(self, name: str, metrics: "Metrics", outliers: Sequence["Suspect"]) -> None:
+        """Prints the figures of the original model, and the classes that stood out in it."""
+        self._print(name, f"before     {_figures(metrics)}{_standing_out(outliers)}")
         if metrics.doubt_of_target:
             self._print(name, metrics.doubt_of_target)
 
@@ -79,7 +81,7 @@ class RoundProgress:
         """Prints the round's figures."""
         line = f"{self._round(done.number)}  {_figures(metrics)}"
         norm = f"  ‖δ‖ {done.perturbation_norm:.4g}" if len(done.perturbation) else ""
-        self._print(name, f"{line}{norm}  {done.seconds:.1f} s{_outliers(done)}")
+        self._print(name, f"{line}{norm}  {done.seconds:.1f} s{_standing_out(done.outliers)}")
 
     def _round(self, number: int) -> str:
         return f"round {number}/{self.n_rounds}"
@@ -89,12 +91,10 @@ class RoundProgress:
         self.progress.console.print(f"{run}{line}", soft_wrap=True)
 
 
-def _outliers(done: "Round") -> str:
-    if not done.outliers:
+def _standing_out(outliers: Sequence["Suspect"]) -> str:
+    if not outliers:
         return ""
-    return "  stands out: " + ", ".join(
-        f"class {one.label} ({one.space} {one.ratio:.1f}x)" for one in done.outliers[:2]
-    )
+    return "  stands out: " + ", ".join(f"class {one.label} ({one.space} {one.ratio:.1f}x)" for one in outliers[:SHOWN])
 
 
 def _figures(metrics: "Metrics") -> str:

@@ -124,7 +124,7 @@ class Task:
             return
         if self.before is None:
             self.before = self.evaluate(self.model)
-            bar.on_before(self.name, self.before)
+            bar.on_before(self.name, self.before, state.outliers)
         try:
             metrics = self.evaluate(self.as_written(state.model))
         except NotFiniteError as error:

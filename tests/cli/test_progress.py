@@ -21,6 +21,6 @@ def test_it_says_nothing_of_short_work(capsys):
     bar = progress.RoundProgress(1, ["x"])
     with bar.running(0):
         bar.on_batch("inner", 1, 1, 2)
-        bar.on_before("x", Metrics(acc=0.5, asr=None, asr_all=None, ra=None))
+        bar.on_before("x", Metrics(acc=0.5, asr=None, asr_all=None, ra=None), ())
     printed = capsys.readouterr()
     assert (printed.err, printed.out) == ("", "before     ACC 50.00 %\n")

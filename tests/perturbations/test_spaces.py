@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ibau_jax.perturbations import Patch, Pixel, Warp, apply_each
+from ibau_jax.perturbations import SPACES, Patch, Pixel, Warp, apply_each
 
 SHAPE = (6, 5, 3)
-SPACES = {space.name: space for space in (Pixel(), Patch(), Warp())}
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
 PROJECT = {name: jax.jit(space.project) for name, space in SPACES.items()}
 SIZE = {
@@ -73,6 +72,17 @@ def test_size_0_is_the_identity(space):
     nothing = space.project(scattered(space, 0), 0.0)
     assert float(space.size(nothing)) == 0
     np.testing.assert_allclose(space.apply(nothing, random_images()), random_images(), atol=1e-6)
+
+
+@every_space
+@given(seed=st.integers(0, 10**6), factor=st.floats(0.1, 3))
+@settings(max_examples=15, deadline=None)
+def test_enlarging_multiplies_the_size_up_to_what_the_space_allows(space, seed, factor):
+    delta = PROJECT[space.name](scattered(space, seed), jnp.float32(0.3 * space.max_size(SHAPE)))
+    larger = space.enlarge(delta, factor)
+    expected = np.clip(factor * delta["mask"], 0, 1).sum() if space.name == "patch" else factor * space.size(delta)
+    assert SIZE[space.name](larger) == pytest.approx(float(expected), rel=1e-4)
+    np.testing.assert_allclose(space.apply(space.enlarge(delta, 0.0), random_images()), random_images(), atol=1e-6)
 
 
 @every_space
