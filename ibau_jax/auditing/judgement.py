@@ -64,9 +64,17 @@ def anomaly_index(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " c
     return below / max(deviation, 1e-6)
 
 
-def find_suspects(sizes: dict[str, Float[np.ndarray, " classes"]]) -> tuple[Suspect, ...]:
-    """The classes that stand out in any space, the most suspicious first."""
-    below = {space: below_median(of_space) for space, of_space in sizes.items()}
+def find_suspects(
+    sizes: dict[str, Float[np.ndarray, " classes"]], medians: dict[str, float] | None = None
+) -> tuple[Suspect, ...]:
+    """The classes that stand out in any space, the most suspicious first.
+
+    `medians` are those of the spaces that classes are compared with, where they are not of these sizes.
+    """
+    below = {
+        space: np.log(medians[space] / of_space) if medians else below_median(of_space)
+        for space, of_space in sizes.items()
+    }
     suspects = [
         _standing_out(label, below)
         for label in range(len(next(iter(sizes.values()))))

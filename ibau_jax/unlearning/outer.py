@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -18,7 +17,7 @@ from ibau_jax.optimizers import make_optimizer
 from ibau_jax.perturbations import SPACES, Perturbation, apply_each
 from ibau_jax.unlearning.hypergradient import SOLVERS, hypergradient
 from ibau_jax.unlearning.inner import inner_loss, of_images, space_of
-from ibau_jax.unlearning.players import Drawn, Players, Stamps, aiming_loss, deal, take_turn, weight_of
+from ibau_jax.unlearning.players import Drawn, Players, Stamps, aiming_loss, deal, take_turn
 
 
 class OuterCarry(NamedTuple):
@@ -177,14 +176,8 @@ def outer_step(
 def _players_turn(
     forward: Forward, config: UnlearnConfig, players: Players, params: Params, outer: OuterBatch, turn: Turn
 ) -> tuple[Players, dict[str, Drawn], OuterBatch]:
-    """Moves drawn players and deals them to the images that they perturb.
-
-    Images with an untargeted perturbation count as those of the class that stood out most in the original model:
-    players may have closed what they see of a backdoor while the rest of it is open.
-    """
+    """Moves drawn players and deals them to the images that they perturb."""
     draw_key, deal_key = jax.random.split(jax.random.key(turn.seed))
     shape = outer.batch.images.shape[1:]
     players, drawn = take_turn(forward, config, players, params, turn.seen, draw_key, shape)
-    stamps = deal(config, drawn, turn.aimed, deal_key)
-    weight = stamps.weight * jnp.where(outer.patched > 0, weight_of(config, players.at_rest), 1)
-    return players, drawn, outer._replace(stamps=stamps._replace(weight=weight))
+    return players, drawn, outer._replace(stamps=deal(config, drawn, turn.aimed, deal_key))

@@ -37,11 +37,16 @@ class Players(NamedTuple):
 
     Attributes:
         of_space: by the name of their space; every array has a leading axis of classes.
-        at_rest: the largest prominence that a class had in the original model.
+        medians: by space, the median class's size in the original model. What a class is compared with stays: while the
+            model is hardened the sizes of players that move grow, and those of players that wait do not.
     """
 
     of_space: dict[str, Player]
-    at_rest: Float[Array, ""]
+    medians: dict[str, Float[Array, ""]]
+
+    def prominence(self, name: str) -> Float[Array, " classes"]:
+        """Computes how many times smaller than the original model's median class each class's size is."""
+        return self.medians[name] / self.of_space[name].size
 
 
 class Drawn(NamedTuple):
@@ -105,7 +110,7 @@ def players_at_rest(
 
 def _all_begun(found: Mapping[str, Found]) -> Players:
     of_space = {name: _begun(name, of_space) for name, of_space in found.items()}
-    return Players(of_space, jnp.max(jnp.stack([jnp.max(prominence(player)) for player in of_space.values()])))
+    return Players(of_space, {name: median_size(player.size) for name, player in of_space.items()})
 
 
 def _begun(name: str, found: Found) -> Player:
@@ -125,12 +130,8 @@ def like_players(config: UnlearnConfig, classes: int, shape: Shape) -> Players:
 
 def outliers(players: Players) -> tuple[Suspect, ...]:
     """Finds the classes that stand out now, the most prominent first."""
-    return find_suspects({name: np.asarray(player.size, np.float64) for name, player in players.of_space.items()})
-
-
-def prominence(player: Player) -> Float[Array, " classes"]:
-    """Computes how many times smaller than the median class's each class's size is."""
-    return median_size(player.size) / player.size
+    sizes = {name: np.asarray(player.size, np.float64) for name, player in players.of_space.items()}
+    return find_suspects(sizes, {name: float(median) for name, median in players.medians.items()})
 
 
 def take_turn(
@@ -149,7 +150,7 @@ def take_turn(
     """
     after, drawn = {}, {}
     for index, (name, player) in enumerate(players.of_space.items()):
-        standing_out = prominence(player)
+        standing_out = players.prominence(name)
         noise = jax.random.gumbel(jax.random.fold_in(key, index), standing_out.shape)
         count = min(config.perturbations, len(standing_out))
         _, target = jax.lax.top_k(config.sharpness * jnp.log(standing_out) + noise, count)
@@ -157,7 +158,7 @@ def take_turn(
         moving = jax.tree.map(lambda leaf, target=target: leaf[target], player)
         moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, batch, label))(moving, target)
         after[name] = jax.tree.map(lambda leaf, new, target=target: leaf.at[target].set(new), player, moved)
-        drawn[name] = Drawn(target, moved.perturbation, prominence(after[name])[target])
+        drawn[name] = Drawn(target, moved.perturbation, players.medians[name] / moved.size)
     return players._replace(of_space=after), drawn
 
 

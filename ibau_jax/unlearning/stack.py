@@ -10,7 +10,6 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ibau_jax.auditing.judgement import median_size
 from ibau_jax.augmentation import Mixture, augmented, mixed
 from ibau_jax.batches import Batches, assigned_images, filled_size, make_batches
 from ibau_jax.config import UnlearnConfig
@@ -182,7 +181,7 @@ class Stack:
 
 def _radius(config: UnlearnConfig, state: State) -> float:
     if config.relative_bound and state.players:
-        return config.relative_bound * float(median_size(state.players.of_space[Pixel().name].size))
+        return config.relative_bound * float(state.players.medians[Pixel().name])
     return config.norm_bound or float("inf")
 
 
