@@ -69,7 +69,7 @@ class MethodOptions:
     """a round goes through the clean batches as often as it takes to have so many"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
     """learning rate over the steps of all rounds"""
-    distillation: Annotated[float | None, option("X", "robust 5, published 0")] = None
+    distillation: Annotated[float | None, option("X", "robust 10, published 0")] = None
     """weight of the divergence from the original model's probabilities on clean images"""
     crop: Annotated[int | None, option("N", "robust 2, backdoorbench 4, others 0")] = None
     """pixels by which the images that unlearn may move, anew in each round"""
