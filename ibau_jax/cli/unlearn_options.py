@@ -43,7 +43,7 @@ class MethodOptions:
     """rounds of inner maximisation and outer minimisation"""
     batch_size: Annotated[int | None, option("N", "backdoorbench 256, others 100")] = None
     """clean images in a batch"""
-    K: Annotated[int | None, option("N", "robust 0, published 5")] = None
+    K: Annotated[int | None, option("N", "robust 1, published 5")] = None
     """terms of the Neumann series, or iterations of another --solver; 0 leaves the implicit term out"""
     optim: Annotated[str | None, option("NAME", "backdoorbench amsgrad, others adam")] = None
     """optimiser of the weights: adam, sgd or any optax optimiser"""
@@ -96,7 +96,7 @@ class MethodOptions:
     """weight of an untargeted perturbation's squared norm in the inner loss"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None
     """linear solver of the hypergradient"""
-    fixed_point_step: Annotated[float | None, option("X", "0.1")] = None
+    fixed_point_step: Annotated[float | None, option("X", "robust 0.001, others 0.1")] = None
     """step size of the inner gradient step in the hypergradient"""
     seed: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]")] = (2,)
     """seed of the clean set's choice and of everything random; each of several is tried"""
