@@ -57,11 +57,11 @@ class UnlearnConfig:
     # Players: perturbations that lead to a class.
     spaces: tuple[SpaceName, ...] = ()
     """spaces in which one persistent player a class looks for the smallest perturbation that leads there"""
-    relative_bound: float | None = None
-    """radius of untargeted perturbations, in units of the median class's smallest pixel perturbation"""
+    enlarge: float = 1.0
+    """perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: float = 4.0
     """how much more prominent players matter, p: with r = (median size) / (size), a player is drawn with odds r^p, and
-    the loss of an image that it perturbs counts (log2 r)^p, at most 1"""
+    the loss of an image counts (log2 r)^p that it perturbs, r^p that an untargeted perturbation does, at most 1"""
 
     # The outer minimisation.
     optim: str = "adam"
@@ -80,6 +80,8 @@ class UnlearnConfig:
     """step size η of the gradient step Φ whose fixed point the perturbation is taken for"""
     distillation: float = 0.0
     """weight of the divergence from the original model's probabilities on images that are not perturbed"""
+    consistency: float = 0.0
+    """weight of the same divergence on images that are perturbed, from what the original model says without that"""
     crop: int = 0
     """pixels by which the images of the outer step may move, anew in each round"""
     mix: float = 0.0
@@ -98,16 +100,17 @@ class UnlearnConfig:
             known = ", ".join(get_args(SpaceName))
             _require(space in get_args(SpaceName), f"spaces has {space!r}; choose some of {known}")
         _require(
-            not self.relative_bound or "perturbation" in self.spaces,
-            "relative_bound is in units of what players of the space perturbation find; add it to spaces",
+            not self.spaces or "perturbation" in self.spaces,
+            "untargeted perturbations are compared with players of the space perturbation; add it to spaces",
         )
         _require(
-            self.space == "pixel" or not self.relative_bound,
-            "relative_bound is in units of the image range; with space normalized give norm_bound",
+            self.space == "pixel" or not self.spaces,
+            "untargeted perturbations are compared with players in the image range; space normalized has no players",
         )
+        _require(self.enlarge >= 1, f"enlarge is {self.enlarge}; it must be at least 1")
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
-        _require_each(self, ("K", "regularization", "distillation", "crop", "sharpness"), _NOT_NEGATIVE)
-        _require_each(self, ("norm_bound", "relative_bound"), _POSITIVE_OR_NONE)
+        _require_each(self, ("K", "regularization", "distillation", "consistency", "crop", "sharpness"), _NOT_NEGATIVE)
+        _require_each(self, ("norm_bound",), _POSITIVE_OR_NONE)
         check_seed(self.seed)
         for name in ("optim", "inner_optim"):
             _require_optimizer(getattr(self, name))

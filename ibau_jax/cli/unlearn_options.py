@@ -71,6 +71,8 @@ class MethodOptions:
     """learning rate over the steps of all rounds"""
     distillation: Annotated[float | None, option("X", "robust 10, published 0")] = None
     """weight of the divergence from the original model's probabilities on clean images"""
+    consistency: Annotated[float | None, option("X", "robust 1, published 0")] = None
+    """weight of the same divergence on images that are perturbed, from what the original model says without that"""
     crop: Annotated[int | None, option("N", "robust 2, backdoorbench 4, others 0")] = None
     """pixels by which the images that unlearn may move, anew in each round"""
     mix: Annotated[float | None, option("X", "robust 0.5, others 0")] = None
@@ -87,11 +89,11 @@ class MethodOptions:
     ] = None
     """spaces in which one persistent player a class looks for the smallest perturbation that leads there:
     perturbation, patch, warp"""
-    relative_bound: Annotated[float | None, option("X", "robust 3, published none")] = None
-    """radius of untargeted perturbations, in units of the median class's smallest perturbation"""
+    enlarge: Annotated[float | None, option("X", "robust 3, published 1")] = None
+    """perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: Annotated[float | None, option("X", "robust 4")] = None
     """how much more prominent players matter, p: with r = (median size) / (size), a player is drawn with odds r^p, and
-    the loss of an image that it perturbs counts (log2 r)^p, at most 1"""
+    the loss of an image counts (log2 r)^p that it perturbs, r^p that an untargeted perturbation does, at most 1"""
     regularization: Annotated[float | None, option("X", "0.001")] = None
     """weight of an untargeted perturbation's squared norm in the inner loss"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None

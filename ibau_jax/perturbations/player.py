@@ -79,7 +79,7 @@ def towards(
 
 
 def make_step(
-    space: PerturbationSpace, shape: Shape, schedule: optax.Schedule, rate: float, success: float
+    space: PerturbationSpace, shape: Shape, schedule: optax.Schedule, rate: float, success: float, halve: bool = False
 ) -> Callable[[Forward, Player, Any, Batches, Int[Array, ""]], Player]:
     """Makes a player's step: `step(forward, player, params, batch, target)` gives the player after it.
 
@@ -89,6 +89,8 @@ def make_step(
         schedule: maps the number of steps done to what they are multiplied by, steps of φ and of its size.
         rate: the share by which the size changes in a full step.
         success: the share of images of other classes that are to follow.
+        halve: whether the size becomes half as large at once where half is enough too. What changed the model may have
+            changed the sizes by factors.
     """
     ascent, largest = space.ascent(schedule), space.max_size(shape)
 
@@ -98,6 +100,9 @@ def make_step(
         )
         change = rate * schedule(player.steps)
         factor = jnp.where(found.follow >= success * found.others, 1 - change, 1 + change)
+        if halve:
+            _, at_half = towards(forward, space, space.enlarge(player.perturbation, 0.5), params, batch, target)
+            factor = jnp.where(at_half.follow >= success * at_half.others, 0.5, factor)
         size = jnp.minimum(player.size * factor, largest)
         updates, state = ascent.update(gradient, player.optimizer_state, size=size)
         moved = optax.apply_updates(player.perturbation, updates)

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ibau_jax.batches import Batches, to_unit
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Weights, mean_over
+from ibau_jax.models.inference import classes_of
 from ibau_jax.optimizers import make_optimizer
 from ibau_jax.perturbations import Pixel, apply_each
 
@@ -75,3 +76,27 @@ def inner_step(
         return (optax.apply_updates(delta, updates), state), loss
 
     return step
+
+
+def leading_step(
+    apply: Apply, config: UnlearnConfig, success: float
+) -> Callable[[Float[Array, "k h w c"], Batches, Weights], Bool[Array, " k"]]:
+    """Makes a function that tells which of several δ lead to one class, whichever it is.
+
+    `leads(delta, batch, weights)`: whether of the images of other classes a share `success` follow a δ to one class.
+    """
+    space = space_of(config)
+
+    def leads(delta: Float[Array, "k h w c"], batch: Batches, weights: Weights) -> Bool[Array, " k"]:
+        images = to_unit(batch.images)
+
+        def share(delta: Float[Array, "h w c"]) -> Float[Array, ""]:
+            logits = apply(weights.rest, weights.params, space.apply(delta, images))
+            classes = jnp.arange(logits.shape[-1])
+            others = batch.weights[:, None] * (batch.labels[:, None] != classes)
+            follow = jnp.sum(others * (classes_of(logits)[:, None] == classes), axis=0)
+            return jnp.max(follow / jnp.maximum(jnp.sum(others, axis=0), 1))
+
+        return jax.vmap(share)(delta) >= success
+
+    return leads

@@ -1,5 +1,6 @@
 """The algorithm's loop: a stack of models goes through rounds of inner maximisation and outer minimisation."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,18 +18,27 @@ from ibau_jax.errors import NotFiniteError
 from ibau_jax.functional import Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.placement import MEMBER
-from ibau_jax.unlearning.inner import inner_step, space_of
+from ibau_jax.unlearning.inner import inner_step, leading_step, space_of
 from ibau_jax.unlearning.outer import OuterCarry, outer_step
-from ibau_jax.unlearning.players import outliers
+from ibau_jax.unlearning.players import AT_REST, outliers
 from ibau_jax.unlearning.stack import PyTree, Stack
 from ibau_jax.unlearning.state import OnBatch, Result, Round, State
 
+BISECTIONS = 8  # of ten octaves of norms: what a perturbation needs, to 3 %
+
 
 class CompiledRound(NamedTuple):
-    """The two loops over batches, compiled for one stack's shapes and good for every other of the same shapes."""
+    """The steps of a round, compiled for one stack's shapes and good for every other of the same shapes.
+
+    Attributes:
+        inner: the loop over batches of the inner maximisation.
+        outer: the loop over batches of the outer minimisation.
+        leads: see `ibau_jax.unlearning.inner.leading_step`.
+    """
 
     inner: BatchLoop
     outer: BatchLoop
+    leads: Callable[..., Any]
 
     @property
     def seconds(self) -> float:
@@ -65,6 +75,7 @@ def compile_round(stack: Stack) -> CompiledRound:
     steps = CompiledRound(
         compiled(inner, (delta, inner_state), stack.put(stack.batches), Weights(carry.params, stack.rest)),
         compiled(outer, carry, stack.outer_batches(1), stack.constants(delta)),
+        jax.jit(over_members(leading_step(apply, config, AT_REST.success), stack)),
     )
     release_memory()
     return steps
@@ -129,15 +140,42 @@ def run_round(
 def maximise(
     stack: Stack, steps: CompiledRound, number: int, carry: OuterCarry, on_batch: OnBatch
 ) -> tuple[Float[Array, "members k h w c"], Float[np.ndarray, " members"]]:
-    """Finds the members' untargeted perturbations from 0, in their balls, and the mean inner losses on the way."""
+    """Finds the members' untargeted perturbations from 0, and the mean inner losses on the way.
+
+    They end in the ball of the configuration; where there are players, as large as they need to be.
+    """
     (delta, _), losses = steps.inner.run(
         stack.zero(),
         stack.inner_batches(number),
         Weights(carry.params, stack.rest),
         lambda done: on_batch("inner", number, done, stack.count),
     )
-    project = jax.vmap(jax.vmap(space_of(stack.config).project, (0, None)))
-    return project(stack.placement.local(delta), stack.radii()), np.mean(losses, axis=0)
+    radius, local = stack.config.norm_bound or float("inf"), stack.placement.local(delta)
+    projected = jax.vmap(jax.vmap(lambda one: space_of(stack.config).project(one, radius)))(local)
+    found = as_needed(stack, steps, carry, projected) if stack.config.spaces else projected
+    return found, np.mean(losses, axis=0)
+
+
+def as_needed(
+    stack: Stack, steps: CompiledRound, carry: OuterCarry, delta: Float[Array, "members k h w c"]
+) -> Float[Array, "members k h w c"]:
+    """Scales each δ to the norm with which it leads the images of the first batch to one class.
+
+    So its size means the same as a player's. One that never leads there ends at the largest norm there is.
+    """
+    norms = jnp.sqrt(jnp.sum(delta**2, axis=(-3, -2, -1), keepdims=True))
+    directions = delta / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
+    height, width, channels = delta.shape[2:]
+    largest = math.log(space_of(stack.config).max_size((height, width, channels)))
+    high = jnp.full(norms.shape, largest)
+    low = high - math.log(2**10)
+    first, weights = stack.constants(delta).first, Weights(carry.params, stack.rest)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        leads = steps.leads(stack.placement.members(jnp.exp(middle) * directions), first, weights)
+        enough = stack.placement.local(leads)[:, :, None, None, None]
+        low, high = jnp.where(enough, low, middle), jnp.where(enough, middle, high)
+    return jnp.exp(high) * directions
 
 
 @jax.jit

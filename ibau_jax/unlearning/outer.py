@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -14,7 +15,7 @@ from ibau_jax.config import UnlearnConfig
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Apply, Forward, Params, Rest, mean_over
 from ibau_jax.optimizers import make_optimizer
-from ibau_jax.perturbations import SPACES, Perturbation, apply_each
+from ibau_jax.perturbations import SPACES, Perturbation, Pixel, apply_each
 from ibau_jax.unlearning.hypergradient import SOLVERS, hypergradient
 from ibau_jax.unlearning.inner import inner_loss, of_images, space_of
 from ibau_jax.unlearning.players import Drawn, Players, Stamps, aiming_loss, deal, take_turn
@@ -67,7 +68,7 @@ class OuterBatch(NamedTuple):
         patched: the mask m_b of those of them that an untargeted δ perturbs.
         which: by which of several δ.
         mixture: what is mixed into them, where anything is.
-        teacher_probs: the original model's probabilities, where the outer loss holds on to it.
+        teacher_probs: the original model's probabilities of clean images, where the outer loss holds on to it.
         turn: what players need, where there are any.
         stamps: what images get of the players, and how much each image counts.
     """
@@ -99,10 +100,10 @@ def outer_loss(
 ) -> Float[Array, ""]:
     """L_out(δ, θ) = mean w_b CE(f_θ(T(x_b; δ)), y_b) on one batch, w_b = 1 unless a player perturbs the image.
 
-    T adds m_b ⊙ δ and clips, as the paper has it, after what players do. With distillation λ the loss is
-    + λ mean KL(softmax f_θ₀(x_b) ‖ softmax f_θ(x_b)) over images that are not perturbed (Hinton et al., 2015, at
-    temperature 1). Of images with a share of another in them, the other's label counts in that share (mixup, Zhang et
-    al., 2018).
+    T adds m_b ⊙ δ and clips, as the paper has it, after what players do. With distillation an image's loss is
+    + λ KL(softmax f_θ₀(x_b) ‖ softmax f_θ(T(x_b; δ))) (Hinton et al., 2015, at temperature 1); λ is `distillation`, or
+    `consistency` where the image is perturbed. Of images with a share of another in them, the other's label counts in
+    that share (mixup, Zhang et al., 2018).
     """
 
     def losses(deltas: Deltas, params: Params, part: OuterBatch) -> Float[Array, " m"]:
@@ -114,17 +115,18 @@ def outer_loss(
                 images = apply_each(space, jax.vmap(space.enlarge)(each, stamps.factor[name]), images)
         mask = part.patched[:, None, None, None]
         each = mask * of_images(deltas.untargeted, part.which, len(part.patched))
+        if stamps is not None:
+            each = stamps.untargeted[:, None, None, None] * each
         logits = forward(params, apply_each(space_of(config), each, images))
         wrong = optax.softmax_cross_entropy_with_integer_labels(logits, part.batch.labels)
         if part.mixture is not None:
             others = optax.softmax_cross_entropy_with_integer_labels(logits, part.mixture.labels)
             wrong += part.mixture.shares * (others - wrong)
-        if stamps is not None:
-            wrong, clean = stamps.weight * wrong, clean - stamps.aimed
-        if part.teacher_probs is None:
-            return wrong
-        divergence = optax.losses.kl_divergence(jax.nn.log_softmax(logits), part.teacher_probs)
-        return wrong + config.distillation * clean * divergence
+        if part.teacher_probs is not None:
+            clean = clean if stamps is None else clean - stamps.aimed
+            held = config.consistency + (config.distillation - config.consistency) * clean
+            wrong += held * optax.losses.kl_divergence(jax.nn.log_softmax(logits), part.teacher_probs)
+        return wrong if stamps is None else stamps.weight * wrong
 
     of_images_only = outer._replace(lr=None, turn=None)  # what goes through the model in parts
     return mean_over(deltas, params, of_images_only, outer.batch.weights, losses, execution)
@@ -143,7 +145,7 @@ def outer_step(
         params, state, players = carry
         forward, drawn, turn = partial(apply, constants.rest), dict[str, Drawn](), outer.turn
         if players is not None and turn is not None:
-            players, drawn, outer = _players_turn(forward, config, players, params, outer, turn)
+            players, drawn, outer = _players_turn(forward, config, players, params, outer, turn, constants.delta)
         if constants.reference_params is not None:
             logits = forward(constants.reference_params, to_unit(outer.batch.images))
             outer = outer._replace(teacher_probs=jax.nn.softmax(logits))
@@ -174,10 +176,18 @@ def outer_step(
 
 
 def _players_turn(
-    forward: Forward, config: UnlearnConfig, players: Players, params: Params, outer: OuterBatch, turn: Turn
+    forward: Forward,
+    config: UnlearnConfig,
+    players: Players,
+    params: Params,
+    outer: OuterBatch,
+    turn: Turn,
+    delta: Float[Array, "k h w c"],
 ) -> tuple[Players, dict[str, Drawn], OuterBatch]:
-    """Moves drawn players and deals them to the images that they perturb."""
+    """Moves players, deals them to the images that they perturb, and weighs these and those with an untargeted δ."""
     draw_key, deal_key = jax.random.split(jax.random.key(turn.seed))
     shape = outer.batch.images.shape[1:]
     players, drawn = take_turn(forward, config, players, params, turn.seen, draw_key, shape)
-    return players, drawn, outer._replace(stamps=deal(config, drawn, turn.aimed, deal_key))
+    sizes = jnp.linalg.norm(of_images(delta, outer.which, len(outer.patched)).reshape(len(outer.patched), -1), axis=1)
+    standing_out = players.medians[Pixel().name] / jnp.maximum(sizes, jnp.finfo(sizes.dtype).tiny)
+    return players, drawn, outer._replace(stamps=deal(config, drawn, turn.aimed, outer.patched, standing_out, deal_key))

@@ -37,15 +37,16 @@ class Players(NamedTuple):
 
     Attributes:
         of_space: by the name of their space; every array has a leading axis of classes.
-        medians: by space, the median class's size in the original model. What a class is compared with stays: while the
-            model is hardened the sizes of players that move grow, and those of players that wait do not.
+        medians: by space, the smallest size so far of the median class. While a model is hardened its classes' sizes
+            grow, which makes none suspicious; where a backdoor attracts whatever is perturbed, the other classes' sizes
+            are far too large until it is gone.
     """
 
     of_space: dict[str, Player]
     medians: dict[str, Float[Array, ""]]
 
     def prominence(self, name: str) -> Float[Array, " classes"]:
-        """Computes how many times smaller than the original model's median class each class's size is."""
+        """Computes how many times smaller than the median class's each class's size is."""
         return self.medians[name] / self.of_space[name].size
 
 
@@ -71,12 +72,14 @@ class Stamps(NamedTuple):
         which: by space, the player of each image, counted among those drawn.
         factor: by space, how many times as large its perturbation is made; 0 where another space's player was drawn,
             or none.
+        untargeted: how many times as large an untargeted perturbation is made.
         weight: of the image's loss, in [0, 1].
     """
 
     aimed: Float[Array, " n"]
     which: dict[str, Int[Array, " n"]]
     factor: dict[str, Float[Array, " n"]]
+    untargeted: Float[Array, " n"]
     weight: Float[Array, " n"]
 
 
@@ -137,7 +140,9 @@ def outliers(players: Players) -> tuple[Suspect, ...]:
 def take_turn(
     forward: Forward, config: UnlearnConfig, players: Players, params: Params, batch: Batches, key: Array, shape: Shape
 ) -> tuple[Players, dict[str, Drawn]]:
-    """Draws players, lets them take a step against the weights, and returns all and those drawn.
+    """Lets some players take a step against the weights, and returns all and those that did.
+
+    Half are drawn by how far they stand out; the others have waited longest, so that no size becomes outdated.
 
     Args:
         forward: the model as a function of its parameters and images.
@@ -148,18 +153,30 @@ def take_turn(
         key: decides which are drawn.
         shape: of images.
     """
-    after, drawn = {}, {}
+    after, drawn, medians = {}, {}, {}
     for index, (name, player) in enumerate(players.of_space.items()):
         standing_out = players.prominence(name)
         noise = jax.random.gumbel(jax.random.fold_in(key, index), standing_out.shape)
         count = min(config.perturbations, len(standing_out))
-        _, target = jax.lax.top_k(config.sharpness * jnp.log(standing_out) + noise, count)
-        step = make_step(SPACES[name], shape, CONSTANT, AT_REST.rate, AT_REST.success)
+        _, first = jax.lax.top_k(config.sharpness * jnp.log(standing_out) + noise, -(-count // 2))
+        _, longest = jax.lax.top_k(-player.steps.at[first].set(jnp.iinfo(jnp.int32).max), count // 2)
+        target = jnp.concatenate([first, longest])
+        step = make_step(SPACES[name], shape, CONSTANT, AT_REST.rate, AT_REST.success, halve=True)
         moving = jax.tree.map(lambda leaf, target=target: leaf[target], player)
         moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, batch, label))(moving, target)
         after[name] = jax.tree.map(lambda leaf, new, target=target: leaf.at[target].set(new), player, moved)
-        drawn[name] = Drawn(target, moved.perturbation, players.medians[name] / moved.size)
-    return players._replace(of_space=after), drawn
+        medians[name] = jnp.minimum(players.medians[name], median_size(after[name].size))
+        drawn[name] = Drawn(target, moved.perturbation, medians[name] / moved.size)
+    return Players(after, medians), drawn
+
+
+def weight_of_untargeted(config: UnlearnConfig, standing_out: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """Computes how much an image counts that an untargeted perturbation changes.
+
+    The median class's perturbation was made to lead to its class. One that leads to some class without having been made
+    for it, and needs no more, has found a shortcut.
+    """
+    return jnp.clip(standing_out, 0, 1) ** config.sharpness
 
 
 def weight_of(config: UnlearnConfig, standing_out: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -171,30 +188,40 @@ def weight_of(config: UnlearnConfig, standing_out: Float[Array, "*n"]) -> Float[
     return jnp.clip(jnp.log(standing_out) / jnp.log(STANDS_OUT), 0, 1) ** config.sharpness
 
 
-def deal(config: UnlearnConfig, drawn: dict[str, Drawn], aimed: Float[Array, " n"], key: Array) -> Stamps:
+def deal(
+    config: UnlearnConfig,
+    drawn: dict[str, Drawn],
+    aimed: Float[Array, " n"],
+    patched: Float[Array, " n"],
+    standing_out: Float[Array, " n"],
+    key: Array,
+) -> Stamps:
     """Gives each image that players perturb one of those drawn, the likelier the more its class stands out.
 
-    Its perturbation is made larger by up to its prominence: what an attacker stamps is no optimum.
+    All perturbations are made larger at random: what an attacker stamps is no optimum.
 
     Args:
         config: the constants.
         drawn: the players.
         aimed: 1 for images that players perturb, else 0.
+        patched: 1 for images that an untargeted perturbation changes, else 0.
+        standing_out: how many times smaller than the median class's size that perturbation's is.
         key: decides.
     """
     draw_key, size_key = jax.random.split(key)
-    standing_out = jnp.concatenate([of_space.prominence for of_space in drawn.values()])
-    player = jax.random.categorical(draw_key, config.sharpness * jnp.log(standing_out), shape=aimed.shape)
-    largest = jnp.maximum(standing_out[player], 1)
-    factor = aimed * jax.random.uniform(size_key, aimed.shape, minval=1.0, maxval=largest)
+    prominence = jnp.concatenate([of_space.prominence for of_space in drawn.values()])
+    player = jax.random.categorical(draw_key, config.sharpness * jnp.log(prominence), shape=aimed.shape)
+    factor = config.enlarge ** jax.random.uniform(size_key, aimed.shape)
     which, factors, before = {}, {}, 0
     for name, of_space in drawn.items():
         count = len(of_space.target)
         mine = (player >= before) & (player < before + count)
         which[name] = jnp.where(mine, player - before, 0)
-        factors[name] = jnp.where(mine, factor, 0)
+        factors[name] = jnp.where(mine, aimed * factor, 0)
         before += count
-    return Stamps(aimed, which, factors, 1 - aimed + aimed * weight_of(config, standing_out[player]))
+    weight = jnp.where(patched > 0, weight_of_untargeted(config, standing_out), 1.0)
+    weight = jnp.where(aimed > 0, weight_of(config, prominence[player]), weight)
+    return Stamps(aimed, which, factors, factor, weight)
 
 
 def aiming_loss(

@@ -17,7 +17,6 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.execution import Execution
 from ibau_jax.functional import split_weights
 from ibau_jax.optimizers import make_optimizer
-from ibau_jax.perturbations import Pixel
 from ibau_jax.placement import DATA, Placement, make_mesh
 from ibau_jax.unlearning.outer import OuterBatch, OuterCarry, OuterConstants, Turn
 from ibau_jax.unlearning.state import State, Status
@@ -169,20 +168,10 @@ class Stack:
         deltas = [done[0].perturbation / unit if done else zero for done in last]
         return jnp.asarray(np.stack(deltas)), np.asarray([done[0].inner_loss if done else 0.0 for done in last])
 
-    def radii(self) -> Float[Array, " members"]:
-        """Of the balls that the members' untargeted perturbations are projected onto."""
-        return jnp.asarray([_radius(config, state) for config, state in zip(self.configs, self.states, strict=True)])
-
     def constants(self, delta: PyTree) -> OuterConstants:
         """What the outer steps of a round see."""
         first = self.placement.batch(jax.tree.map(lambda array: array[0], self.batches))
         return OuterConstants(self.placement.members(delta), first, self.rest, self.reference_params)
-
-
-def _radius(config: UnlearnConfig, state: State) -> float:
-    if config.relative_bound and state.players:
-        return config.relative_bound * float(state.players.medians[Pixel().name])
-    return config.norm_bound or float("inf")
 
 
 def learning_rates(config: UnlearnConfig, number: int, count: int) -> Float[np.ndarray, " b"]:

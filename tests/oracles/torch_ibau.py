@@ -79,25 +79,30 @@ def warped(flow, images):
 SPACES = {"perturbation": moved_pixels, "patch": patched, "warp": warped}
 
 
-def players_hypergradient(model, space, deltas, targets, enlarge, outer, seen, *, terms, step, teacher, distillation):
-    """L_out and dL_out/dθ where image i gets player `which[i]`, made `factor[i]` times as large, or none where -1.
+def players_hypergradient(
+    model, space, deltas, targets, enlarge, untargeted, outer, seen, *, terms, step, teacher, distillation, consistency
+):
+    """L_out and dL_out/dθ where image i gets player `which[i]`, made `factor[i]` times as large; none where -1.
+
+    Where it is -2 the image gets `untargeted`, made larger in the same way, and clipped to [0, 1] by nobody.
 
     `outer` is (images, labels, which, factor, weight) and `seen` (images, labels): each player's own loss is the mean
-    cross-entropy to its target over the images of other classes. Images that get none are held to what `teacher` says.
+    cross-entropy to its target over the images of other classes. All images are held to what `teacher` says of them as
+    they were, those that get something by `consistency`.
     """
     images, labels, which, factors, weights = outer
 
+    def stamped(deltas, x, w, factor):
+        if w < 0:
+            return x if w == -1 else x + factor * untargeted
+        return SPACES[space](enlarge(deltas[w], factor), x[None])[0]
+
     def outer_of(deltas):
-        stamped = [
-            x if w < 0 else SPACES[space](enlarge(deltas[w], factor), x[None])[0]
-            for x, w, factor in zip(images, which, factors, strict=True)
-        ]
-        logits = model(torch.stack(stamped))
-        total = (functional.cross_entropy(logits, labels, reduction="none") * weights).mean()
-        clean = torch.tensor([w < 0 for w in which])
+        logits = model(torch.stack([stamped(deltas, *image) for image in zip(images, which, factors, strict=True)]))
+        held = torch.tensor([distillation if w == -1 else consistency for w in which])
         said = teacher(images).log_softmax(1).detach()
         apart = functional.kl_div(logits.log_softmax(1), said, log_target=True, reduction="none").sum(1)
-        return total + distillation * (apart * clean).mean()
+        return ((functional.cross_entropy(logits, labels, reduction="none") + held * apart) * weights).mean()
 
     def inner_of(deltas):
         total = 0.0

@@ -327,7 +327,8 @@ def test_projection_onto_the_ball(scale, bound):
         {"batch_size": 0}, {"n_rounds": 0}, {"K": -1}, {"lr": -1.0}, {"lr": float("nan")}, {"portion": 0.0},
         {"portion": 1.5}, {"norm_bound": 0.0}, {"optim": "nosuch"}, {"optim": "apply_updates"}, {"regularization": -1.0},
         {"perturbations": 0}, {"min_batches": 0}, {"schedule": "linear"}, {"space": "lab"}, {"spaces": ("sound",)},
-        {"relative_bound": 3.0}, {"spaces": ("perturbation",), "relative_bound": 3.0, "space": "normalized"},
+        {"spaces": ("patch",)}, {"spaces": ("perturbation",), "space": "normalized"}, {"enlarge": 0.5},
+        {"consistency": -1.0},
     ],
 )  # fmt: skip
 def test_configurations_that_make_no_sense(wrong):
