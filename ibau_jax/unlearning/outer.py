@@ -153,8 +153,10 @@ def outer_step(
         outer_of = partial(outer_loss, forward, config, outer=outer, execution=execution)
 
         def inner_of(deltas: Deltas, params: Params) -> Float[Array, ""]:
-            loss = inner_loss(forward, config, deltas.untargeted, params, constants.first, execution)
-            return loss + aiming_loss(forward, drawn, deltas.aiming, params, turn.seen) if turn else loss
+            loss = aiming_loss(forward, drawn, deltas.aiming, params, turn.seen) if turn else jnp.zeros(())
+            if not config.renew:  # δ answers the original model and does not depend on θ
+                return loss
+            return loss + inner_loss(forward, config, deltas.untargeted, params, constants.first, execution)
 
         if config.K:
             loss, gradient = hypergradient(

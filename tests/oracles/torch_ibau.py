@@ -86,8 +86,8 @@ def players_hypergradient(
 
     Where it is -2 the image gets `untargeted`, made larger in the same way, and clipped to [0, 1] by nobody.
 
-    `outer` is (images, labels, which, factor, weight) and `seen` (images, labels): each player's own loss is the mean
-    cross-entropy to its target over the images of other classes. All images are held to what `teacher` says of them as
+    `outer` is (images, labels, which, factor, weight) and `seen` (images, labels): the first player's own loss is the
+    mean cross-entropy to its target over the images of other classes. All images are held to what `teacher` says of them as
     they were, those that get something by `consistency`.
     """
     images, labels, which, factors, weights = outer
@@ -105,12 +105,9 @@ def players_hypergradient(
         return ((functional.cross_entropy(logits, labels, reduction="none") + held * apart) * weights).mean()
 
     def inner_of(deltas):
-        total = 0.0
-        for delta, target in zip(deltas, targets, strict=True):
-            others = seen[0][seen[1] != target]
-            wanted = torch.full((len(others),), target)
-            total = total + functional.cross_entropy(model(SPACES[space](delta, others)), wanted)
-        return total
+        others = seen[0][seen[1] != targets[0]]
+        wanted = torch.full((len(others),), targets[0])
+        return functional.cross_entropy(model(SPACES[space](deltas[0], others)), wanted)
 
     return implicit(model, deltas, outer_of, inner_of, terms, step)
 
