@@ -17,9 +17,8 @@ from ibau_jax.auditing.judgement import median_size
 from ibau_jax.auditing.search import compile_search, measure, run_search
 from ibau_jax.execution import DEFAULT_EXECUTION
 from ibau_jax.models.inference import count_classes
-from ibau_jax.perturbations import Patch, Pixel, Warp
+from ibau_jax.perturbations import SPACES
 
-SPACES = {space.name: space for space in (Pixel(), Patch(), Warp())}
 SHOWN = 3  # classes, those with the smallest perturbations
 SEARCHED = 500  # images; the others measure
 

@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -18,6 +19,7 @@ from ibau_jax.hypergradient import SOLVERS, gradient_step, hypergradient, neuman
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.outer import OuterBatch, outer_loss
 from ibau_jax.perturb import inner_loss
+from ibau_jax.perturbations import SPACES as REGISTERED
 from ibau_jax.perturbations import Patch, Pixel, Warp
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
@@ -199,6 +201,52 @@ def test_small_vgg_matches_torch_autograd(rng, terms, clip):
         found, wanted = to_torch(path, np.asarray(leaf[...])), expected[torch_name(path)].numpy()
         # A convolution's bias before BatchNorm has a gradient like any other here, since the statistics are fixed.
         assert np.linalg.norm(found - wanted) <= limit * np.linalg.norm(wanted), torch_name(path)
+
+
+LAYOUTS = {  # from a space's perturbation to PyTorch's
+    "perturbation": lambda delta: delta.transpose(2, 0, 1),
+    "patch": lambda delta: np.concatenate([delta["mask"], delta["pattern"]], axis=2).transpose(2, 0, 1),
+    "warp": lambda delta: delta.transpose(2, 0, 1),
+}
+
+
+@pytest.mark.parametrize("name", REGISTERED)
+def test_through_every_space_small_vgg_matches_torch_autograd(rng, name):
+    """Three terms, on other images inside than outside; the implicit term is a part that the test could not miss."""
+    space, target = REGISTERED[name], 3
+    model = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng)
+    images, labels = rng.random((2, 8, 32, 32, 3), np.float32), rng.integers(0, 10, 8)
+    delta = space.init(jax.random.key(0), (32, 32, 3))
+    delta = jax.tree.map(lambda leaf: leaf + 0.05 * rng.normal(size=leaf.shape).astype(np.float32), delta)
+    if name == "patch":
+        delta = jax.tree.map(lambda leaf: jnp.clip(leaf, 0.01, 0.99), delta)
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+
+    def loss(some, wanted, delta, params):
+        logits = nnx.merge(graph, params, rest)(space.apply(delta, jnp.asarray(some)))
+        return optax.softmax_cross_entropy_with_integer_labels(logits, wanted).mean()
+
+    outer, inner = partial(loss, images[0], jnp.asarray(labels)), partial(loss, images[1], jnp.full(8, target))
+    settings = {"step_size": 0.5, "solve": neumann(3)}
+    found_loss, gradient = jax.jit(lambda delta, params: hypergradient(outer, inner, delta, params, **settings))(
+        delta, params
+    )
+    twin = torch_twin(model)
+    expected_loss, each = torch_ibau.space_hypergradient(
+        twin, name, torch.tensor(LAYOUTS[name](jax.tree.map(np.asarray, delta))), target,
+        (as_torch(images[0]), torch.as_tensor(labels)), (as_torch(images[1]), None), terms=3, step=0.5,
+    )  # fmt: skip
+    assert float(found_loss) == pytest.approx(float(expected_loss), rel=1e-4)
+    expected, direct = dict(zip(dict(twin.named_parameters()), each, strict=True)), jax.grad(outer, argnums=1)
+    apart = []
+    for (path, leaf), (_, without) in zip(
+        nnx.to_flat_state(gradient), nnx.to_flat_state(direct(delta, params)), strict=True
+    ):
+        wanted = expected[torch_name(path)].numpy()
+        found, alone = (to_torch(path, np.asarray(array[...])) for array in (leaf, without))
+        assert np.linalg.norm(found - wanted) <= 5e-3 * np.linalg.norm(wanted), torch_name(path)
+        apart.append(np.linalg.norm(alone - wanted) / np.linalg.norm(wanted))
+    assert max(apart) > 0.05
 
 
 def our_hypergradient(model, delta, images, labels, mask, first_images, first_labels, terms, clip):

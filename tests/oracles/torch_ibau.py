@@ -88,6 +88,48 @@ def targeted_hypergradient(
     return implicit(model, deltas, loss, lambda deltas: targeted_loss(model, deltas, first, targets), terms, step)[1]
 
 
+def moved_pixels(delta, images):
+    return (images + delta).clamp(0, 1)
+
+
+def patched(delta, images):
+    """The mask is the first channel of δ, the pattern the others."""
+    return images * (1 - delta[:1]) + delta[:1] * delta[1:]
+
+
+def warped(flow, images):
+    """WaNet's warp: a flow (2, k, k) in pixels, rows first; `grid_sample` has no second derivative, so by hand."""
+    height, width = images.shape[-2:]
+    enlarged = functional.interpolate(flow[None], (height, width), mode="bicubic", align_corners=True)[0]
+    rows = (torch.arange(height)[:, None] + enlarged[0]).clamp(0, height - 1)
+    columns = (torch.arange(width)[None] + enlarged[1]).clamp(0, width - 1)
+    top, left = rows.detach().floor().clamp(max=height - 2).long(), columns.detach().floor().clamp(max=width - 2).long()
+    down, right = rows - top, columns - left
+    upper = images[..., top, left] * (1 - right) + images[..., top, left + 1] * right
+    lower = images[..., top + 1, left] * (1 - right) + images[..., top + 1, left + 1] * right
+    return upper * (1 - down) + lower * down
+
+
+SPACES = {"perturbation": moved_pixels, "patch": patched, "warp": warped}
+
+
+def space_hypergradient(model, space, delta, target, outer, inner, *, terms, step):
+    """L_out and dL_out/dθ of a perturbation of a space that leads to a class.
+
+    L_out is the mean cross-entropy of the perturbed images of `outer` to their labels, L_in that of those of `inner` to
+    `target`; both are (images, labels).
+    """
+
+    def outer_of(delta):
+        return functional.cross_entropy(model(SPACES[space](delta, outer[0])), outer[1])
+
+    def inner_of(delta):
+        wanted = torch.full((len(inner[0]),), target)
+        return functional.cross_entropy(model(SPACES[space](delta, inner[0])), wanted)
+
+    return implicit(model, delta, outer_of, inner_of, terms, step)
+
+
 def perturbation(model, batches, *, clip, optimizer, learning_rate, bound, regularization=0.001):
     """The inner maximisation over (images, labels) batches, and the projection."""
     delta = torch.zeros_like(batches[0][0][:1]).requires_grad_(True)

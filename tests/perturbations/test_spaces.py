@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ibau_jax.perturbations import Patch, Pixel, Warp, apply_each
+from ibau_jax.perturbations import SPACES, Patch, Pixel, Warp, apply_each
 
 SHAPE = (6, 5, 3)
-SPACES = {space.name: space for space in (Pixel(), Patch(), Warp())}
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
 PROJECT = {name: jax.jit(space.project) for name, space in SPACES.items()}
 SIZE = {
