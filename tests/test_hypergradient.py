@@ -19,8 +19,7 @@ from ibau_jax.hypergradient import SOLVERS, gradient_step, hypergradient, neuman
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.outer import OuterBatch, outer_loss
 from ibau_jax.perturb import inner_loss
-from ibau_jax.perturbations import SPACES as REGISTERED
-from ibau_jax.perturbations import Patch, Pixel, Warp
+from ibau_jax.perturbations import SPACES, Patch, Pixel, Warp
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 
@@ -94,8 +93,8 @@ class TinyNet(nnx.Module):
         return self.out(jnp.tanh(self.norm(self.conv(x))).mean((1, 2)))
 
 
-SPACES = {"pixel": Pixel(clip=False), "clipped pixel": Pixel(), "patch": Patch(), "warp": Warp(points=3)}
-every_space = pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
+KINDS = {"pixel": Pixel(clip=False), "clipped pixel": Pixel(), "patch": Patch(), "warp": Warp(points=3)}
+every_space = pytest.mark.parametrize("space", KINDS.values(), ids=list(KINDS))
 
 
 def of_space(space, rng):
@@ -203,17 +202,16 @@ def test_small_vgg_matches_torch_autograd(rng, terms, clip):
         assert np.linalg.norm(found - wanted) <= limit * np.linalg.norm(wanted), torch_name(path)
 
 
-LAYOUTS = {  # from a space's perturbation to PyTorch's
-    "perturbation": lambda delta: delta.transpose(2, 0, 1),
-    "patch": lambda delta: np.concatenate([delta["mask"], delta["pattern"]], axis=2).transpose(2, 0, 1),
-    "warp": lambda delta: delta.transpose(2, 0, 1),
-}
+def in_torch(delta):
+    """A perturbation as the oracle has it: channels first, a patch's mask before its pattern."""
+    leaves = [np.asarray(delta[part]) for part in ("mask", "pattern")] if isinstance(delta, dict) else [delta]
+    return torch.tensor(np.concatenate(leaves, axis=2).transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("name", REGISTERED)
+@pytest.mark.parametrize("name", SPACES)
 def test_through_every_space_small_vgg_matches_torch_autograd(rng, name):
     """Three terms, on other images inside than outside; the implicit term is a part that the test could not miss."""
-    space, target = REGISTERED[name], 3
+    space, target = SPACES[name], 3
     model = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng)
     images, labels = rng.random((2, 8, 32, 32, 3), np.float32), rng.integers(0, 10, 8)
     delta = space.init(jax.random.key(0), (32, 32, 3))
@@ -232,10 +230,10 @@ def test_through_every_space_small_vgg_matches_torch_autograd(rng, name):
         delta, params
     )
     twin = torch_twin(model)
+    outside = (as_torch(images[0]), torch.as_tensor(labels))
     expected_loss, each = torch_ibau.space_hypergradient(
-        twin, name, torch.tensor(LAYOUTS[name](jax.tree.map(np.asarray, delta))), target,
-        (as_torch(images[0]), torch.as_tensor(labels)), (as_torch(images[1]), None), terms=3, step=0.5,
-    )  # fmt: skip
+        twin, name, in_torch(delta), target, outside, as_torch(images[1]), terms=3, step=0.5
+    )
     assert float(found_loss) == pytest.approx(float(expected_loss), rel=1e-4)
     expected, direct = dict(zip(dict(twin.named_parameters()), each, strict=True)), jax.grad(outer, argnums=1)
     apart = []

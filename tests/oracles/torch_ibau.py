@@ -116,16 +116,16 @@ SPACES = {"perturbation": moved_pixels, "patch": patched, "warp": warped}
 def space_hypergradient(model, space, delta, target, outer, inner, *, terms, step):
     """L_out and dL_out/dθ of a perturbation of a space that leads to a class.
 
-    L_out is the mean cross-entropy of the perturbed images of `outer` to their labels, L_in that of those of `inner` to
-    `target`; both are (images, labels).
+    L_out is the mean cross-entropy of the perturbed images of `outer`, (images, labels), to their labels; L_in that of
+    the images `inner` to `target`.
     """
 
     def outer_of(delta):
         return functional.cross_entropy(model(SPACES[space](delta, outer[0])), outer[1])
 
     def inner_of(delta):
-        wanted = torch.full((len(inner[0]),), target)
-        return functional.cross_entropy(model(SPACES[space](delta, inner[0])), wanted)
+        wanted = torch.full((len(inner),), target)
+        return functional.cross_entropy(model(SPACES[space](delta, inner)), wanted)
 
     return implicit(model, delta, outer_of, inner_of, terms, step)
 
