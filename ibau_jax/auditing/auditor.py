@@ -21,7 +21,7 @@ from ibau_jax.metrics import ENOUGH, confidence_interval
 from ibau_jax.models.inference import count_classes
 from ibau_jax.perturbations import SPACES, Perturbation, PerturbationSpace
 
-SEARCHED = ("perturbation", "patch")  # spaces
+AUDITED = ("perturbation", "patch")  # the spaces that are searched
 OnStep = Callable[[str, int, int], None]
 MIN_IMAGES = 10  # to search on, and as many to measure on
 MIN_OTHERS = 5  # of them of other classes than any one: a trigger is searched on those
@@ -133,7 +133,7 @@ class Auditor:
         kind = (nnx.split(model)[0], images.images.shape[1:], images.images.dtype, batch)
         if kind not in self._compiled:
             self._compiled[kind] = [
-                compile_search(model, classes, images, SPACES[name], self.config, self.execution) for name in SEARCHED
+                compile_search(model, classes, images, SPACES[name], self.config, self.execution) for name in AUDITED
             ]
         return self._compiled[kind]
 

@@ -97,10 +97,10 @@ def _pixels(image: Image.Image, file: Path) -> int:
         DataError: a TIFF is in more strips than it has lines.
     """
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    width, height = (max(map(int, np.atleast_1d(tags.get(tag, 1)))) for tag in (TILE_WIDTH, TILE_LENGTH))
-    if len(np.atleast_1d(tags.get(STRIP_OFFSETS, 0))) > image.height * max(
-        map(int, np.atleast_1d(tags.get(SAMPLES, 1)))
-    ):
+    width, height, samples = (
+        max(map(int, np.atleast_1d(tags.get(tag, 1)))) for tag in (TILE_WIDTH, TILE_LENGTH, SAMPLES)
+    )
+    if len(np.atleast_1d(tags.get(STRIP_OFFSETS, 0))) > image.height * samples:
         raise DataError(f"{file} has more strips than lines; it is damaged")
     return max(image.width, width) * max(image.height, height)
 
