@@ -92,7 +92,7 @@ def leading_step(
 
         def share(delta: Float[Array, "h w c"]) -> Float[Array, ""]:
             logits = apply(weights.rest, weights.params, space.apply(delta, images))
-            classes = jnp.arange(logits.shape[-1])
+            classes = jnp.arange(logits.shape[-1])[None]
             others = batch.weights[:, None] * (batch.labels[:, None] != classes)
             follow = jnp.sum(others * (classes_of(logits)[:, None] == classes), axis=0)
             return jnp.max(follow / jnp.maximum(jnp.sum(others, axis=0), 1))

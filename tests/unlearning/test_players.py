@@ -217,7 +217,9 @@ CONFIG = replace(PRESETS["robust"], n_rounds=2, min_batches=4, batch_size=40, sp
 
 def test_a_planted_shortcut_stands_out_and_is_unlearned(rng):
     data = bright_halves(rng)
-    config = replace(CONFIG, n_rounds=3, min_batches=8, lr=5.0, distillation=0.1, mirror="never", crop=0)
+    config = replace(
+        CONFIG, n_rounds=3, min_batches=8, lr=5.0, distillation=0.1, consistency=0.1, mirror="never", crop=0
+    )
     states = []
     result = unlearn(Shortcut(), data, config, on_round=states.append)
     assert states[0].outliers[0].label == 1
@@ -294,8 +296,8 @@ def test_a_player_that_waits_no_more_than_its_turn_keeps_up_with_the_model(rng):
     for seed in range(60):
         players = turn(players, jax.random.key(seed))
     sizes = np.asarray(players.of_space["perturbation"].size)
-    assert float(players.medians["perturbation"]) < 10
-    assert sizes.max() / sizes.min() < 10
+    assert sizes.max() < 5
+    assert float(players.medians["perturbation"]) <= np.median(sizes) * 1.01
 
 
 def test_untargeted_perturbations_stay_or_are_found_anew(rng):
