@@ -58,7 +58,7 @@ class UnlearnConfig:
     spaces: tuple[SpaceName, ...] = ()
     """spaces in which one persistent player a class looks for the smallest perturbation that leads there"""
     enlarge: float = 1.0
-    """perturbations in the outer step are made up to so many times as large as they need to be"""
+    """where players are, perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: float = 4.0
     """how much more prominent players matter, p: with r = (median size) / (size), a player is drawn with odds r^p, and
     the loss of an image counts (log2 r)^p that it perturbs, r^p that an untargeted perturbation does, at most 1"""

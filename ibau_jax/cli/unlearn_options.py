@@ -90,7 +90,7 @@ class MethodOptions:
     """spaces in which one persistent player a class looks for the smallest perturbation that leads there:
     perturbation, patch, warp"""
     enlarge: Annotated[float | None, option("X", "robust 3, published 1")] = None
-    """perturbations in the outer step are made up to so many times as large as they need to be"""
+    """where players are, perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: Annotated[float | None, option("X", "robust 4")] = None
     """how much more prominent players matter, p: with r = (median size) / (size), a player is drawn with odds r^p, and
     the loss of an image counts (log2 r)^p that it perturbs, r^p that an untargeted perturbation does, at most 1"""

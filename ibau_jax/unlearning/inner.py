@@ -3,14 +3,15 @@
 The published algorithm has one in a round. With several, each has its own share of the images.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ibau_jax.batches import Batches, to_unit
 from ibau_jax.config import UnlearnConfig
@@ -78,17 +79,46 @@ def inner_step(
     return step
 
 
-def leading_step(
-    apply: Apply, config: UnlearnConfig, success: float
-) -> Callable[[Float[Array, "k h w c"], Batches, Weights], Bool[Array, " k"]]:
-    """Makes a function that tells which of several δ lead to one class, whichever it is.
+class Sizing(NamedTuple):
+    """How large untargeted perturbations have to be: bisections of the logarithms of their norms.
 
-    `leads(delta, batch, weights)`: whether of the images of other classes a share `success` follow a δ to one class.
+    Attributes:
+        direction: of each δ, with norm 1.
+        low: of a norm with which it does not lead to one class.
+        high: of one with which it does, or of the largest that is tried.
+    """
+
+    direction: Float[Array, "k h w c"]
+    low: Float[Array, " k"]
+    high: Float[Array, " k"]
+
+    @property
+    def delta(self) -> Float[Array, "k h w c"]:
+        """Each δ as large as it needs to be."""
+        return jnp.exp(self.high)[:, None, None, None] * self.direction
+
+
+def begin_sizing(config: UnlearnConfig, delta: Float[Array, "k h w c"]) -> Sizing:
+    """Begins with norms over ten octaves, up to the configuration's or else the space's largest."""
+    norms = jnp.sqrt(jnp.sum(delta**2, axis=(1, 2, 3), keepdims=True))
+    height, width, channels = delta.shape[1:]
+    largest = config.norm_bound or space_of(config).max_size((height, width, channels))
+    high = jnp.full(len(delta), math.log(largest), delta.dtype)
+    return Sizing(delta / jnp.maximum(norms, jnp.finfo(delta.dtype).tiny), high - math.log(2**10), high)
+
+
+def sizing_step(apply: Apply, config: UnlearnConfig, success: float) -> Callable[[Sizing, Batches, Weights], Any]:
+    """Makes one bisection: is half of the way enough, so that of the images of other classes a share `success` follow?
+
+    Which class they follow to does not matter, so that a size means the same as a player's.
+
+    Returns:
+        `step(sizing, batch, weights)`, which gives the next `Sizing` and the mean of its `high`.
     """
     space = space_of(config)
 
-    def leads(delta: Float[Array, "k h w c"], batch: Batches, weights: Weights) -> Bool[Array, " k"]:
-        images = to_unit(batch.images)
+    def step(sizing: Sizing, batch: Batches, weights: Weights) -> Any:
+        images, middle = to_unit(batch.images), (sizing.low + sizing.high) / 2
 
         def share(delta: Float[Array, "h w c"]) -> Float[Array, ""]:
             logits = apply(weights.rest, weights.params, space.apply(delta, images))
@@ -97,6 +127,8 @@ def leading_step(
             follow = jnp.sum(others * (classes_of(logits)[:, None] == classes), axis=0)
             return jnp.max(follow / jnp.maximum(jnp.sum(others, axis=0), 1))
 
-        return jax.vmap(share)(delta) >= success
+        enough = jax.vmap(share)(sizing._replace(high=middle).delta) >= success
+        low, high = jnp.where(enough, sizing.low, middle), jnp.where(enough, middle, sizing.high)
+        return Sizing(sizing.direction, low, high), jnp.mean(high)
 
-    return leads
+    return step

@@ -1,6 +1,5 @@
 """The algorithm's loop: a stack of models goes through rounds of inner maximisation and outer minimisation."""
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from ibau_jax.errors import NotFiniteError
 from ibau_jax.functional import Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
 from ibau_jax.placement import MEMBER
-from ibau_jax.unlearning.inner import inner_step, leading_step, space_of
+from ibau_jax.unlearning.inner import begin_sizing, inner_step, sizing_step, space_of
 from ibau_jax.unlearning.outer import OuterCarry, outer_step
 from ibau_jax.unlearning.players import AT_REST, outliers
 from ibau_jax.unlearning.stack import PyTree, Stack
@@ -33,17 +32,17 @@ class CompiledRound(NamedTuple):
     Attributes:
         inner: the loop over batches of the inner maximisation.
         outer: the loop over batches of the outer minimisation.
-        leads: see `ibau_jax.unlearning.inner.leading_step`.
+        sizing: the bisections of the norms that untargeted perturbations need, where there are players.
     """
 
     inner: BatchLoop
     outer: BatchLoop
-    leads: Callable[..., Any]
+    sizing: BatchLoop | None
 
     @property
     def seconds(self) -> float:
         """Time that compiling took."""
-        return self.inner.compile_seconds + self.outer.compile_seconds
+        return sum(loop.compile_seconds for loop in self if loop)
 
 
 def _member(tree: PyTree, index: int) -> PyTree:
@@ -65,17 +64,19 @@ def over_members(step: Callable[..., Any], stack: Stack) -> Callable[..., Any]:
 
 
 def compile_round(stack: Stack) -> CompiledRound:
-    """Compiles the two steps of a round for the shapes and the places of a stack's arrays."""
+    """Compiles the steps of a round for the shapes and the places of a stack's arrays."""
     config, apply = stack.config, make_apply(stack.states[0].model, stack.execution)
     compiled = partial(compile_loop, execution=stack.execution, placement=stack.placement)
     delta, inner_state = stack.zero()
     carry = stack.carry()
     inner = over_members(inner_step(apply, config, stack.execution), stack)
     outer = over_members(outer_step(apply, config, stack.execution), stack)
+    sizing = over_members(sizing_step(apply, config, AT_REST.success), stack)
+    weights = Weights(carry.params, stack.rest)
     steps = CompiledRound(
-        compiled(inner, (delta, inner_state), stack.put(stack.batches), Weights(carry.params, stack.rest)),
+        compiled(inner, (delta, inner_state), stack.put(stack.batches), weights),
         compiled(outer, carry, stack.outer_batches(1), stack.constants(delta)),
-        jax.jit(over_members(leading_step(apply, config, AT_REST.success), stack)),
+        compiled(sizing, *_bisected(stack, delta), weights) if config.spaces else None,
     )
     release_memory()
     return steps
@@ -144,38 +145,26 @@ def maximise(
 
     They end in the ball of the configuration; where there are players, as large as they need to be.
     """
+    weights = Weights(carry.params, stack.rest)
     (delta, _), losses = steps.inner.run(
         stack.zero(),
         stack.inner_batches(number),
-        Weights(carry.params, stack.rest),
+        weights,
         lambda done: on_batch("inner", number, done, stack.count),
     )
     radius, local = stack.config.norm_bound or float("inf"), stack.placement.local(delta)
     projected = jax.vmap(jax.vmap(lambda one: space_of(stack.config).project(one, radius)))(local)
-    found = as_needed(stack, steps, carry, projected) if stack.config.spaces else projected
-    return found, np.mean(losses, axis=0)
+    if steps.sizing:
+        sized, _ = steps.sizing.run(*_bisected(stack, projected), weights)
+        projected = jax.vmap(lambda of_member: of_member.delta)(stack.placement.local(sized))
+    return projected, np.mean(losses, axis=0)
 
 
-def as_needed(
-    stack: Stack, steps: CompiledRound, carry: OuterCarry, delta: Float[Array, "members k h w c"]
-) -> Float[Array, "members k h w c"]:
-    """Scales each δ to the norm with which it leads the images of the first batch to one class.
-
-    So its size means the same as a player's. One that never leads there ends at the largest norm there is.
-    """
-    norms = jnp.sqrt(jnp.sum(delta**2, axis=(-3, -2, -1), keepdims=True))
-    directions = delta / jnp.maximum(norms, jnp.finfo(norms.dtype).tiny)
-    height, width, channels = delta.shape[2:]
-    largest = math.log(space_of(stack.config).max_size((height, width, channels)))
-    high = jnp.full(norms.shape, largest)
-    low = high - math.log(2**10)
-    first, weights = stack.constants(delta).first, Weights(carry.params, stack.rest)
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        leads = steps.leads(stack.placement.members(jnp.exp(middle) * directions), first, weights)
-        enough = stack.placement.local(leads)[:, :, None, None, None]
-        low, high = jnp.where(enough, low, middle), jnp.where(enough, middle, high)
-    return jnp.exp(high) * directions
+def _bisected(stack: Stack, delta: Float[Array, "members k h w c"]) -> tuple[PyTree, PyTree]:
+    """Where the bisections of a stack begin, and the batches they see: the first, again and again."""
+    begun = jax.vmap(partial(begin_sizing, stack.config))(stack.placement.local(delta))
+    batches = jax.tree.map(lambda array: np.repeat(array[:1], BISECTIONS, axis=0), stack.batches)
+    return stack.placement.members(begun), stack.put(batches)
 
 
 @jax.jit

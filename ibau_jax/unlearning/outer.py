@@ -124,7 +124,7 @@ def outer_loss(
             wrong += part.mixture.shares * (others - wrong)
         if part.teacher_probs is not None:
             clean = clean if stamps is None else clean - stamps.aimed
-            held = config.consistency + (config.distillation - config.consistency) * clean
+            held = jnp.where(clean > 0, config.distillation, config.consistency)
             wrong += held * optax.losses.kl_divergence(jax.nn.log_softmax(logits), part.teacher_probs)
         return wrong if stamps is None else stamps.weight * wrong
 

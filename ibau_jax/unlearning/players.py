@@ -226,10 +226,10 @@ def deal(
 def aiming_loss(
     forward: Forward, drawn: dict[str, Drawn], perturbations: dict[str, Perturbation], params: Params, batch: Batches
 ) -> Float[Array, ""]:
-    """Computes the inner loss of drawn players: the sum of their mean cross-entropies to their classes.
+    """Computes the inner loss: the sum of the mean cross-entropies to their classes of the first player of each space.
 
-    It is that of the first one of each space. Through all of them the implicit term takes as long as the rest of the
-    step twice, without an effect that could be measured.
+    Through all drawn players the implicit term takes twice as long as the rest of the step, and its effect could not be
+    measured either.
     """
     loss = jnp.zeros(())
     for name, of_space in drawn.items():

@@ -56,7 +56,8 @@ class Stack:
         self.count = len(self.batches.labels)
         self.graph = nnx.split(self.states[0].model)[0]
         originals = self.originals or [state.model for state in self.states]
-        reference = [split_weights(model).params for model in originals] if self.config.distillation else None
+        held = self.config.distillation or self.config.consistency
+        reference = [split_weights(model).params for model in originals] if held else None
         self.reference_params = self.placement.weights(_stacked(reference)) if reference else None
         self.rest = self.placement.members(_stacked([split_weights(state.model).rest for state in self.states]))
 

@@ -280,6 +280,12 @@ def test_untargeted_perturbations_are_as_large_as_they_need_to_be(rng):
         assert most(1.001 * delta) >= 0.9 > most(0.96 * delta)
 
 
+def test_untargeted_perturbations_stay_in_their_ball_where_there_are_players(rng):
+    config = replace(CONFIG, n_rounds=1, norm_bound=0.05)
+    found = unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 60), config).rounds[0].perturbation
+    assert np.linalg.norm(found.reshape(len(found), -1), axis=1).max() <= 0.05 * (1 + 1e-5)
+
+
 def test_a_player_that_waits_no_more_than_its_turn_keeps_up_with_the_model(rng):
     """Where one class attracts all images the others' sizes are large; without it they fall to what they are alone."""
     config = UnlearnConfig(spaces=("perturbation",), perturbations=2)
