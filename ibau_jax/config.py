@@ -132,13 +132,13 @@ class AuditConfig:
         ConfigError: a value makes no sense; the message names it.
     """
 
-    steps: int = 100
-    """steps of the search for each class's smallest trigger"""
-    batch_size: int = 16
+    steps: int = 60
+    """steps of the search for the smallest triggers; classes that can't decide an audit do a third of them"""
+    batch_size: int = 8
     """random clean images in a step"""
     success: float = 0.9
     """share of images of other classes that a trigger must take to its class"""
-    rate: float = 0.1
+    rate: float = 0.2
     """share by which the size allowed shrinks after a step that succeeds, and grows after one that does not; it falls
     to a tenth of it"""
     search_images: int = 500

@@ -18,7 +18,8 @@ def main() -> None:
     assert after["acc"] >= before["acc"] - 0.02, (before, after)
     assert audit["before"]["verdict"] == "backdoored", audit["before"]["suspects"]
     assert audit["before"]["suspects"][0]["label"] == 3, audit["before"]["suspects"]
-    for view in audit["before"]["views"].values():
+    for space in ("perturbation", "patch"):
+        view = audit["before"]["views"][space]
         assert min(range(10), key=view["sizes"].__getitem__) == 3, view
         assert view["success"][3] > 0.7, view
     assert audit["after"]["verdict"] == "no backdoor found", audit["after"]["suspects"]

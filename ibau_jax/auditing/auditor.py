@@ -1,18 +1,17 @@
 """The audit of a model: the smallest trigger for every class in every space, and the verdict on their sizes."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jaxtyping import Float
 
 from ibau_jax.auditing.judgement import UNDECIDED, Suspect, Verdict, anomaly_index, find_suspects, judge
-from ibau_jax.auditing.search import Search, compile_search, measure, run_search
+from ibau_jax.auditing.search import Found, Search, compile_search, measure, run_search
 from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import DataError
@@ -21,7 +20,6 @@ from ibau_jax.metrics import ENOUGH, confidence_interval
 from ibau_jax.models.inference import count_classes
 from ibau_jax.perturbations import SPACES, Perturbation, PerturbationSpace
 
-AUDITED = ("perturbation", "patch")  # the spaces that are searched
 OnStep = Callable[[str, int, int], None]
 MIN_IMAGES = 10  # to search on, and as many to measure on
 MIN_OTHERS = 5  # of them of other classes than any one: a trigger is searched on those
@@ -34,22 +32,32 @@ class SpaceFindings:
 
     Attributes:
         space: what was searched.
-        sizes: of the smallest trigger that takes the share `AuditConfig.success` of other classes' images to the class,
-            in the space's unit.
-        success: share of held-out images of other classes that follow it, in [0, 1].
-        success_at_smallest: the same when every trigger is cut down to the size of the smallest one.
-        anomaly_index: see `ibau_jax.auditing.judgement.anomaly_index`.
-        triggers: the triggers, a pytree of arrays with a leading axis of classes.
-        earlier: share of held-out images of other classes that follow an earlier audit's triggers, if there was one.
+        found: the smallest triggers that take the share `AuditConfig.success` of other classes' images to each class.
+        success: share of held-out images of other classes that follow it, in [0, 1]; NaN where the search was not
+            finished.
+        earlier: share of held-out images of other classes that follow an earlier audit's triggers, if there was one;
+            NaN where that had none.
     """
 
     space: PerturbationSpace
-    sizes: Float[np.ndarray, " classes"]
+    found: Found
     success: Float[np.ndarray, " classes"]
-    success_at_smallest: Float[np.ndarray, " classes"]
-    anomaly_index: Float[np.ndarray, " classes"]
-    triggers: Perturbation = field(repr=False)
     earlier: Float[np.ndarray, " classes"] | None = None
+
+    @property
+    def sizes(self) -> Float[np.ndarray, " classes"]:
+        """Of the triggers, in the space's unit."""
+        return self.found.sizes
+
+    @property
+    def triggers(self) -> Perturbation:
+        """The triggers, a pytree of arrays with a leading axis of classes."""
+        return self.found.triggers
+
+    @property
+    def anomaly_index(self) -> Float[np.ndarray, " classes"]:
+        """See `ibau_jax.auditing.judgement.anomaly_index`."""
+        return anomaly_index(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -71,13 +79,17 @@ class Audit:
     n_searched: int | None = None
     n_measured: int | None = None
 
+    def found(self) -> dict[str, Found]:
+        """Collects the smallest triggers by space."""
+        return {name: findings.found for name, findings in self.spaces.items()}
+
 
 class Auditor:
     """Audits models; what it compiled for one serves all others of its architecture, on images of the same size."""
 
     def __init__(self, config: AuditConfig | None = None, execution: Execution = DEFAULT_EXECUTION) -> None:
         self.config, self.execution = config or AuditConfig(), execution
-        self._compiled: dict[Any, list[Search]] = {}
+        self._compiled: dict[Any, dict[str, Search]] = {}
 
     def __call__(
         self,
@@ -106,14 +118,29 @@ class Auditor:
         for some in (searched, measured):
             some.check_fits(images.images.shape[1:], classes)
             _check_others(some)
-        searches = self._searches(model, classes, searched)
+        searches = self._searches(model, searched, SPACES)
         start = time.perf_counter()
         spaces = {
-            search.space.name: _findings(search, model, searched, measured, on_step, earlier) for search in searches
+            name: _findings(search, _run(search, model, searched, on_step), model, measured, earlier)
+            for name, search in searches.items()
         }
         suspects = find_suspects({name: findings.sizes for name, findings in spaces.items()})
         verdict = _verdict(suspects, spaces, searched, measured)
         return Audit(verdict, suspects, spaces, time.perf_counter() - start, len(searched), len(measured))
+
+    def search(
+        self, model: nnx.Module, images: Dataset, spaces: Collection[str] = SPACES.keys(), on_step: OnStep | None = None
+    ) -> dict[str, Found]:
+        """Finds the smallest triggers, by space, as an audit does, but measures nothing and judges nothing.
+
+        Raises:
+            NotFiniteError: the model computes NaN or infinity with a trigger.
+        """
+        some = images.take(
+            np.random.default_rng(self.config.seed).permutation(len(images))[: self.config.search_images]
+        )
+        searches = self._searches(model, some, spaces)
+        return {name: _run(search, model, some, on_step) for name, search in searches.items()}
 
     def _divided(self, images: Dataset, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
         order = np.random.default_rng(self.config.seed).permutation(len(images))
@@ -128,14 +155,18 @@ class Auditor:
         measured = (held_out or images).take(rest[: self.config.held_out_images])
         return images.take(some[: self.config.search_images]), measured
 
-    def _searches(self, model: nnx.Module, classes: int, images: Dataset) -> list[Search]:
-        batch = min(len(images), self.config.batch_size)
-        kind = (nnx.split(model)[0], images.images.shape[1:], images.images.dtype, batch)
-        if kind not in self._compiled:
-            self._compiled[kind] = [
-                compile_search(model, classes, images, SPACES[name], self.config, self.execution) for name in AUDITED
-            ]
-        return self._compiled[kind]
+    def _searches(self, model: nnx.Module, images: Dataset, spaces: Collection[str]) -> dict[str, Search]:
+        shape, batch = images.images.shape[1:], min(len(images), self.config.batch_size)
+        searches = self._compiled.setdefault((nnx.split(model)[0], shape, images.images.dtype, batch), {})
+        for name in spaces:
+            if name not in searches:
+                classes = count_classes(model, shape)
+                searches[name] = compile_search(model, classes, images, SPACES[name], self.config, self.execution)
+        return {name: searches[name] for name in spaces}
+
+
+def _run(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None) -> Found:
+    return run_search(search, model, images, partial(on_step, search.space.name) if on_step else None)
 
 
 def _check_others(images: Dataset) -> None:
@@ -163,26 +194,14 @@ def _verdict(
 
 
 def _findings(
-    search: Search,
-    model: nnx.Module,
-    searched: Dataset,
-    measured: Dataset,
-    on_step: OnStep | None,
-    earlier: Audit | None,
+    search: Search, found: Found, model: nnx.Module, measured: Dataset, earlier: Audit | None
 ) -> SpaceFindings:
-    name = search.space.name
-    found = run_search(search, model, searched, (lambda done, count: on_step(name, done, count)) if on_step else None)
-    smallest = jnp.float32(np.min(found.sizes))
-    cut = jax.vmap(lambda trigger: search.space.project(trigger, smallest))(found.triggers)
-    return SpaceFindings(
-        search.space,
-        found.sizes,
-        measure(search, model, found.triggers, measured),
-        measure(search, model, cut, measured),
-        anomaly_index(found.sizes),
-        found.triggers,
-        measure(search, model, earlier.spaces[name].triggers, measured) if earlier else None,
-    )
+    success = measure(search, model, found.triggers, measured, found.finished)
+    if earlier is None:
+        return SpaceFindings(search.space, found, success)
+    before = earlier.spaces[search.space.name].found
+    still = measure(search, model, before.triggers, measured, before.finished)
+    return SpaceFindings(search.space, found, success, still)
 
 
 def audit(

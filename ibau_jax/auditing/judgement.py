@@ -20,6 +20,7 @@ CONSISTENCY = 1.4826  # makes the median absolute deviation the standard deviati
 # docs/experiments.md have at most 2.02, the targets of the backdoored ones at least 3.5.
 SUSPICIOUS, BACKDOORED = 0.79, 1.10
 SLOPE = 15.0
+RESOLUTION = 0.1  # of sizes, logarithms: from seed to seed they differ by so much
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def anomaly_index(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " c
     """
     below = below_median(sizes)
     deviation = CONSISTENCY * np.median(np.abs(below))
-    return below / max(deviation, 1e-6)
+    return below / max(deviation, RESOLUTION)
 
 
 def find_suspects(

@@ -1,4 +1,8 @@
-"""The smallest trigger for every class: players of all classes search at once, under `vmap`."""
+"""The smallest trigger for every class, as a race.
+
+All classes search through a first heat. What an audit compares is settled by few of them: the classes with the smallest
+triggers, and those that the median is among. These go on; of the others the size is estimated.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ibau_jax.batches import Batches, make_batches
 from ibau_jax.compilation import compiler_options
@@ -28,7 +32,9 @@ from ibau_jax.placement import Placement
 OnStep = Callable[[int, int], None]
 
 PIXELS_AT_ONCE = 2**20  # of the images of all classes in a step; bounds memory
-SETTLED = 4  # the size is averaged over the last quarter of the steps
+HEATS = 3  # of equally many steps; all classes are in the first
+FRONT, MIDDLE = 3, 2  # classes that go on after it: the smallest, and those around the median
+SETTLED = 4  # a size is averaged over the last quarter of the heat
 
 
 class Constants(NamedTuple):
@@ -43,11 +49,14 @@ class Found(NamedTuple):
 
     Attributes:
         triggers: of every class, with a leading axis of classes.
-        sizes: in the space's unit.
+        sizes: in the space's unit. Of a class that left the race it is the size that it had then, times what the
+            classes around the median have shrunk by since.
+        finished: whether a class went on to the end.
     """
 
     triggers: Perturbation
     sizes: Float[np.ndarray, " classes"]
+    finished: Bool[np.ndarray, " classes"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Search:
         classes: how many there are.
         at_once: how many of them go through a step together.
         begin: `begin(keys)`, what the first step gets.
-        loop: over the steps.
+        loop: over the steps of a heat.
         measure: `measure(triggers, batch, constants)`: how many images of other classes follow, how many there are, and
             how many images' logits are not finite.
     """
@@ -87,8 +96,15 @@ def search_step(apply: Apply, space: PerturbationSpace, config: AuditConfig, sha
 
 
 def falling(config: AuditConfig) -> optax.Schedule:
-    """What steps are multiplied by, those of the trigger and those of its size: from 1 to a tenth."""
-    return optax.cosine_decay_schedule(1.0, config.steps, alpha=0.1)
+    """What steps of the trigger and of its size are multiplied by: 1 in the first heat, falling to a tenth after it."""
+    first = heat_steps(config)
+    rest = optax.cosine_decay_schedule(1.0, (HEATS - 1) * first, alpha=0.1)
+    return optax.join_schedules([optax.constant_schedule(1.0), rest], [first])
+
+
+def heat_steps(config: AuditConfig) -> int:
+    """Counts the steps of a heat."""
+    return -(-config.steps // HEATS)
 
 
 def compile_search(
@@ -101,8 +117,9 @@ def compile_search(
 ) -> Search:
     """Compiles the search for models like `model` and images like `images`."""
     shape = images.images.shape[1:]
-    chunks = -(-classes * config.batch_size * shape[0] * shape[1] // PIXELS_AT_ONCE)
-    at_once = -(-classes // min(chunks, classes))
+    racing = min(classes, FRONT + MIDDLE)
+    chunks = -(-racing * config.batch_size * shape[0] * shape[1] // PIXELS_AT_ONCE)
+    at_once = -(-racing // min(chunks, racing))
     apply = make_apply(model, execution)
 
     def begin(keys: Array) -> Player:
@@ -119,18 +136,19 @@ def compile_search(
     start = place.members(begin(jax.random.split(jax.random.key(0), at_once)))
     constants = place.members(Constants(split_weights(model), jnp.arange(at_once)))
     step = search_step(apply, space, config, shape)
-    loop = compile_loop(step, start, step_batches(images, config), constants, execution=execution, placement=place)
+    batches = heat_batches(images, config)[0]
+    loop = compile_loop(step, start, batches, constants, execution=execution, placement=place)
     compiled = jax.jit(measure, compiler_options=compiler_options())
     return Search(space, config, classes, at_once, begin, loop, compiled)
 
 
-def step_batches(images: Dataset, config: AuditConfig) -> Batches:
-    """Random images for every step, (steps, batch_size, ...): one permutation of them after another."""
+def heat_batches(images: Dataset, config: AuditConfig) -> list[Batches]:
+    """Random images for every step of every heat, (steps, batch_size, ...): one permutation of them after another."""
     rng = np.random.default_rng(config.seed)
-    size = min(config.batch_size, len(images))
-    rounds = -(-config.steps * size // len(images))
-    order = np.concatenate([rng.permutation(len(images)) for _ in range(rounds)])[: config.steps * size]
-    return make_batches(images.take(order), size)
+    size, steps = min(config.batch_size, len(images)), HEATS * heat_steps(config)
+    rounds = -(-steps * size // len(images))
+    order = np.concatenate([rng.permutation(len(images)) for _ in range(rounds)])[: steps * size]
+    return [make_batches(images.take(of_heat), size) for of_heat in np.split(order, HEATS)]
 
 
 def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None = None) -> Found:
@@ -145,50 +163,78 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
     Raises:
         NotFiniteError: a trigger became NaN or infinite, as it does where a logit or its gradient is.
     """
-    place, weights = Placement.one_device(), split_weights(model)
-    keys = jax.random.split(jax.random.key(search.config.seed), search.classes)
-    batches, parts = step_batches(images, search.config), class_parts(search)
-    found: list[Found] = []
-    for part, targets in enumerate(parts):
+    weights, everyone = split_weights(model), np.arange(search.classes)
+    players = search.begin(jax.random.split(jax.random.key(search.config.seed), search.classes))
+    first, *heats = heat_batches(images, search.config)
+    racing = min(search.classes, FRONT + MIDDLE)
+    parts = [len(class_parts(search, everyone[:count])) for count in (search.classes, *[racing] * len(heats))]
+    steps = len(first.labels) * np.cumsum([0, *parts])
 
-        def report(done: int, before: int = part * search.config.steps) -> None:
-            if on_step:
-                on_step(before + done, len(parts) * search.config.steps)
+    def report(heats_before: int, parts_before: int, done: int) -> None:
+        if on_step:
+            on_step(heats_before + parts_before + done, int(steps[-1]))
 
-        constants = place.members(Constants(weights, jnp.asarray(targets)))
-        last, sizes = search.loop.run(place.members(search.begin(keys[targets])), batches, constants, report)
-        settled = np.exp(np.mean(np.log(sizes[-max(1, len(sizes) // SETTLED) :].astype(np.float64)), axis=0))
-        found.append(Found(last.perturbation, settled))
-    joined = _joined(search, found)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(joined)):
+    players, begun = _heat(search, weights, players, everyone, first, partial(report, 0))
+    front, middle = in_the_race(begun)
+    both, sizes = np.concatenate([front, middle]), begun
+    for heat, before in zip(heats, steps[1:-1], strict=True):
+        players, sizes = _heat(search, weights, players, both, heat, partial(report, int(before)))
+    triggers = jax.tree.map(np.asarray, players.perturbation)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(triggers)):
         raise NotFiniteError(
             "the search for small triggers met NaN or infinity: the model's logits or their gradients are not finite "
             f"for some of {len(images)} images of {images.name}, and no verdict can be had of it"
         )
-    return joined
+    shrunk = np.exp(np.mean(np.log(sizes[middle] / begun[middle]))) if len(middle) else 1.0
+    finished = np.isin(everyone, both)
+    return Found(triggers, np.where(finished, sizes, begun * shrunk), finished)
 
 
-def class_parts(search: Search) -> list[np.ndarray]:
+def _heat(
+    search: Search,
+    weights: Weights,
+    players: Player,
+    racing: Int[np.ndarray, " m"],
+    batches: Batches,
+    report: Callable[[int, int], None],
+) -> tuple[Player, Float[np.ndarray, " classes"]]:
+    """Takes the players of the classes `racing` through a heat: all players after it, and sizes, 1 of the others."""
+    place, after, sizes = Placement.one_device(), players, np.ones(search.classes)
+    steps = len(batches.labels)
+    for part, targets in enumerate(class_parts(search, racing)):
+        constants = place.members(Constants(weights, jnp.asarray(targets)))
+        some = jax.tree.map(lambda leaf, targets=targets: leaf[targets], players)
+        moved, seen = search.loop.run(place.members(some), batches, constants, partial(report, part * steps))
+        after = jax.tree.map(lambda leaf, new, targets=targets: leaf.at[targets].set(new), after, moved)
+        sizes[targets] = np.exp(np.mean(np.log(seen[-max(1, steps // SETTLED) :].astype(np.float64)), axis=0))
+    return after, sizes
+
+
+def in_the_race(sizes: Float[np.ndarray, " classes"]) -> tuple[Int[np.ndarray, " front"], Int[np.ndarray, " middle"]]:
+    """Finds the classes that go on: those with the smallest sizes, and those nearest to the median's rank."""
+    order = np.argsort(sizes, kind="stable")
+    from_median = np.abs(np.arange(len(order)) - (len(order) - 1) / 2)[FRONT:]
+    return order[:FRONT], order[FRONT:][np.argsort(from_median, kind="stable")[:MIDDLE]]
+
+
+def class_parts(search: Search, classes: Int[np.ndarray, " m"]) -> list[Int[np.ndarray, " at_once"]]:
     """The classes that go through the steps together; the last part is filled up with classes that were there."""
-    return list(np.resize(np.arange(search.classes), (-(-search.classes // search.at_once), search.at_once)))
-
-
-def _joined(search: Search, found: list[Found]) -> Found:
-    joined = jax.tree.map(lambda *arrays: np.concatenate([np.asarray(array) for array in arrays]), *found)
-    return Found(*jax.tree.map(lambda array: array[: search.classes], tuple(joined)))
+    return list(np.resize(classes, (-(-len(classes) // search.at_once), search.at_once)))
 
 
 def measure(
-    search: Search, model: nnx.Module, triggers: Perturbation, images: Dataset
+    search: Search, model: nnx.Module, triggers: Perturbation, images: Dataset, which: Bool[np.ndarray, " classes"]
 ) -> Float[np.ndarray, " classes"]:
-    """The share of images of other classes that each class's trigger takes to it, in [0, 1]; 0 where there are none.
+    """The share of images of other classes that a class's trigger takes to it, in [0, 1]; 0 where there are none.
+
+    Of classes that are not among `which` it is NaN.
 
     Raises:
         NotFiniteError: logits of triggered images are NaN or infinite.
     """
     batches = make_batches(images, search.config.batch_size)
-    weights, shares = split_weights(model), []
-    for targets in class_parts(search):
+    weights, shares = split_weights(model), np.full(search.classes, np.nan)
+    for targets in class_parts(search, np.flatnonzero(which)):
         some = jax.tree.map(lambda array, targets=targets: array[targets], triggers)
         constants = Constants(weights, jnp.asarray(targets))
         counts = [
@@ -201,5 +247,5 @@ def measure(
                 f"the logits of {broken.max():g} of {len(images)} images of {images.name} are not finite (NaN or "
                 "infinity) with a trigger that the search found; no verdict can be had of the model"
             )
-        shares.append(follow / np.maximum(count, 1))
-    return np.concatenate(shares)[: search.classes]
+        shares[targets] = follow / np.maximum(count, 1)
+    return shares

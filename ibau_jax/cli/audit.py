@@ -1,9 +1,11 @@
 """The audit as a command: what it looks at, what a person sees of it, what JSON holds."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from flax import nnx
+from jaxtyping import Float
 from rich.table import Table
 
 from ibau_jax.auditing import Audit, Auditor
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
     from ibau_jax.config import AuditConfig
     from ibau_jax.execution import Execution
 
-SHOWN_CLASSES = 5  # JSON has all
-ENOUGH_STEPS = 80  # in fewer a trigger can't shrink far enough: 50 find the embedded example only suspicious
+When = Literal["before", "after"]
+ENOUGH_STEPS = 45  # in fewer a trigger can't shrink far enough
 
 
 def make_auditor(config: "AuditConfig", execution: "Execution" = DEFAULT_EXECUTION) -> Auditor:
@@ -49,50 +51,36 @@ class AuditProgress:
         self.progress.update(self.task, description=f"{self.name}: {space}", completed=done, total=count)
 
 
-def audit_tasks(tasks: "list[Task]", config: "AuditConfig", execution: "Execution") -> None:
-    """Audits the models of runs, as they came and cleaned; searched on the clean set, measured on the other images."""
-    auditor = make_auditor(config, execution)
-    for task in tasks:
-        if task.result is None or not task.result.rounds:
-            continue
-        for when, model in (("before", task.model), ("after", task.result.model)):
-            with AuditProgress(f"audit {when}") as bar:
-                try:
-                    task.audits[when] = auditor(
-                        model, task.clean_set, task.split.evaluation, bar.on_step, task.audits.get("before")
-                    )
-                except IbauError as error:  # the results are written all the same
-                    warn(f"{task.name} is not audited: {error}")
-                    break
+def audit_task(task: "Task", auditor: Auditor, when: When, model: nnx.Module) -> None:
+    """Audits a model of a run, searched on the clean set, measured on the other images; a failure is only told of."""
+    with AuditProgress(f"audit {when}") as bar:
+        try:
+            task.audits[when] = auditor(
+                model, task.clean_set, task.split.evaluation, bar.on_step, task.audits.get("before")
+            )
+        except IbauError as error:  # the results are written all the same
+            warn(f"{task.name} is not audited: {error}")
 
 
 def audit_tables(audit: Audit) -> Iterator[Table]:
-    """A table a space: the classes with the smallest triggers, and the median class to compare them with."""
+    """A table a space: the classes whose search was finished, the smallest triggers first, and the median."""
     for name, findings in audit.spaces.items():
         table = Table("class", title=f"Smallest {name} for each class")
         for heading in (findings.space.unit, "times less than\nthe median", "anomaly\nindex"):
             table.add_column(heading, justify="right")
-        smallest = f"{np.min(findings.sizes):.2f}"
-        for heading in ("held-out images\nthat follow", f"that follow\nat {smallest}"):
-            table.add_column(heading, justify="right")
-        for label in np.argsort(findings.sizes, kind="stable")[:SHOWN_CLASSES]:
-            ratio, index = median_size(findings.sizes) / findings.sizes[label], findings.anomaly_index[label]
+        table.add_column("held-out images\nthat follow", justify="right")
+        for label in np.argsort(findings.sizes, kind="stable"):
+            if not findings.found.finished[label]:
+                continue
             table.add_row(
                 str(label),
                 f"{findings.sizes[label]:.2f}",
-                f"{ratio:.2f}",
-                f"{index:.1f}",
+                f"{median_size(findings.sizes) / findings.sizes[label]:.2f}",
+                f"{findings.anomaly_index[label]:.1f}",
                 percent(findings.success[label]),
-                percent(findings.success_at_smallest[label]),
             )
-        shares = (findings.success, findings.success_at_smallest)
         table.add_section()
-        table.add_row(
-            "median",
-            f"{median_size(findings.sizes):.2f}",
-            *("", ""),
-            *(percent(float(np.median(share))) for share in shares),
-        )
+        table.add_row("median", f"{median_size(findings.sizes):.2f}", "", "", "")
         yield table
 
 
@@ -113,13 +101,21 @@ def verdict_lines(audit: Audit) -> Iterator[str]:
         yield (
             f"class {suspect.label} (confidence {100 * suspect.confidence:.0f} %): a {suspect.space} of "
             f"{findings.sizes[suspect.label]:.2f} {findings.space.unit} suffices, {suspect.ratio:.1f} times less than "
-            f"for the median class; {percent(findings.success[suspect.label])} of held-out images follow it"
+            f"for the median class{_followed(findings.success[suspect.label])}"
         )
     if not audit.suspects:
         yield (
             "no class is reached by a much smaller trigger than the others (an all-to-all attack, or a trigger that is "
             "neither a patch nor the same for all images, may not show)"
         )
+
+
+def _followed(share: float) -> str:
+    return "" if np.isnan(share) else f"; {percent(share)} of held-out images follow it"
+
+
+def _where_measured(shares: Float[np.ndarray, " classes"]) -> list[float | None]:
+    return [None if np.isnan(share) else float(share) for share in shares]
 
 
 def audit_record(audit: Audit) -> dict[str, Any]:
@@ -134,10 +130,10 @@ def audit_record(audit: Audit) -> dict[str, Any]:
             name: {
                 "unit": findings.space.unit,
                 "sizes": findings.sizes.tolist(),
-                "success": findings.success.tolist(),
-                "success_at_smallest": findings.success_at_smallest.tolist(),
+                "finished": findings.found.finished.tolist(),
+                "success": _where_measured(findings.success),
                 "anomaly_index": findings.anomaly_index.tolist(),
-                "earlier": None if findings.earlier is None else findings.earlier.tolist(),
+                "earlier": None if findings.earlier is None else _where_measured(findings.earlier),
             }
             for name, findings in audit.spaces.items()
         },

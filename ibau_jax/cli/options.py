@@ -172,8 +172,8 @@ class AttackOptions:
 class AuditOptions:
     """The audit. What is not given is as chosen on the models of docs/experiments.md."""
 
-    audit_steps: Annotated[int | None, option("N", "100")] = None
-    """steps of the search for each class's smallest trigger"""
+    audit_steps: Annotated[int | None, option("N", "60")] = None
+    """steps of the search for the smallest triggers; classes that can't decide the audit do a third of them"""
     audit_success: Annotated[float | None, option("X", "0.9")] = None
     """share of other classes' images that a trigger must take to its class"""
     audit_images: Annotated[int | None, option("N", "500 and 200")] = None

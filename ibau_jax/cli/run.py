@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from ibau_jax.cli import console
-from ibau_jax.cli.audit import audit_tasks, verdict_lines
+from ibau_jax.cli.audit import audit_task, make_auditor, verdict_lines
 from ibau_jax.cli.defend import defend
 from ibau_jax.cli.device import is_first_process, start
 from ibau_jax.cli.plan import Planned, plan_runs
@@ -49,14 +49,20 @@ def _run(planned: list[Planned], options: UnlearnOptions) -> int:
     tasks = [task for task in prepared if task.finished is None]
     _describe(tasks)
     with _resumable(tasks):
+        auditor = make_auditor(options.audit.config(), execution) if options.audit.audit else None
+        if auditor:  # in every process: players begin with what is found
+            for task in tasks:
+                audit_task(task, auditor, "before", task.model)
         for group in _groups(tasks):
             if group[0].defence:
                 for task in group:
                     failures |= _attempt(task.name, partial(defend, task), len(planned))
             else:
                 failures |= _run_together(group, execution, len(planned))
-        if options.audit.audit and is_first_process():
-            audit_tasks([task for task in tasks if task.name not in failures], options.audit.config(), execution)
+        if auditor and is_first_process():
+            for task in tasks:
+                if task.name not in failures and "before" in task.audits and task.result and task.result.rounds:
+                    audit_task(task, auditor, "after", task.result.model)
         for task in tasks:
             if task.name not in failures and is_first_process():
                 failures |= _attempt(task.name, partial(relearn_task, task, options.relearning), len(planned))
@@ -166,7 +172,7 @@ def _groups(tasks: list[Task]) -> Iterator[list[Task]]:
 
 def member(task: Task) -> Member:
     """The task as the algorithm sees it."""
-    return Member(task.model, task.clean_set, task.config, task.state)
+    return Member(task.model, task.clean_set, task.config, task.state, task.audits.get("before"))
 
 
 def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[str, str]:

@@ -14,6 +14,7 @@ from functools import partial
 
 from flax import nnx
 
+from ibau_jax.auditing.auditor import Audit, Auditor
 from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
@@ -23,7 +24,7 @@ from ibau_jax.metrics import predict
 from ibau_jax.models.inference import count_classes
 from ibau_jax.models.normalized import Normalized
 from ibau_jax.unlearning.loop import CompiledRound, compile_round, run_stack
-from ibau_jax.unlearning.players import compile_searches, outliers, players_at_rest
+from ibau_jax.unlearning.players import AT_REST, begin_players, outliers
 from ibau_jax.unlearning.stack import Stack
 from ibau_jax.unlearning.state import OnBatch, Result, State, initial_state
 
@@ -37,12 +38,14 @@ class Member:
         clean_set: as many images as every other member's.
         config: the same as every other member's but for `seed` and `lr`.
         state: where to go on; as many rounds as every other member's.
+        audit: of the model: players begin with what it found. By default they search for it.
     """
 
     model: nnx.Module
     clean_set: Dataset
     config: UnlearnConfig
     state: State | None = None
+    audit: Audit | None = None
 
 
 def unlearn(
@@ -52,6 +55,7 @@ def unlearn(
     *,
     execution: Execution = DEFAULT_EXECUTION,
     state: State | None = None,
+    audit: Audit | None = None,
     on_round: Callable[[State], None] | None = None,
     on_batch: OnBatch | None = None,
 ) -> Result:
@@ -64,6 +68,7 @@ def unlearn(
         config: the algorithm's constants; the preset `cifar10` by default.
         execution: precision, memory and devices.
         state: where to go on, as `on_round` got it; `model` is still the one that came.
+        audit: of `model`, which spares players the search that they begin with.
         on_round: called after every good round; where it raises NotFiniteError, as evaluating on other images may, the
             round counts as one whose loss is not finite.
         on_batch: called with the phase, the round's number, the batches done and how many there are.
@@ -76,7 +81,7 @@ def unlearn(
         ConfigError: there are not so many devices.
         NotFiniteError: the model that came computes NaN or infinity for some image.
     """
-    member = Member(model, clean_set, config or UnlearnConfig(), state)
+    member = Member(model, clean_set, config or UnlearnConfig(), state, audit)
     report = (lambda index, state: on_round(state)) if on_round else None
     result = unlearn_many([member], execution=execution, on_round=report, on_batch=on_batch)[0]
     if not result.rounds:
@@ -132,15 +137,16 @@ def _reported(report: Callable[[int, State], None], group: Sequence[int], index:
 
 def begin(members: Sequence[Member], execution: Execution, on_batch: OnBatch | None) -> list[State]:
     """Makes the states that the first round begins with, where members do not go on from one."""
-    searches, states = None, []
+    auditor, states = Auditor(AT_REST, execution), []
     for member in members:
-        state = member.state or initial_state(member.model, member.config)
+        state, spaces = member.state or initial_state(member.model, member.config), member.config.spaces
         if not state.rounds:
             state = replace(state, mirrored=may_mirror(member.config.mirror, member.model, member.clean_set))
-        if member.config.spaces and state.players is None:
-            searches = searches or compile_searches(member.model, member.clean_set, member.config, execution)
-            on_step = (lambda done, count: on_batch("search", 1, done, count)) if on_batch else None
-            players = players_at_rest(searches, member.model, member.clean_set, on_step)
+        if spaces and state.players is None:
+            on_step = (lambda space, done, count: on_batch("search", 1, done, count)) if on_batch else None
+            found = member.audit.found() if member.audit else None
+            found = found or auditor.search(member.model, member.clean_set, spaces, on_step)
+            players = begin_players({name: found[name] for name in spaces})
             state = replace(state, players=players, outliers=outliers(players))
         states.append(state)
     return states

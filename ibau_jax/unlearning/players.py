@@ -5,28 +5,25 @@ now the likelier, and take a step of their own against the weights as they are; 
 while it unlearns, and no class is suspected in advance. The rest wait, so the cost does not grow with the classes.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ibau_jax.auditing.judgement import Suspect, find_suspects, median_size
-from ibau_jax.auditing.search import Found, Search, compile_search, run_search
+from ibau_jax.auditing.search import Found
 from ibau_jax.batches import Batches
 from ibau_jax.config import AuditConfig, UnlearnConfig
-from ibau_jax.data.dataset import Dataset
-from ibau_jax.execution import Execution
 from ibau_jax.functional import Forward, Params
-from ibau_jax.models.inference import count_classes
 from ibau_jax.perturbations import SPACES, Perturbation, Shape
 from ibau_jax.perturbations.player import Player, make_step, towards
 
-AT_REST = AuditConfig(steps=60)  # the search that players begin with
+AT_REST = AuditConfig()  # the search that players begin with
+RATE = 0.1  # share by which a player's size changes in each of its steps
 STANDS_OUT = 2.0  # (median size / size) of a player whose images count in full
 CONSTANT = optax.constant_schedule(1.0)
 
@@ -82,35 +79,8 @@ class Stamps(NamedTuple):
     weight: Float[Array, " n"]
 
 
-def compile_searches(
-    model: nnx.Module, clean_set: Dataset, config: UnlearnConfig, execution: Execution
-) -> dict[str, Search]:
-    """Compiles the searches that players begin with, for all models of one architecture."""
-    classes = count_classes(model, clean_set.images.shape[1:])
-    return {name: compile_search(model, classes, clean_set, SPACES[name], AT_REST, execution) for name in config.spaces}
-
-
-def players_at_rest(
-    searches: Mapping[str, Search],
-    model: nnx.Module,
-    clean_set: Dataset,
-    on_step: Callable[[int, int], None] | None = None,
-) -> Players:
-    """Searches the smallest perturbations of all classes of a model: where players begin.
-
-    Args:
-        searches: see `compile_searches`.
-        model: the original model.
-        clean_set: clean images with their true labels.
-        on_step: called with the steps done and how many there are, of each space.
-
-    Raises:
-        NotFiniteError: see `ibau_jax.auditing.search.run_search`.
-    """
-    return _all_begun({name: run_search(search, model, clean_set, on_step) for name, search in searches.items()})
-
-
-def _all_begun(found: Mapping[str, Found]) -> Players:
+def begin_players(found: Mapping[str, Found]) -> Players:
+    """Begins where a search of the original model, by space, ended."""
     of_space = {name: _begun(name, of_space) for name, of_space in found.items()}
     return Players(of_space, {name: median_size(player.size) for name, player in of_space.items()})
 
@@ -127,7 +97,9 @@ def like_players(config: UnlearnConfig, classes: int, shape: Shape) -> Players:
 
     keys = jax.random.split(jax.random.key(0), classes)
     of_space = {name: jax.vmap(lambda key, name=name: SPACES[name].init(key, shape))(keys) for name in config.spaces}
-    return _all_begun({name: Found(perturbation, np.ones(classes)) for name, perturbation in of_space.items()})
+    return begin_players(
+        {name: Found(perturbation, np.ones(classes), np.ones(classes, bool)) for name, perturbation in of_space.items()}
+    )
 
 
 def outliers(players: Players) -> tuple[Suspect, ...]:
@@ -160,7 +132,7 @@ def take_turn(
         _, first = jax.lax.top_k(config.sharpness * jnp.log(standing_out) + noise, -(-count // 2))
         _, longest = jax.lax.top_k(-player.steps.at[first].set(jnp.iinfo(jnp.int32).max), count // 2)
         target = jnp.concatenate([first, longest])
-        step = make_step(SPACES[name], shape, CONSTANT, AT_REST.rate, AT_REST.success, halve=True)
+        step = make_step(SPACES[name], shape, CONSTANT, RATE, AT_REST.success, halve=True)
         moving = jax.tree.map(lambda leaf, target=target: leaf[target], player)
         moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, batch, label))(moving, target)
         after[name] = jax.tree.map(lambda leaf, new, target=target: leaf.at[target].set(new), player, moved)

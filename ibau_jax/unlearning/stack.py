@@ -19,12 +19,12 @@ from ibau_jax.functional import split_weights
 from ibau_jax.optimizers import make_optimizer
 from ibau_jax.placement import DATA, Placement, make_mesh
 from ibau_jax.unlearning.outer import OuterBatch, OuterCarry, OuterConstants, Turn
+from ibau_jax.unlearning.players import AT_REST
 from ibau_jax.unlearning.state import State, Status
 
 PyTree = Any
 # Keys for these are others than those for the images that are perturbed.
 AUGMENTATION, SHUFFLE, PLAYERS = 2**30, 2**29, 2**28
-SEEN = 16  # images that players see in a step, at most
 
 
 @dataclass
@@ -110,7 +110,7 @@ class Stack:
     def _for_players(self, index: int, number: int) -> tuple[Int[np.ndarray, " b"], Batches]:
         """A member's seeds and images for the players of a round."""
         rng = np.random.default_rng((self.configs[index].seed, PLAYERS + number))
-        clean_set, size = self.clean_sets[index], min(SEEN, len(self.clean_sets[index]))
+        clean_set, size = self.clean_sets[index], min(AT_REST.batch_size, len(self.clean_sets[index]))
         spread = self.placement.mesh.shape[DATA]
         chosen = np.concatenate([rng.choice(len(clean_set), size, replace=False) for _ in range(self.count)])
         seen = make_batches(clean_set.take(chosen), size, filled=filled_size(size, None, spread))

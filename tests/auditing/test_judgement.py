@@ -16,6 +16,7 @@ from ibau_jax.auditing.judgement import (
     judge,
     lingering,
 )
+from ibau_jax.auditing.search import Found
 from ibau_jax.data import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.perturbations import Patch
@@ -83,8 +84,8 @@ def test_a_class_lingers_where_a_smallest_trigger_still_leads_to_it():
 
 
 def found(success):
-    sizes, shares = with_ratio(5), np.full(10, success)
-    return {"patch": SpaceFindings(Patch(), sizes, shares, shares, sizes, None)}
+    everything = Found({}, with_ratio(5), np.ones(10, bool))
+    return {"patch": SpaceFindings(Patch(), everything, np.full(10, success))}
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from flax import nnx
 from PIL import Image
 
 from ibau_jax.auditing.auditor import Audit, SpaceFindings
+from ibau_jax.auditing.search import Found
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.perturbations import Patch, Pixel
 from ibau_jax.report import Conclusion, gather, render
@@ -83,7 +84,8 @@ def test_evidence_is_what_the_models_say(rng):
 def audits(classes=14):
     def findings(space, triggers):
         sizes = np.linspace(1, 3, classes)
-        return SpaceFindings(space, sizes, sizes / 3, sizes / 4, sizes - 1, triggers, sizes / 5)
+        finished = np.arange(classes) < classes // 2
+        return SpaceFindings(space, Found(triggers, sizes, finished), np.where(finished, sizes / 3, np.nan), sizes / 5)
 
     spaces = {
         "perturbation": findings(Pixel(), np.random.default_rng(0).normal(size=(classes, 4, 4, 3))),

@@ -12,6 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ibau_jax.auditing import Auditor
 from ibau_jax.batches import assigned_images, make_batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
 from ibau_jax.config import UnlearnConfig
@@ -218,7 +219,7 @@ CONFIG = replace(PRESETS["robust"], n_rounds=2, min_batches=4, batch_size=40, sp
 def test_a_planted_shortcut_stands_out_and_is_unlearned(rng):
     data = bright_halves(rng)
     config = replace(
-        CONFIG, n_rounds=3, min_batches=8, lr=5.0, distillation=0.1, consistency=0.1, mirror="never", crop=0
+        CONFIG, n_rounds=4, min_batches=8, lr=5.0, distillation=0.1, consistency=0.1, mirror="never", crop=0
     )
     states = []
     result = unlearn(Shortcut(), data, config, on_round=states.append)
@@ -253,6 +254,16 @@ def test_going_on_from_a_state_is_bit_by_bit_running_through(rng):
     assert set(states[0].players.of_space) == {"perturbation", "patch"}
     assert isinstance(states[0].players.of_space["patch"], Player)
     assert_same(unlearn(model, data, CONFIG, state=states[0]), whole)
+
+
+def test_an_audit_spares_the_search_and_changes_nothing_else(rng):
+    data, phases = bright_halves(rng), []
+    config = replace(CONFIG, n_rounds=1)
+    found = Auditor()(Shortcut(), data, held_out=bright_halves(rng))
+    again = unlearn(Shortcut(), data, config, audit=found, on_batch=lambda phase, *counts: phases.append(phase))
+    assert "outer" in phases
+    assert "search" not in phases
+    assert_same(again, unlearn(Shortcut(), data, config))
 
 
 @pytest.mark.parametrize("execution", [DEFAULT_EXECUTION, Execution(loop="scan")])
