@@ -19,6 +19,7 @@ from benchmarks.zoo import CLEANED, others_of, targets_of
 from ibau_jax import AuditConfig, Auditor, Dataset, load
 from ibau_jax.auditing.judgement import Suspect, anomaly_index, find_suspects, judge, median_size
 from ibau_jax.cli.audit import audit_record
+from ibau_jax.perturbations import SPACES
 
 RESULTS, DOCUMENT = ROOT / "benchmarks" / "results" / "audits" / "small_vgg.json", ROOT / "docs" / "experiments.md"
 BEGIN, END = "<!-- audits: written by python -m benchmarks.audits -->", "<!-- end of audits -->"
@@ -53,15 +54,15 @@ def row(name: str, seed: int, record: dict[str, Any]) -> str:
         ", ".join(map(str, targets)) or "–",
         verdict + ("" if right else " **(wrong)**"),
     )
-    return "| " + " | ".join((*shown, named, *most)) + " |"
+    return "| " + " | ".join((*shown, named, *most, f"{record['seconds']:.0f}")) + " |"
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """All audits, as Markdown."""
-    lines = [
-        "| model | seed | target | verdict | suspects | perturbation: ratio | index | patch: ratio | index |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["model", "seed", "target", "verdict", "suspects"]
+    for space in SPACES:
+        heads += [f"{space}: ratio", "index"]
+    lines = [f"| {' | '.join([*heads, 's'])} |", "|" + " --- |" * (len(heads) + 1)]
     lines += [row(name, int(seed), record) for name in sorted(results) for seed, record in results[name].items()]
     return "\n".join([summary(results), "", *lines])
 
@@ -102,7 +103,7 @@ def main() -> None:
             checkpoint = load(file)
             record = audit_record(auditor(checkpoint.model(), images_for(file.stem)))
             results.setdefault(file.stem, {})[str(seed)] = record
-            print(row(file.stem, seed, record), f"{record['seconds']:.0f} s", flush=True)
+            print(row(file.stem, seed, record), flush=True)
             if options.store:
                 RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     if options.store:

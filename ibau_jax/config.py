@@ -68,6 +68,8 @@ class UnlearnConfig:
     """optimiser of the model's weights: adam, sgd or any optax optimiser by its name"""
     lr: float = 1e-3
     """learning rate of the model's weights"""
+    b2: float | None = None
+    """decay in a step of the second moment that Adam and its kind scale with; none for theirs (0.999)"""
     schedule: Schedule = "constant"
     """learning rate over the steps of all rounds: constant, or falling along a cosine to 0"""
     portion: float = 0.01
@@ -92,6 +94,7 @@ class UnlearnConfig:
     def __post_init__(self) -> None:
         _require_each(self, ("n_rounds", "batch_size", "min_batches", "perturbations"), _AT_LEAST_1)
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
+        _require(self.b2 is None or 0 < self.b2 < 1, f"b2 is {self.b2}; it must be between 0 and 1 (or none)")
         _require(0 <= self.mix <= 0.5, f"mix is {self.mix}; it must be in [0, 0.5]")
         _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
         _require(self.space in get_args(Space), f"space is {self.space!r}; choose pixel or normalized")
@@ -132,9 +135,9 @@ class AuditConfig:
         ConfigError: a value makes no sense; the message names it.
     """
 
-    steps: int = 60
+    steps: int = 51
     """steps of the search for the smallest triggers; classes that can't decide an audit do a third of them"""
-    batch_size: int = 8
+    batch_size: int = 16
     """random clean images in a step"""
     success: float = 0.9
     """share of images of other classes that a trigger must take to its class"""

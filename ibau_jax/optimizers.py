@@ -1,19 +1,26 @@
 """Optimisers by their names, as configurations have them."""
 
+import inspect
+
 import optax
 
 from ibau_jax.errors import ConfigError
 
 
-def make_optimizer(name: str, learning_rate: float) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(name: str, learning_rate: float, b2: float | None = None) -> optax.GradientTransformationExtraArgs:
     """The optax optimiser called `name` (in any case: `Adam` is `adam`).
+
+    `b2` is the decay of the second moment, for optimisers that have one; none for their own.
 
     Raises:
         ConfigError: optax has no optimiser of that name that takes just a learning rate.
     """
     make = getattr(optax, name.lower(), None)
     try:
-        optimizer = make(learning_rate) if callable(make) and not name.startswith("_") else None
+        optimizer = None
+        if callable(make) and not name.startswith("_"):
+            has_one = b2 is not None and "b2" in inspect.signature(make).parameters
+            optimizer = make(learning_rate, b2=b2) if has_one else make(learning_rate)
     except (TypeError, ValueError, AttributeError):
         optimizer = None
     if not isinstance(optimizer, optax.GradientTransformation):

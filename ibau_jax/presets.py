@@ -11,6 +11,7 @@ PRESETS: dict[str, UnlearnConfig] = {
         spaces=("perturbation", "patch", "warp"),
         enlarge=3.0,
         lr=8e-4,
+        b2=0.95,
         schedule="cosine",
         portion=0.4,
         K=1,

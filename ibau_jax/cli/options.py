@@ -172,7 +172,7 @@ class AttackOptions:
 class AuditOptions:
     """The audit. What is not given is as chosen on the models of docs/experiments.md."""
 
-    audit_steps: Annotated[int | None, option("N", "60")] = None
+    audit_steps: Annotated[int | None, option("N", "51")] = None
     """steps of the search for the smallest triggers; classes that can't decide the audit do a third of them"""
     audit_success: Annotated[float | None, option("X", "0.9")] = None
     """share of other classes' images that a trigger must take to its class"""

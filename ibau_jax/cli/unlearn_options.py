@@ -67,6 +67,8 @@ class MethodOptions:
     """share of each batch that is perturbed"""
     min_batches: Annotated[int | None, option("N", "robust 20, published 1")] = None
     """a round goes through the clean batches as often as it takes to have so many"""
+    b2: Annotated[float | None, option("X", "robust 0.95, published none")] = None
+    """decay in a step of the second moment that Adam and its kind scale with; none for theirs (0.999)"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
     """learning rate over the steps of all rounds"""
     distillation: Annotated[float | None, option("X", "robust 10, published 0")] = None
@@ -84,9 +86,7 @@ class MethodOptions:
     """untargeted perturbations in a round, each on its share of a batch; as many players of a space move in a step"""
     renew: Annotated[bool | None, option("True|False", "robust False, published True")] = None
     """find untargeted perturbations anew in each round; else those of the first round stay"""
-    spaces: Annotated[
-        tuple[SpaceName, ...] | None, option("NAME [NAME ...]", "robust perturbation patch, published none")
-    ] = None
+    spaces: Annotated[tuple[SpaceName, ...] | None, option("NAME [NAME ...]", "robust all, published none")] = None
     """spaces in which one persistent player a class looks for the smallest perturbation that leads there:
     perturbation, patch, warp"""
     enlarge: Annotated[float | None, option("X", "robust 3, published 1")] = None

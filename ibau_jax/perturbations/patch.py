@@ -31,10 +31,10 @@ class Patch:
     unit: str = "pixels"
 
     def init(self, key: Array, shape: Shape) -> MaskAndPattern:
-        """Draws a mask near 0.1 and a random pattern."""
+        """Draws a mask near 0.1 and a pattern near grey, from where black and white are equally far."""
         mask_key, pattern_key = jax.random.split(key)
         mask = 0.1 + 0.01 * jax.random.uniform(mask_key, (*shape[:2], 1))
-        return {"mask": mask, "pattern": jax.random.uniform(pattern_key, shape)}
+        return {"mask": mask, "pattern": 0.5 + 0.01 * jax.random.normal(pattern_key, shape)}
 
     def apply(self, delta: MaskAndPattern, images: Images) -> Images:
         """Blends the pattern in."""

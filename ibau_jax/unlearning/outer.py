@@ -170,7 +170,7 @@ def outer_step(
             )
         else:
             loss, gradient = jax.value_and_grad(partial(outer_of, deltas))(params)
-        optimizer = make_optimizer(config.optim, outer.lr)
+        optimizer = make_optimizer(config.optim, outer.lr, config.b2)
         updates, state = optimizer.update(gradient, state, params, value=loss)
         return OuterCarry(optax.apply_updates(params, updates), state, players), loss
 

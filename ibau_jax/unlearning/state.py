@@ -69,7 +69,7 @@ class State:
 
 def initial_state(model: nnx.Module, config: UnlearnConfig) -> State:
     """Makes the state before the first round and before any search."""
-    return State(model, make_optimizer(config.optim, config.lr).init(nnx.state(model, nnx.Param)))
+    return State(model, make_optimizer(config.optim, config.lr, config.b2).init(nnx.state(model, nnx.Param)))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -328,12 +329,40 @@ def test_projection_onto_the_ball(scale, bound):
         {"portion": 1.5}, {"norm_bound": 0.0}, {"optim": "nosuch"}, {"optim": "apply_updates"}, {"regularization": -1.0},
         {"perturbations": 0}, {"min_batches": 0}, {"schedule": "linear"}, {"space": "lab"}, {"spaces": ("sound",)},
         {"spaces": ("patch",)}, {"spaces": ("perturbation",), "space": "normalized"}, {"enlarge": 0.5},
-        {"consistency": -1.0},
+        {"consistency": -1.0}, {"b2": 1.0}, {"b2": -0.5},
     ],
 )  # fmt: skip
 def test_configurations_that_make_no_sense(wrong):
     with pytest.raises(ConfigError):
         UnlearnConfig(**wrong)
+
+
+@pytest.mark.parametrize(("b2", "torchs"), [(None, 0.999), (0.95, 0.95)])
+def test_the_second_moments_decay_is_torchs(rng, b2, torchs):
+    weights, gradients = rng.normal(size=5), rng.normal(size=(8, 5)) * np.geomspace(1, 30, 8)[:, None]
+    params, theirs = jnp.asarray(weights), torch.nn.Parameter(torch.tensor(weights))
+    ours, optimizer = make_optimizer("adam", 1e-2, b2), torch.optim.Adam([theirs], lr=1e-2, betas=(0.9, torchs))
+    state = ours.init(params)
+    for gradient in gradients:
+        updates, state = ours.update(jnp.asarray(gradient), state, params)
+        params = optax.apply_updates(params, updates)
+        theirs.grad = torch.tensor(gradient)
+        optimizer.step()
+    np.testing.assert_allclose(params, theirs.detach().numpy(), rtol=1e-4)
+
+
+def test_optimisers_without_a_second_moment_have_no_decay_of_one():
+    assert unlearned_by("sgd", 0.95) == unlearned_by("sgd", None)
+    assert unlearned_by("adam", 0.95) != unlearned_by("adam", None)
+
+
+def unlearned_by(name, b2):
+    params = jnp.arange(3.0)
+    optimizer = make_optimizer(name, 0.1, b2)
+    state = optimizer.init(params)
+    for scale in (1.0, 9.0):
+        updates, state = optimizer.update(scale * params, state, params)
+    return updates.tolist()
 
 
 def test_optimisers_by_optax_name(rng):
