@@ -12,23 +12,23 @@ from ibau_jax.auditing import Audit, Auditor
 from ibau_jax.auditing.judgement import median_size
 from ibau_jax.cli.console import percent, warn
 from ibau_jax.cli.progress import Bar
+from ibau_jax.config import AuditConfig
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import DEFAULT_EXECUTION
 from ibau_jax.metrics import ENOUGH
 
 if TYPE_CHECKING:
     from ibau_jax.cli.task import Task
-    from ibau_jax.config import AuditConfig
     from ibau_jax.execution import Execution
 
 When = Literal["before", "after"]
-ENOUGH_STEPS = 45  # in fewer a trigger can't shrink far enough
 
 
-def make_auditor(config: "AuditConfig", execution: "Execution" = DEFAULT_EXECUTION) -> Auditor:
+def make_auditor(config: AuditConfig, execution: "Execution" = DEFAULT_EXECUTION) -> Auditor:
     """An auditor; a search that is too short to be trusted is warned of."""
-    if config.steps < ENOUGH_STEPS:
-        warn(f"{config.steps} steps are too few for a small trigger to show; --audit-steps {ENOUGH_STEPS} or more")
+    enough = AuditConfig().steps
+    if config.steps < enough:
+        warn(f"{config.steps} steps are too few for a small trigger to show; --audit-steps {enough} or more")
     return Auditor(config, execution)
 
 
