@@ -69,7 +69,7 @@ class UnlearnConfig:
     lr: float = 1e-3
     """learning rate of the model's weights"""
     b2: float | None = None
-    """decay in a step of the second moment that Adam and its kind scale with; none for theirs (0.999)"""
+    """decay of Adam's second moment in a step; none for 0.999. Optimisers without a second moment ignore it"""
     schedule: Schedule = "constant"
     """learning rate over the steps of all rounds: constant, or falling along a cosine to 0"""
     portion: float = 0.01
@@ -136,7 +136,8 @@ class AuditConfig:
     """
 
     steps: int = 51
-    """steps of the search for the smallest triggers; classes that can't decide an audit do a third of them"""
+    """steps of the search for the smallest triggers, rounded up to a multiple of three; classes that can't decide an
+    audit do a third of them"""
     batch_size: int = 16
     """random clean images in a step"""
     success: float = 0.9

@@ -6,11 +6,13 @@ import optax
 
 from ibau_jax.errors import ConfigError
 
+NO_SECOND_MOMENT = ("lion", "adan")  # whose b2 is the decay of something else
+
 
 def make_optimizer(name: str, learning_rate: float, b2: float | None = None) -> optax.GradientTransformationExtraArgs:
     """The optax optimiser called `name` (in any case: `Adam` is `adam`).
 
-    `b2` is the decay of the second moment, for optimisers that have one; none for their own.
+    `b2` is the decay of the second moment; optimisers without one ignore it, and none is for their own.
 
     Raises:
         ConfigError: optax has no optimiser of that name that takes just a learning rate.
@@ -19,7 +21,8 @@ def make_optimizer(name: str, learning_rate: float, b2: float | None = None) -> 
     try:
         optimizer = None
         if callable(make) and not name.startswith("_"):
-            has_one = b2 is not None and "b2" in inspect.signature(make).parameters
+            has_one = "b2" in inspect.signature(make).parameters and name.lower() not in NO_SECOND_MOMENT
+            has_one = has_one and b2 is not None
             optimizer = make(learning_rate, b2=b2) if has_one else make(learning_rate)
     except (TypeError, ValueError, AttributeError):
         optimizer = None

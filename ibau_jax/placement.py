@@ -43,8 +43,8 @@ class Placement:
 
     @staticmethod
     def one_device() -> "Placement":
-        """Everything on the first device."""
-        return Placement(make_mesh(1, 1))
+        """Everything on this process's first device."""
+        return Placement(Mesh(np.asarray(jax.local_devices()[:1]).reshape(1, 1), (MEMBER, DATA)))
 
     def members(self, tree: PyTree) -> PyTree:
         """Arrays (members, ...), whole for each member."""

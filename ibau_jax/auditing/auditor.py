@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Float
 
 from ibau_jax.auditing.judgement import UNDECIDED, Suspect, Verdict, anomaly_index, find_suspects, judge
-from ibau_jax.auditing.search import Found, Search, compile_search, measure, run_search
+from ibau_jax.auditing.search import Search, SmallestTriggers, compile_search, measure, run_search
 from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import DataError
@@ -32,7 +32,7 @@ class SpaceFindings:
 
     Attributes:
         space: what was searched.
-        found: the smallest triggers that take the share `AuditConfig.success` of other classes' images to each class.
+        smallest: the triggers that take the share `AuditConfig.success` of other classes' images to each class.
         success: share of held-out images of other classes that follow it, in [0, 1]; NaN where the search was not
             finished.
         earlier: share of held-out images of other classes that follow an earlier audit's triggers, if there was one;
@@ -40,19 +40,19 @@ class SpaceFindings:
     """
 
     space: PerturbationSpace
-    found: Found
+    smallest: SmallestTriggers
     success: Float[np.ndarray, " classes"]
     earlier: Float[np.ndarray, " classes"] | None = None
 
     @property
     def sizes(self) -> Float[np.ndarray, " classes"]:
         """Of the triggers, in the space's unit."""
-        return self.found.sizes
+        return self.smallest.sizes
 
     @property
     def triggers(self) -> Perturbation:
         """The triggers, a pytree of arrays with a leading axis of classes."""
-        return self.found.triggers
+        return self.smallest.triggers
 
     @property
     def anomaly_index(self) -> Float[np.ndarray, " classes"]:
@@ -70,6 +70,7 @@ class Audit:
         spaces: by name.
         seconds: wall time, without compilation.
         n_searched, n_measured: how many images the triggers were searched and measured on.
+        config: its constants.
     """
 
     verdict: Verdict
@@ -78,10 +79,11 @@ class Audit:
     seconds: float = 0.0
     n_searched: int | None = None
     n_measured: int | None = None
+    config: AuditConfig = field(default_factory=AuditConfig)
 
-    def found(self) -> dict[str, Found]:
+    def smallest(self) -> dict[str, SmallestTriggers]:
         """Collects the smallest triggers by space."""
-        return {name: findings.found for name, findings in self.spaces.items()}
+        return {name: findings.smallest for name, findings in self.spaces.items()}
 
 
 class Auditor:
@@ -126,11 +128,12 @@ class Auditor:
         }
         suspects = find_suspects({name: findings.sizes for name, findings in spaces.items()})
         verdict = _verdict(suspects, spaces, searched, measured)
-        return Audit(verdict, suspects, spaces, time.perf_counter() - start, len(searched), len(measured))
+        seconds = time.perf_counter() - start
+        return Audit(verdict, suspects, spaces, seconds, len(searched), len(measured), self.config)
 
     def search(
         self, model: nnx.Module, images: Dataset, spaces: Collection[str] = SPACES.keys(), on_step: OnStep | None = None
-    ) -> dict[str, Found]:
+    ) -> dict[str, SmallestTriggers]:
         """Finds the smallest triggers, by space, as an audit does, but measures nothing and judges nothing.
 
         Raises:
@@ -165,7 +168,7 @@ class Auditor:
         return {name: searches[name] for name in spaces}
 
 
-def _run(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None) -> Found:
+def _run(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None) -> SmallestTriggers:
     return run_search(search, model, images, partial(on_step, search.space.name) if on_step else None)
 
 
@@ -187,21 +190,22 @@ def _verdict(
         return judge(suspects)
     if suspects:
         first = suspects[0]
+        success = float(spaces[first.space].success[first.label])
         others = int(np.count_nonzero(measured.labels != first.label))
-        if confidence_interval(float(spaces[first.space].success[first.label]), others)[0] >= MOST:
+        if not np.isnan(success) and confidence_interval(success, others)[0] >= MOST:
             return judge(suspects)
     return UNDECIDED
 
 
 def _findings(
-    search: Search, found: Found, model: nnx.Module, measured: Dataset, earlier: Audit | None
+    search: Search, smallest: SmallestTriggers, model: nnx.Module, measured: Dataset, earlier: Audit | None
 ) -> SpaceFindings:
-    success = measure(search, model, found.triggers, measured, found.finished)
+    success = measure(search, model, smallest.triggers, measured, smallest.finished)
     if earlier is None:
-        return SpaceFindings(search.space, found, success)
-    before = earlier.spaces[search.space.name].found
+        return SpaceFindings(search.space, smallest, success)
+    before = earlier.spaces[search.space.name].smallest
     still = measure(search, model, before.triggers, measured, before.finished)
-    return SpaceFindings(search.space, found, success, still)
+    return SpaceFindings(search.space, smallest, success, still)
 
 
 def audit(

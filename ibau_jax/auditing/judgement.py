@@ -16,11 +16,11 @@ Verdict = Literal["backdoored", "suspicious", "no backdoor found", "not enough i
 UNDECIDED: Verdict = "not enough images to say"
 CONSISTENCY = 1.4826  # makes the median absolute deviation the standard deviation of a normal distribution
 
-# Of the ratio of the median class's size to a class's, natural logarithms: ratios of 2.2 and 3. The clean models of
-# docs/experiments.md have at most 2.02, the targets of the backdoored ones at least 3.5.
+# Of the ratio of the median class's size to a class's, natural logarithms: ratios of 2.2 and 3. They were chosen on the
+# audit before the race (clean models at most 2.02, most targets at least 3.5); docs/experiments.md says what they miss.
 SUSPICIOUS, BACKDOORED = 0.79, 1.10
 SLOPE = 15.0
-RESOLUTION = 0.1  # of sizes, logarithms: from seed to seed they differ by so much
+RESOLUTION = 0.1  # the spread of the logarithm of a size between seeds
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def anomaly_index(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " c
     """How many robust standard deviations a class's size lies below the median's, in logarithms.
 
     Neural Cleanse's index (Wang et al., IEEE S&P 2019: more than 2 is an outlier), signed, and of logarithms: sizes of
-    different models differ by factors.
+    different models differ by factors. The deviation counts as at least what sizes differ by between seeds.
     """
     below = below_median(sizes)
     deviation = CONSISTENCY * np.median(np.abs(below))

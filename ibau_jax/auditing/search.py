@@ -1,7 +1,7 @@
 """The smallest trigger for every class, as a race.
 
 All classes search through a first heat. What an audit compares is settled by few of them: the classes with the smallest
-triggers, and those that the median is among. These go on; of the others the size is estimated.
+triggers, and those that the median is among. These go on; the sizes of the others are estimated.
 """
 
 from collections.abc import Callable
@@ -44,14 +44,15 @@ class Constants(NamedTuple):
     target: Int[Array, " classes"]
 
 
-class Found(NamedTuple):
-    """The smallest triggers of one space.
+class SmallestTriggers(NamedTuple):
+    """What a search of one space found.
 
     Attributes:
-        triggers: of every class, with a leading axis of classes.
-        sizes: in the space's unit. Of a class that left the race it is the size that it had then, times what the
-            classes around the median have shrunk by since.
-        finished: whether a class went on to the end.
+        triggers: those of every class, with a leading axis of classes.
+        sizes: their sizes, in the space's unit. That of a class that left the race is an estimate: the size that it had
+            then, times what the classes around the median have shrunk by since, and no less than that of a class that
+            was in front.
+        finished: whether a class went on to the end. The class with the smallest size did.
     """
 
     triggers: Perturbation
@@ -117,9 +118,9 @@ def compile_search(
 ) -> Search:
     """Compiles the search for models like `model` and images like `images`."""
     shape = images.images.shape[1:]
-    racing = min(classes, FRONT + MIDDLE)
-    chunks = -(-racing * config.batch_size * shape[0] * shape[1] // PIXELS_AT_ONCE)
-    at_once = -(-racing // min(chunks, racing))
+    going_on = min(classes, FRONT + MIDDLE)
+    chunks = -(-going_on * config.batch_size * shape[0] * shape[1] // PIXELS_AT_ONCE)
+    at_once = -(-going_on // min(chunks, going_on))
     apply = make_apply(model, execution)
 
     def begin(keys: Array) -> Player:
@@ -151,7 +152,7 @@ def heat_batches(images: Dataset, config: AuditConfig) -> list[Batches]:
     return [make_batches(images.take(of_heat), size) for of_heat in np.split(order, HEATS)]
 
 
-def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None = None) -> Found:
+def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None = None) -> SmallestTriggers:
     """The smallest triggers of all classes of a model, found on clean images.
 
     Args:
@@ -163,31 +164,40 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
     Raises:
         NotFiniteError: a trigger became NaN or infinite, as it does where a logit or its gradient is.
     """
-    weights, everyone = split_weights(model), np.arange(search.classes)
-    players = search.begin(jax.random.split(jax.random.key(search.config.seed), search.classes))
+    weights, classes = split_weights(model), np.arange(search.classes)
+    players = _begun(search)
     first, *heats = heat_batches(images, search.config)
-    racing = min(search.classes, FRONT + MIDDLE)
-    parts = [len(class_parts(search, everyone[:count])) for count in (search.classes, *[racing] * len(heats))]
+    going_on = min(search.classes, FRONT + MIDDLE)
+    parts = [len(class_parts(search, classes[:count])) for count in (search.classes, *[going_on] * len(heats))]
     steps = len(first.labels) * np.cumsum([0, *parts])
 
     def report(heats_before: int, parts_before: int, done: int) -> None:
         if on_step:
             on_step(heats_before + parts_before + done, int(steps[-1]))
 
-    players, begun = _heat(search, weights, players, everyone, first, partial(report, 0))
+    players, begun = _heat(search, weights, players, classes, first, partial(report, 0))
     front, middle = in_the_race(begun)
-    both, sizes = np.concatenate([front, middle]), begun
+    racing, ended = np.concatenate([front, middle]), begun
     for heat, before in zip(heats, steps[1:-1], strict=True):
-        players, sizes = _heat(search, weights, players, both, heat, partial(report, int(before)))
-    triggers = jax.tree.map(np.asarray, players.perturbation)
+        players, ended = _heat(search, weights, players, racing, heat, partial(report, int(before)))
+    finished = np.isin(classes, racing)
+    shrunk = np.exp(np.mean(np.log(ended[middle] / begun[middle]))) if len(middle) else 1.0
+    estimates = np.clip(begun * shrunk, ended[front].max(), search.space.max_size(images.images.shape[1:]))
+    sizes = np.where(finished, ended, estimates)
+    triggers = jax.tree.map(np.asarray, jax.vmap(search.space.project)(players.perturbation, jnp.float32(sizes)))
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(triggers)):
         raise NotFiniteError(
             "the search for small triggers met NaN or infinity: the model's logits or their gradients are not finite "
             f"for some of {len(images)} images of {images.name}, and no verdict can be had of it"
         )
-    shrunk = np.exp(np.mean(np.log(sizes[middle] / begun[middle]))) if len(middle) else 1.0
-    finished = np.isin(everyone, both)
-    return Found(triggers, np.where(finished, sizes, begun * shrunk), finished)
+    return SmallestTriggers(triggers, sizes, finished)
+
+
+def _begun(search: Search) -> Player:
+    """Makes the players of all classes, in NumPy arrays: the device holds those that go through steps together."""
+    keys = jax.random.split(jax.random.key(search.config.seed), search.classes)
+    parts = [search.begin(keys[targets]) for targets in class_parts(search, np.arange(search.classes))]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: search.classes], *parts)
 
 
 def _heat(
@@ -199,14 +209,16 @@ def _heat(
     report: Callable[[int, int], None],
 ) -> tuple[Player, Float[np.ndarray, " classes"]]:
     """Takes the players of the classes `racing` through a heat: all players after it, and sizes, 1 of the others."""
-    place, after, sizes = Placement.one_device(), players, np.ones(search.classes)
+    place, after, sizes = Placement.one_device(), jax.tree.map(np.copy, players), np.ones(search.classes)
     steps = len(batches.labels)
     for part, targets in enumerate(class_parts(search, racing)):
         constants = place.members(Constants(weights, jnp.asarray(targets)))
         some = jax.tree.map(lambda leaf, targets=targets: leaf[targets], players)
-        moved, seen = search.loop.run(place.members(some), batches, constants, partial(report, part * steps))
-        after = jax.tree.map(lambda leaf, new, targets=targets: leaf.at[targets].set(new), after, moved)
-        sizes[targets] = np.exp(np.mean(np.log(seen[-max(1, steps // SETTLED) :].astype(np.float64)), axis=0))
+        moved, sizes_of_steps = search.loop.run(place.members(some), batches, constants, partial(report, part * steps))
+        for leaf, new in zip(jax.tree.leaves(after), jax.tree.leaves(moved), strict=True):
+            leaf[targets] = new
+        settled = sizes_of_steps[-max(1, steps // SETTLED) :].astype(np.float64)
+        sizes[targets] = np.exp(np.mean(np.log(settled), axis=0))
     return after, sizes
 
 

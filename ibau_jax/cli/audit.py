@@ -70,7 +70,7 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
             table.add_column(heading, justify="right")
         table.add_column("held-out images\nthat follow", justify="right")
         for label in np.argsort(findings.sizes, kind="stable"):
-            if not findings.found.finished[label]:
+            if not findings.smallest.finished[label]:
                 continue
             table.add_row(
                 str(label),
@@ -106,7 +106,7 @@ def verdict_lines(audit: Audit) -> Iterator[str]:
     if not audit.suspects:
         yield (
             "no class is reached by a much smaller trigger than the others (an all-to-all attack, or a trigger that is "
-            "neither a patch nor the same for all images, may not show)"
+            "neither a patch nor a warp, nor the same for all images, may not show)"
         )
 
 
@@ -130,7 +130,7 @@ def audit_record(audit: Audit) -> dict[str, Any]:
             name: {
                 "unit": findings.space.unit,
                 "sizes": findings.sizes.tolist(),
-                "finished": findings.found.finished.tolist(),
+                "finished": findings.smallest.finished.tolist(),
                 "success": _where_measured(findings.success),
                 "anomaly_index": findings.anomaly_index.tolist(),
                 "earlier": None if findings.earlier is None else _where_measured(findings.earlier),

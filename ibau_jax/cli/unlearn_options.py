@@ -67,8 +67,8 @@ class MethodOptions:
     """share of each batch that is perturbed"""
     min_batches: Annotated[int | None, option("N", "robust 20, published 1")] = None
     """a round goes through the clean batches as often as it takes to have so many"""
-    b2: Annotated[float | None, option("X", "robust 0.95, published none")] = None
-    """decay in a step of the second moment that Adam and its kind scale with; none for theirs (0.999)"""
+    b2: Annotated[float | None, option("X", "robust 0.95, published 0.999")] = None
+    """decay of Adam's second moment in a step; optimisers without a second moment ignore it"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
     """learning rate over the steps of all rounds"""
     distillation: Annotated[float | None, option("X", "robust 10, published 0")] = None

@@ -88,7 +88,7 @@ def _unlearned(entry: Any) -> dict[str, Any]:
 
 
 def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
-    """A table a space, of classes as they stood out before."""
+    """A table a space, of the classes whose search was finished before, as they stood out."""
     if "before" not in audits:
         return []
     tables = []
@@ -103,6 +103,7 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
                 "same": None if after is None or after.earlier is None else float(after.earlier[label]),
             }
             for label in np.argsort(findings.sizes, kind="stable")
+            if findings.smallest.finished[label]
         ]
         tables.append({"name": name, "unit": findings.space.unit, "rows": rows})
     return tables

@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import jax
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from ibau_jax.auditing.auditor import Audit, Auditor
 from ibau_jax.augmentation import may_mirror
@@ -38,7 +40,8 @@ class Member:
         clean_set: as many images as every other member's.
         config: the same as every other member's but for `seed` and `lr`.
         state: where to go on; as many rounds as every other member's.
-        audit: of the model: players begin with what it found. By default they search for it.
+        audit: the audit of `model`. Players begin with its triggers. Without one, and where its constants are not
+            `AuditConfig()`'s, which would change the weights, the triggers are searched for.
     """
 
     model: nnx.Module
@@ -68,7 +71,7 @@ def unlearn(
         config: the algorithm's constants; the preset `cifar10` by default.
         execution: precision, memory and devices.
         state: where to go on, as `on_round` got it; `model` is still the one that came.
-        audit: of `model`, which spares players the search that they begin with.
+        audit: the audit of `model`, see `Member`.
         on_round: called after every good round; where it raises NotFiniteError, as evaluating on other images may, the
             round counts as one whose loss is not finite.
         on_batch: called with the phase, the round's number, the batches done and how many there are.
@@ -144,9 +147,13 @@ def begin(members: Sequence[Member], execution: Execution, on_batch: OnBatch | N
             state = replace(state, mirrored=may_mirror(member.config.mirror, member.model, member.clean_set))
         if spaces and state.players is None:
             on_step = (lambda space, done, count: on_batch("search", 1, done, count)) if on_batch else None
-            found = member.audit.found() if member.audit else None
-            found = found or auditor.search(member.model, member.clean_set, spaces, on_step)
-            players = begin_players({name: found[name] for name in spaces})
+            if member.audit and member.audit.config == AT_REST:
+                smallest = member.audit.smallest()
+            else:
+                smallest = auditor.search(member.model, member.clean_set, spaces, on_step)
+            players = begin_players({name: smallest[name] for name in spaces})
+            if jax.process_count() > 1:  # rounding may differ between hosts
+                players = multihost_utils.broadcast_one_to_all(players)
             state = replace(state, players=players, outliers=outliers(players))
         states.append(state)
     return states

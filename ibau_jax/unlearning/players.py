@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ibau_jax.auditing.judgement import Suspect, find_suspects, median_size
-from ibau_jax.auditing.search import Found
+from ibau_jax.auditing.search import SmallestTriggers
 from ibau_jax.batches import Batches
 from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.functional import Forward, Params
@@ -79,15 +79,15 @@ class Stamps(NamedTuple):
     weight: Float[Array, " n"]
 
 
-def begin_players(found: Mapping[str, Found]) -> Players:
-    """Begins where a search of the original model, by space, ended."""
-    of_space = {name: _begun(name, of_space) for name, of_space in found.items()}
+def begin_players(smallest: Mapping[str, SmallestTriggers]) -> Players:
+    """Makes the players that begin with the smallest triggers of the original model, by space."""
+    of_space = {name: _begun(name, of_space) for name, of_space in smallest.items()}
     return Players(of_space, {name: median_size(player.size) for name, player in of_space.items()})
 
 
-def _begun(name: str, found: Found) -> Player:
-    perturbation = jax.tree.map(jnp.asarray, found.triggers)
-    sizes = jnp.asarray(found.sizes, jnp.float32)
+def _begun(name: str, smallest: SmallestTriggers) -> Player:
+    perturbation = jax.tree.map(jnp.asarray, smallest.triggers)
+    sizes = jnp.asarray(smallest.sizes, jnp.float32)
     state = jax.vmap(SPACES[name].ascent(CONSTANT).init)(perturbation)
     return Player(perturbation, state, sizes, jnp.zeros(len(sizes), jnp.int32))
 
@@ -98,7 +98,10 @@ def like_players(config: UnlearnConfig, classes: int, shape: Shape) -> Players:
     keys = jax.random.split(jax.random.key(0), classes)
     of_space = {name: jax.vmap(lambda key, name=name: SPACES[name].init(key, shape))(keys) for name in config.spaces}
     return begin_players(
-        {name: Found(perturbation, np.ones(classes), np.ones(classes, bool)) for name, perturbation in of_space.items()}
+        {
+            name: SmallestTriggers(perturbation, np.ones(classes), np.ones(classes, bool))
+            for name, perturbation in of_space.items()
+        }
     )
 
 

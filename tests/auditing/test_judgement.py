@@ -16,7 +16,7 @@ from ibau_jax.auditing.judgement import (
     judge,
     lingering,
 )
-from ibau_jax.auditing.search import Found
+from ibau_jax.auditing.search import SmallestTriggers
 from ibau_jax.data import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.perturbations import Patch
@@ -84,7 +84,7 @@ def test_a_class_lingers_where_a_smallest_trigger_still_leads_to_it():
 
 
 def found(success):
-    everything = Found({}, with_ratio(5), np.ones(10, bool))
+    everything = SmallestTriggers({}, with_ratio(5), np.ones(10, bool))
     return {"patch": SpaceFindings(Patch(), everything, np.full(10, success))}
 
 
@@ -96,6 +96,7 @@ def found(success):
         (99, 0.9, True, "backdoored"),  # 89 of other classes: at least 82 % follow
         (20, 0.6, True, UNDECIDED),  # 18 of other classes: at least 36 % follow
         (200, 0.6, True, "backdoored"),
+        (99, np.nan, True, UNDECIDED),  # not measured
     ],
 )
 def test_few_images_say_only_what_others_confirm(images, success, stands_out, verdict):

@@ -157,6 +157,23 @@ def test_the_race_ends_as_it_does_where_every_class_goes_on(monkeypatch):
     np.testing.assert_allclose(median_size(raced.sizes), median_size(whole.sizes), rtol=0.15)
     np.testing.assert_allclose(raced.sizes[raced.finished], whole.sizes[raced.finished], rtol=0.15)
     np.testing.assert_allclose(raced.sizes, whole.sizes, rtol=0.5)
+    held = np.asarray(jax.vmap(Pixel().size)(jnp.asarray(raced.triggers)))
+    assert (held <= raced.sizes * (1 + 1e-5)).all()  # also those that left the race at a larger size
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6, 13])
+def test_a_class_that_left_the_race_never_has_the_smallest_trigger(classes):
+    rng = np.random.default_rng(classes)
+    weights = rng.normal(0, 1, (np.prod(SHAPE), classes))
+    model, images = Linear(weights, rng.normal(0, 3, classes)), grey_images(40)
+    images = Dataset(images.images, images.labels % classes, "grey")
+    for seed in range(3):
+        config = AuditConfig(steps=3, seed=seed)  # far too few, so that sizes are wild
+        search = compile_search(model, classes, images, Pixel(), config, DEFAULT_EXECUTION)
+        found = run_search(search, model, images)
+        assert found.finished.sum() == min(5, classes)
+        assert found.sizes[found.finished].min() == found.sizes.min()
+        assert (found.sizes <= Pixel().max_size(SHAPE) * (1 + 1e-6)).all()
 
 
 def test_what_left_the_race_is_not_measured():

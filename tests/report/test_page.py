@@ -12,7 +12,7 @@ from flax import nnx
 from PIL import Image
 
 from ibau_jax.auditing.auditor import Audit, SpaceFindings
-from ibau_jax.auditing.search import Found
+from ibau_jax.auditing.search import SmallestTriggers
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.perturbations import Patch, Pixel
 from ibau_jax.report import Conclusion, gather, render
@@ -81,11 +81,16 @@ def test_evidence_is_what_the_models_say(rng):
     assert evidence(rng).examples == []
 
 
+FINISHED = 5
+
+
 def audits(classes=14):
     def findings(space, triggers):
         sizes = np.linspace(1, 3, classes)
-        finished = np.arange(classes) < classes // 2
-        return SpaceFindings(space, Found(triggers, sizes, finished), np.where(finished, sizes / 3, np.nan), sizes / 5)
+        finished = np.arange(classes) < FINISHED
+        return SpaceFindings(
+            space, SmallestTriggers(triggers, sizes, finished), np.where(finished, sizes / 3, np.nan), sizes / 5
+        )
 
     spaces = {
         "perturbation": findings(Pixel(), np.random.default_rng(0).normal(size=(classes, 4, 4, 3))),
@@ -147,12 +152,17 @@ def test_the_verdict_comes_first_and_all_is_there(page):
         "\N{MINUS SIGN}95.9",
         "abc123",
         "def456",
-        "2 more classes",
         "After: round 1.",
         "3.1 times smaller than the median class's), class 0",
         "2.5 times smaller than the median class's).",
     ):
         assert part in text, part
+
+
+def test_only_classes_whose_search_was_finished_are_shown(page):
+    for space in ("perturbation", "patch"):
+        shown = re.findall(rf'alt="{space} to class (\d+) before"', page)
+        assert shown == [str(label) for label in range(FINISHED)]
 
 
 def test_names_from_files_are_text(page):

@@ -353,6 +353,7 @@ def test_the_second_moments_decay_is_torchs(rng, b2, torchs):
 
 def test_optimisers_without_a_second_moment_have_no_decay_of_one():
     assert unlearned_by("sgd", 0.95) == unlearned_by("sgd", None)
+    assert unlearned_by("lion", 0.5) == unlearned_by("lion", None)
     assert unlearned_by("adam", 0.95) != unlearned_by("adam", None)
 
 

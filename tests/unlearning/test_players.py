@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ibau_jax.auditing import Auditor
 from ibau_jax.batches import assigned_images, make_batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
-from ibau_jax.config import UnlearnConfig
+from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.data import Dataset
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import make_apply, split_weights
@@ -263,7 +263,10 @@ def test_an_audit_spares_the_search_and_changes_nothing_else(rng):
     again = unlearn(Shortcut(), data, config, audit=found, on_batch=lambda phase, *counts: phases.append(phase))
     assert "outer" in phases
     assert "search" not in phases
-    assert_same(again, unlearn(Shortcut(), data, config))
+    whole = unlearn(Shortcut(), data, config)
+    assert_same(again, whole)
+    other = Auditor(AuditConfig(success=0.5, steps=3))(Shortcut(), data, held_out=bright_halves(rng))
+    assert_same(unlearn(Shortcut(), data, config, audit=other), whole)  # options of an audit change no weights
 
 
 @pytest.mark.parametrize("execution", [DEFAULT_EXECUTION, Execution(loop="scan")])
