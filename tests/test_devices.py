@@ -56,9 +56,8 @@ def free_port():
     ("more", "tolerance"),
     [
         (["--no-audit"], 1e-5),
-        pytest.param(
-            ["--audit-steps", 3, "--spaces", "perturbation", "--min-batches", 3], 1e-3, marks=pytest.mark.slow
-        ),
+        # Players climb many steps, where rounding adds up. Adam would go as far where a gradient is rounding alone.
+        (["--audit-steps", 3, "--spaces", "perturbation", "--min-batches", 3, "--optim", "sgd", "--lr", 0.01], 1e-3),
     ],
 )
 def test_two_processes_give_what_one_gives(tmp_path, more, tolerance):
