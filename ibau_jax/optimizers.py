@@ -1,6 +1,7 @@
 """Optimisers by their names, as configurations have them."""
 
 import inspect
+from typing import Any
 
 import optax
 
@@ -19,13 +20,14 @@ def make_optimizer(name: str, learning_rate: float, b2: float | None = None) -> 
     """
     make = getattr(optax, name.lower(), None)
     try:
-        optimizer = None
-        if callable(make) and not name.startswith("_"):
-            has_one = "b2" in inspect.signature(make).parameters and name.lower() not in NO_SECOND_MOMENT
-            has_one = has_one and b2 is not None
-            optimizer = make(learning_rate, b2=b2) if has_one else make(learning_rate)
+        decay = {} if b2 is None or not _has_second_moment(name, make) else {"b2": b2}
+        optimizer = make(learning_rate, **decay) if callable(make) and not name.startswith("_") else None
     except (TypeError, ValueError, AttributeError):
         optimizer = None
     if not isinstance(optimizer, optax.GradientTransformation):
         raise ConfigError(f"optax has no optimiser {name!r}; try adam, sgd, adamw, rmsprop or lion")
     return optax.with_extra_args_support(optimizer)
+
+
+def _has_second_moment(name: str, make: Any) -> bool:
+    return name.lower() not in NO_SECOND_MOMENT and "b2" in inspect.signature(make).parameters

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from flax import nnx
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ibau_jax.auditing.judgement import UNDECIDED, Suspect, Verdict, anomaly_index, find_suspects, judge
 from ibau_jax.auditing.search import Search, SmallestTriggers, compile_search, measure, run_search
@@ -139,14 +139,15 @@ class Auditor:
         Raises:
             NotFiniteError: the model computes NaN or infinity with a trigger.
         """
-        some = images.take(
-            np.random.default_rng(self.config.seed).permutation(len(images))[: self.config.search_images]
-        )
+        some = images.take(self._order(images)[: self.config.search_images])
         searches = self._searches(model, some, spaces)
         return {name: _run(search, model, some, on_step) for name, search in searches.items()}
 
+    def _order(self, images: Dataset) -> Int[np.ndarray, " n"]:
+        return np.random.default_rng(self.config.seed).permutation(len(images))
+
     def _divided(self, images: Dataset, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
-        order = np.random.default_rng(self.config.seed).permutation(len(images))
+        order = self._order(images)
         half = len(images) // 2
         rest = order[:half] if held_out is None else np.arange(len(held_out))
         some = order[half:] if held_out is None else order

@@ -59,6 +59,10 @@ class SmallestTriggers(NamedTuple):
     sizes: Float[np.ndarray, " classes"]
     finished: Bool[np.ndarray, " classes"]
 
+    def ranking(self) -> list[int]:
+        """Lists the classes that went on to the end, those with the smallest triggers first."""
+        return [int(label) for label in np.argsort(self.sizes, kind="stable") if self.finished[label]]
+
 
 @dataclass(frozen=True)
 class Search:
@@ -165,7 +169,7 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
         NotFiniteError: a trigger became NaN or infinite, as it does where a logit or its gradient is.
     """
     weights, classes = split_weights(model), np.arange(search.classes)
-    players = _begun(search)
+    players = _first_players(search)
     first, *heats = heat_batches(images, search.config)
     going_on = min(search.classes, FRONT + MIDDLE)
     parts = [len(class_parts(search, classes[:count])) for count in (search.classes, *[going_on] * len(heats))]
@@ -193,7 +197,7 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
     return SmallestTriggers(triggers, sizes, finished)
 
 
-def _begun(search: Search) -> Player:
+def _first_players(search: Search) -> Player:
     """Makes the players of all classes, in NumPy arrays: the device holds those that go through steps together."""
     keys = jax.random.split(jax.random.key(search.config.seed), search.classes)
     parts = [search.begin(keys[targets]) for targets in class_parts(search, np.arange(search.classes))]

@@ -69,9 +69,7 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
         for heading in (findings.space.unit, "times less than\nthe median", "anomaly\nindex"):
             table.add_column(heading, justify="right")
         table.add_column("held-out images\nthat follow", justify="right")
-        for label in np.argsort(findings.sizes, kind="stable"):
-            if not findings.smallest.finished[label]:
-                continue
+        for label in findings.smallest.ranking():
             table.add_row(
                 str(label),
                 f"{findings.sizes[label]:.2f}",

@@ -96,14 +96,13 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
         after = audits["after"].spaces[name] if "after" in audits else None
         rows = [
             {
-                "label": int(label),
+                "label": label,
                 "ratio": float(median_size(findings.sizes) / findings.sizes[label]),
                 "before": _finding(findings, label),
                 "after": _finding(after, label) if after else None,
                 "same": None if after is None or after.earlier is None else float(after.earlier[label]),
             }
-            for label in np.argsort(findings.sizes, kind="stable")
-            if findings.smallest.finished[label]
+            for label in findings.smallest.ranking()
         ]
         tables.append({"name": name, "unit": findings.space.unit, "rows": rows})
     return tables
