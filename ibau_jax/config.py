@@ -10,7 +10,7 @@ Solver = Literal["neumann", "cg", "normal_cg", "gmres", "bicgstab"]
 Schedule = Literal["constant", "cosine"]
 Mirror = Literal["never", "tolerated", "always"]
 Space = Literal["pixel", "normalized"]
-SpaceName = Literal["perturbation", "patch", "warp"]
+SpaceName = Literal["perturbation", "patch", "warp", "wave"]
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 

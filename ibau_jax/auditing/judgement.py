@@ -16,9 +16,10 @@ Verdict = Literal["backdoored", "suspicious", "no backdoor found", "not enough i
 UNDECIDED: Verdict = "not enough images to say"
 CONSISTENCY = 1.4826  # makes the median absolute deviation the standard deviation of a normal distribution
 
-# Of the ratio of the median class's size to a class's, natural logarithms: ratios of 2.2 and 3. They were chosen on the
-# audit before the race (clean models at most 2.02, most targets at least 3.5); docs/experiments.md says what they miss.
-SUSPICIOUS, BACKDOORED = 0.79, 1.10
+# Logarithms of ratios of the median class's size to a class's: 2.75 and 3.5. On the four models that choose constants a
+# class that is no target has 2.49 at most, 2.75 with the spread between seeds, and every target 4.80 at least in some
+# space; between them is 3.5. docs/experiments.md says what they miss.
+SUSPICIOUS, BACKDOORED = 1.01, 1.25
 SLOPE = 15.0
 RESOLUTION = 0.1  # the spread of the logarithm of a size between seeds
 

@@ -104,7 +104,7 @@ def verdict_lines(audit: Audit) -> Iterator[str]:
     if not audit.suspects:
         yield (
             "no class is reached by a much smaller trigger than the others (an all-to-all attack, or a trigger that is "
-            "neither a patch nor a warp, nor the same for all images, may not show)"
+            "none of these, nor the same for all images, may not show)"
         )
 
 

@@ -10,9 +10,10 @@ from ibau_jax.perturbations.patch import MaskAndPattern, Patch
 from ibau_jax.perturbations.pixel import Pixel
 from ibau_jax.perturbations.space import Images, Perturbation, PerturbationSpace, Shape, apply_each
 from ibau_jax.perturbations.warp import Warp
+from ibau_jax.perturbations.wave import Wave
 
 SPACES: MappingProxyType[str, PerturbationSpace] = MappingProxyType(
-    {space.name: space for space in (Pixel(), Patch(), Warp())}
+    {space.name: space for space in (Pixel(), Patch(), Warp(), Wave())}
 )
 """All of them, by name."""
 
@@ -26,5 +27,6 @@ __all__ = [
     "Pixel",
     "Shape",
     "Warp",
+    "Wave",
     "apply_each",
 ]

@@ -57,7 +57,7 @@ def test_verdict_at_the_thresholds(below, verdict):
 
 
 def test_suspects_come_in_order_and_name_the_space_they_stand_out_in():
-    suspects = find_suspects({"patch": with_ratio(3, label=7), "perturbation": with_ratio(5, label=1)})
+    suspects = find_suspects({"patch": with_ratio(4, label=7), "perturbation": with_ratio(5, label=1)})
     assert [(suspect.label, suspect.space) for suspect in suspects] == [(1, "perturbation"), (7, "patch")]
     assert suspects[0].ratio == pytest.approx(5)
     assert suspects[0].confidence > suspects[1].confidence > 0.9

@@ -76,7 +76,7 @@ def warped(flow, images):
     return upper * (1 - down) + lower * down
 
 
-SPACES = {"perturbation": moved_pixels, "patch": patched, "warp": warped}
+SPACES = {"perturbation": moved_pixels, "patch": patched, "warp": warped, "wave": moved_pixels}
 
 
 def players_hypergradient(

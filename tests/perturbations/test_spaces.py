@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ibau_jax.perturbations import SPACES, Patch, Pixel, Warp, apply_each
+from ibau_jax.perturbations import SPACES, Patch, Pixel, Warp, Wave, apply_each
 
 SHAPE = (6, 5, 3)
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
@@ -19,7 +19,23 @@ SIZE = {
     "perturbation": np.linalg.norm,
     "patch": lambda delta: np.sum(delta["mask"]),
     "warp": lambda delta: np.sqrt(np.mean(np.sum(np.square(delta), axis=-1))),
+    "wave": lambda delta: sum_of_amplitudes(np.asarray(delta)),
 }
+
+
+def sum_of_amplitudes(delta):
+    """Each frequency's wave by least squares: a sine and a cosine, fitted to the pixels; no Fourier transform."""
+    height, width, channels = delta.shape
+    rows, columns, total, done = *np.indices((height, width)), 0.0, set()
+    for frequency in np.ndindex(height, width):
+        if frequency in done:
+            continue
+        done |= {frequency, ((-frequency[0]) % height, (-frequency[1]) % width)}
+        phase = 2 * np.pi * (frequency[0] * rows / height + frequency[1] * columns / width)
+        basis = np.stack([np.cos(phase).ravel(), np.sin(phase).ravel()], axis=1)
+        found = np.linalg.lstsq(basis, delta.reshape(-1, channels), rcond=1e-6)[0]
+        total += np.linalg.norm(found)
+    return total
 
 
 def scattered(space, seed):
@@ -156,6 +172,24 @@ def test_no_mask_no_change_full_mask_pattern_only():
     np.testing.assert_array_equal(Patch().apply({"mask": jnp.zeros((6, 5, 1)), "pattern": pattern}, images), images)
     full = Patch().apply({"mask": jnp.ones((6, 5, 1)), "pattern": pattern}, images)
     np.testing.assert_array_equal(full, jnp.broadcast_to(pattern, images.shape))
+
+
+def test_waves_shrink_by_the_same_amplitude():
+    """Two plane waves, one half as high: cut to half of their sum, the higher one loses what the lower one does."""
+    rows, columns = np.indices((8, 8))[..., None] / 8
+
+    def waves(high, low):
+        return np.float32(high * np.sin(2 * np.pi * (2 * columns + rows)) + low * np.cos(2 * np.pi * rows))
+
+    assert float(Wave().size(waves(0.2, 0.1))) == pytest.approx(0.3, rel=1e-5)
+    np.testing.assert_allclose(Wave().project(waves(0.2, 0.1), 0.15), waves(0.125, 0.025), atol=1e-6)
+    np.testing.assert_allclose(Wave().project(waves(0.2, 0.1), 0.05), waves(0.05, 0.0), atol=1e-6)
+
+
+def test_the_sinusoid_of_sig_is_one_wave():
+    """Barni et al.: Δ sin(2π j f / m) with Δ = 20 of 255 levels and f = 6, the same in all channels."""
+    stripes = np.broadcast_to(20 / 255 * np.sin(2 * np.pi * 6 * np.arange(32) / 32)[None, :, None], (32, 32, 3))
+    assert float(Wave().size(jnp.asarray(stripes, jnp.float32))) == pytest.approx(20 / 255 * np.sqrt(3), rel=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 3), (32, 32, 1), (2, 9, 3)])

@@ -15,7 +15,7 @@ from ibau_jax.batches import Batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.models.small_vgg import SmallVGG
-from ibau_jax.perturbations import Patch, Pixel, Warp
+from ibau_jax.perturbations import Patch, Pixel, Warp, Wave
 from ibau_jax.unlearning.hypergradient import SOLVERS, gradient_step, hypergradient, neumann
 from ibau_jax.unlearning.inner import inner_loss
 from ibau_jax.unlearning.outer import Deltas, OuterBatch, outer_loss
@@ -92,7 +92,13 @@ class TinyNet(nnx.Module):
         return self.out(jnp.tanh(self.norm(self.conv(x))).mean((1, 2)))
 
 
-SPACES = {"pixel": Pixel(clip=False), "clipped pixel": Pixel(), "patch": Patch(), "warp": Warp(points=3)}
+SPACES = {
+    "pixel": Pixel(clip=False),
+    "clipped pixel": Pixel(),
+    "patch": Patch(),
+    "warp": Warp(points=3),
+    "wave": Wave(),
+}
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
 
 

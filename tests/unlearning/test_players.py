@@ -40,6 +40,7 @@ LAYOUTS = {  # from a space's perturbation to PyTorch's, and how it is made larg
         lambda delta, factor: torch.cat([(factor * delta[:1]).clamp(0, 1), delta[1:]]),
     ),
     "warp": (lambda delta: delta.transpose(2, 0, 1), lambda delta, factor: factor * delta),
+    "wave": (lambda delta: delta.transpose(2, 0, 1), lambda delta, factor: factor * delta),
 }
 
 
@@ -119,7 +120,7 @@ def _unit(data):
 SIZES = st.sampled_from([2, 4, 7]).flatmap(lambda count: st.lists(st.floats(0.1, 10), min_size=count, max_size=count))
 
 
-def players_of(sizes, spaces=("perturbation", "patch", "warp"), shape=(4, 4, 3)):
+def players_of(sizes, spaces=tuple(SPACES), shape=(4, 4, 3)):
     """Players of these sizes in every space."""
     config = UnlearnConfig(spaces=spaces)
     players = like_players(config, len(sizes), shape)
