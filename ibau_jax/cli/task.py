@@ -31,6 +31,9 @@ from ibau_jax.triggers import Attack
 from ibau_jax.unlearning import Result, State
 
 
+ON_THE_WAY = 1000  # images that a round is evaluated on which is not the last; ACC and ASR to 3 points
+
+
 @dataclass(eq=False)
 class Task:
     """Everything a run needs, checked, and what it has found so far.
@@ -40,7 +43,7 @@ class Task:
         options: how the checkpoint was asked for.
         settings: what result.json's `config` holds, and what tells an interrupted run from another.
         state: where it stands.
-        records: the rounds as result.json has them.
+        records: the rounds as result.json has them, those on the way with figures on fewer images.
         before: the figures of the model as it came; measured beside the first round's, so that work starts at once.
         result: how it ended.
         audits: of the model as it came (`before`) and of the cleaned one (`after`), where they were asked for.
@@ -97,9 +100,10 @@ class Task:
         """Where an interrupted run waits."""
         return StoredRun(self.folder, self.settings)
 
-    def evaluate(self, model: nnx.Module) -> Metrics:
-        """Evaluates on the images that do not unlearn."""
-        return evaluate(model, self.split.evaluation, self.attack)
+    def evaluate(self, model: nnx.Module, *, on_the_way: bool = False) -> Metrics:
+        """Evaluates on the images that do not unlearn, `on_the_way` on some of them."""
+        images = self.split.evaluation
+        return evaluate(model, images.sample(ON_THE_WAY, self.config.seed) if on_the_way else images, self.attack)
 
     def as_written(self, model: nnx.Module) -> nnx.Module:
         """A model with the weights that its file would hold: those in the file's dtypes are rounded.
@@ -111,8 +115,14 @@ class Task:
         return normalized_model(written, self.subject.normalization)
 
     def end(self, result: Result) -> None:
-        """Takes the result; from here on its model is the one that the file will hold."""
+        """Takes the result; from here on its model is the one that the file will hold.
+
+        Raises:
+            NotFiniteError: a run that diverged has a last good round whose logits are not finite for some image.
+        """
         self.result = replace(result, model=self.as_written(result.model))
+        if result.rounds and is_first_process() and self.after().n_images != len(self.split.evaluation):
+            self.records[len(result.rounds) - 1] |= asdict(self.evaluate(self.result.model))
 
     def take_in(self, state: State, bar: RoundProgress) -> None:
         """Evaluates, stores and shows a round. The first process does so; the others go on and wait for it.
@@ -126,7 +136,7 @@ class Task:
             self.before = self.evaluate(self.model)
             bar.on_before(self.name, self.before, state.outliers)
         try:
-            metrics = self.evaluate(self.as_written(state.model))
+            metrics = self.evaluate(self.as_written(state.model), on_the_way=state.rounds[-1].number < self.n_rounds)
         except NotFiniteError as error:
             if jax.process_count() > 1:  # which would go on with a round that this one dropped
                 raise ConfigError(f"after round {state.rounds[-1].number} {error}. Try a smaller --lr") from error
@@ -260,23 +270,29 @@ class Task:
         return {**record, **status, **verdicts, "before": asdict(self.before), "after": asdict(self.after())}
 
     @property
+    def n_rounds(self) -> int:
+        """How many there will be; another defence is one."""
+        return 1 if self.defence else self.config.n_rounds
+
+    @property
     def method(self) -> str:
         """How it unlearns, for the screen."""
         if self.defence and self.tuning:
             return f"{self.defence.name} ({self.defence.paper}), {self.tuning.epochs} epochs, on {device_name()}"
-        preset, rounds = self.settings["preset"], self.config.n_rounds
+        preset, rounds = self.settings["preset"], self.n_rounds
         return f"I-BAU, preset {preset}, {rounds} round{'s' * (rounds > 1)}, K = {self.config.K}, on {device_name()}"
 
     def description(self) -> dict[str, Any]:
         """What is about to be done, for the screen."""
         split, norm = self.split, self.subject.normalization
         left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
+        fewer = f"; rounds before the last on {ON_THE_WAY} of them" if len(split.evaluation) > ON_THE_WAY else ""
         return {
             "checkpoint": f"{self.subject.path} ({self.subject.checkpoint.summary()})",
             "network": f"{self.subject.evidence[0]}: its BatchNorm statistics on clean images",
             "normalisation": f"mean {norm.mean}, std {norm.std}" if norm else "none",
             "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
-            "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}",
+            "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}{fewer}",
             "attack": self.attack.description if self.attack else "none named, so only ACC is measured",
             "method": self.method,
         }

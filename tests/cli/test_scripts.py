@@ -16,8 +16,14 @@ import torch
 from PIL import Image
 
 from ibau_jax.checkpoints import load
+from ibau_jax.cli import run as cli_run
+from ibau_jax.cli.options import parse
+from ibau_jax.cli.unlearn_options import UnlearnOptions
 from ibau_jax.data import load_dataset, split_dataset
+from ibau_jax.errors import NotFiniteError
+from ibau_jax.metrics import evaluate
 from ibau_jax.models.small_vgg import torch_module
+from ibau_jax.triggers import load_attack
 from tests.cli.commands import AUDIT, CONVERT, EVALUATE, EXAMPLE, FAST, UNLEARN, run, unlearn
 from tests.conftest import ROOT
 
@@ -258,6 +264,36 @@ def test_figures_are_those_of_the_file(tmp_path, small_digits):
     assert result["after"]["n_images"] == len(images) == 80
     assert result["after"]["acc"] == pytest.approx(np.mean(said == images.labels), abs=1e-9)
     assert result["rounds"][-1]["acc"] == result["after"]["acc"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", [False, True])
+def test_the_last_good_round_is_evaluated_on_all_images_and_others_on_some(tmp_path, monkeypatch, broken):
+    """The first of two is the last good one where the second's logits are not finite for other images."""
+    parts = [load_dataset(f"digits:{part}", (32, 32, 3)) for part in ("test", "train")]
+    images, labels = (np.concatenate([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    np.savez(tmp_path / "digits.npz", x=images[:1300], y=labels[:1300])
+    calls = []
+
+    def evaluated(model, images, attack):
+        calls.append(len(images))
+        if broken and calls == [1260, 1000, 1260]:
+            raise NotFiniteError("the logits are not finite")
+        return evaluate(model, images, attack)
+
+    monkeypatch.setattr("ibau_jax.cli.task.evaluate", evaluated)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--ckpt", EXAMPLE, "--dataset", "digits.npz", *FAST, "--n-rounds", 2, "--no-audit", "--out", "out"]
+    code = cli_run.run(parse(UnlearnOptions, [*map(str, arguments)]))
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (code, result["status"]) == ((1, "diverged") if broken else (0, "completed"))
+    assert [record["n_images"] for record in result["rounds"]] == ([1260] if broken else [1000, 1260])
+    model, clean_set = load(tmp_path / "out" / "model.pth").model(), result["config"]["seed"]
+    others = split_dataset(load_dataset("digits.npz", (32, 32, 3)), 40, clean_set).evaluation
+    measured = evaluate(model, others, load_attack("badnets", (32, 32, 3)).aimed_at(3))
+    assert {name: result["after"][name] for name in ("acc", "asr", "ra")} == {
+        name: getattr(measured, name) for name in ("acc", "asr", "ra")
+    }
 
 
 @pytest.mark.slow
