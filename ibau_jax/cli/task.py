@@ -30,7 +30,6 @@ from ibau_jax.report import Conclusion, conclude, gather, render
 from ibau_jax.triggers import Attack
 from ibau_jax.unlearning import Result, State
 
-
 ON_THE_WAY = 1000  # images that a round is evaluated on which is not the last; ACC and ASR to 3 points
 
 
