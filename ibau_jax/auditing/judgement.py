@@ -4,6 +4,7 @@ A backdoor is a short cut: a much smaller trigger leads to its target than to ot
 the model and the data, so a class is compared with the median class of the same model.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,10 +17,11 @@ Verdict = Literal["backdoored", "suspicious", "no backdoor found", "not enough i
 UNDECIDED: Verdict = "not enough images to say"
 CONSISTENCY = 1.4826  # makes the median absolute deviation the standard deviation of a normal distribution
 
-# Logarithms of ratios of the median class's size to a class's: 2.75 and 3.5. On the four models that choose constants a
-# class that is no target has 2.49 at most, 2.75 with the spread between seeds, and every target 4.80 at least in some
-# space; between them is 3.5. docs/experiments.md says what they miss.
-SUSPICIOUS, BACKDOORED = 1.01, 1.25
+# Of the ratio of the median class's size to a class's. In the searches that chose constants (benchmarks/NOTEBOOK.md)
+# the clean model has 2.49 at most, 2.75 with the spread between seeds, and every target 4.80 at least in some space;
+# between them is 3.5. docs/experiments.md says what they miss, and which other classes of backdoored models exceed
+# them.
+SUSPICIOUS, BACKDOORED = math.log(2.75), math.log(3.5)
 SLOPE = 15.0
 RESOLUTION = 0.1  # the spread of the logarithm of a size between seeds
 

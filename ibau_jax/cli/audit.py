@@ -72,13 +72,13 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
         for label in findings.smallest.ranking():
             table.add_row(
                 str(label),
-                f"{findings.sizes[label]:.2f}",
+                f"{findings.sizes[label]:.3g}",
                 f"{median_size(findings.sizes) / findings.sizes[label]:.2f}",
                 f"{findings.anomaly_index[label]:.1f}",
                 percent(findings.success[label]),
             )
         table.add_section()
-        table.add_row("median", f"{median_size(findings.sizes):.2f}", "", "", "")
+        table.add_row("median", f"{median_size(findings.sizes):.3g}", "", "", "")
         yield table
 
 
@@ -98,13 +98,13 @@ def verdict_lines(audit: Audit) -> Iterator[str]:
         findings = audit.spaces[suspect.space]
         yield (
             f"class {suspect.label} (confidence {100 * suspect.confidence:.0f} %): a {suspect.space} of "
-            f"{findings.sizes[suspect.label]:.2f} {findings.space.unit} suffices, {suspect.ratio:.1f} times less than "
+            f"{findings.sizes[suspect.label]:.3g} {findings.space.unit} suffices, {suspect.ratio:.1f} times less than "
             f"for the median class{_followed(findings.success[suspect.label])}"
         )
     if not audit.suspects:
         yield (
-            "no class is reached by a much smaller trigger than the others (an all-to-all attack, or a trigger that is "
-            "none of these, nor the same for all images, may not show)"
+            "no class is reached by a much smaller trigger than the others (an all-to-all attack may not show, nor a "
+            "trigger that is neither a small perturbation nor a patch, a warp or few waves, the same for all images)"
         )
 
 

@@ -11,7 +11,6 @@ from ibau_jax.cli.job import load_subject, settled
 from ibau_jax.cli.options import RelearnOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import TrainConfig
-from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, IbauError
 from ibau_jax.metrics import check_measurable, evaluate
 from ibau_jax.models.normalized import normalized
@@ -20,7 +19,6 @@ from ibau_jax.relearning import Relearned, relearn, tempting_set
 if TYPE_CHECKING:
     from ibau_jax.cli.task import Task
 
-EVALUATED = 1000  # images, after each epoch
 TRAINABLE = 1000  # clean images that a reference can be trained on
 CLEANED, AS_IT_CAME, CLEAN = "cleaned", "as it came", "never backdoored"
 
@@ -32,7 +30,7 @@ def check_relearning(task: "Task", options: RelearnOptions) -> None:
     if task.attack is None:
         raise ConfigError("--relearn puts triggers on images; name the attack by --attack")
     tempting_set(task.clean_set, task.attack, task.num_classes, options.config(task.config.seed))
-    check_measurable(task.attack, _evaluated(task), task.num_classes)
+    check_measurable(task.attack, task.sample()[0], task.num_classes)
     if options.clean_ckpt is not None:
         task.reference = _loaded(task, options)
 
@@ -44,7 +42,7 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
     assert task.attack is not None
     config = options.config(task.config.seed)
     tempting = tempting_set(task.clean_set, task.attack, task.num_classes, config)
-    some = _evaluated(task)
+    some, _ = task.sample()
     models = {CLEANED: task.result.model, AS_IT_CAME: task.model}
     with Bar() as bar:
         job = bar.add_task("relearning", total=config.epochs)
@@ -63,10 +61,6 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
             )
         except IbauError as error:  # such as fine-tuning that diverged: no reason to lose the run's results
             warn(f"{task.name} has no relearning check: {error}")
-
-
-def _evaluated(task: "Task") -> Dataset:
-    return task.split.evaluation.sample(EVALUATED, task.config.seed)
 
 
 def _loaded(task: "Task", options: RelearnOptions) -> nnx.Module:

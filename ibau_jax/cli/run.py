@@ -17,7 +17,7 @@ from ibau_jax.cli.relearn import relearn_task, relearning_table
 from ibau_jax.cli.run_folder import REPORT, RESULT, check_folder, write_summary
 from ibau_jax.cli.task import Task
 from ibau_jax.cli.unlearn_options import UnlearnOptions
-from ibau_jax.errors import IbauError
+from ibau_jax.errors import IbauError, NotFiniteError
 from ibau_jax.execution import Execution
 from ibau_jax.files import exclusive, remove_abandoned
 from ibau_jax.unlearning import Member, State, stackable, unlearn_many
@@ -145,11 +145,16 @@ def _attempt(name: str, action: Callable[[], Any], count: int) -> dict[str, str]
     try:
         action()
     except (IbauError, OSError) as error:
-        if count == 1:
-            raise
-        console.warn(f"{name}: {error}")
-        return {name: str(error)}
+        return _failed(name, error, count)
     return {}
+
+
+def _failed(name: str, error: IbauError | OSError, count: int) -> dict[str, str]:
+    """Tells what went wrong with one of `count` runs, and returns it under `name`; raises it where that is all."""
+    if count == 1:
+        raise error
+    console.warn(f"{name}: {error}")
+    return {name: str(error)}
 
 
 def _describe(tasks: list[Task]) -> None:
@@ -183,13 +188,19 @@ def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[s
     def on_round(index: int, state: State) -> None:
         bar.on_evaluation()
         task = tasks[index]
-        failures.update(_attempt(task.name, partial(task.take_in, state, bar), count))
+        try:
+            task.take_in(state, bar)
+        except NotFiniteError:  # the run ends with the round before
+            raise
+        except (IbauError, OSError) as error:
+            failures.update(_failed(task.name, error, count))
 
     with bar.running(len(tasks[0].state.rounds)):
         members = [member(task) for task in tasks]
         results = unlearn_many(members, execution=execution, on_round=on_round, on_batch=bar.on_batch)
     for task, result in zip(tasks, results, strict=True):
-        failures |= _attempt(task.name, partial(task.end, result), count)
+        if task.name not in failures:
+            failures |= _attempt(task.name, partial(task.end, result), count)
     return failures
 
 

@@ -30,7 +30,8 @@ from ibau_jax.report import Conclusion, conclude, gather, render
 from ibau_jax.triggers import Attack
 from ibau_jax.unlearning import Result, State
 
-ON_THE_WAY = 1000  # images that a round is evaluated on which is not the last; ACC and ASR to 3 points
+# Images that rounds before the last and epochs of relearning are evaluated on; 95 % intervals are ±3 points at most.
+SAMPLED = 1000
 
 
 @dataclass(eq=False)
@@ -42,7 +43,7 @@ class Task:
         options: how the checkpoint was asked for.
         settings: what result.json's `config` holds, and what tells an interrupted run from another.
         state: where it stands.
-        records: the rounds as result.json has them, those on the way with figures on fewer images.
+        records: the rounds as result.json has them; figures of rounds before the last are of a sample.
         before: the figures of the model as it came; measured beside the first round's, so that work starts at once.
         result: how it ended.
         audits: of the model as it came (`before`) and of the cleaned one (`after`), where they were asked for.
@@ -99,10 +100,16 @@ class Task:
         """Where an interrupted run waits."""
         return StoredRun(self.folder, self.settings)
 
-    def evaluate(self, model: nnx.Module, *, on_the_way: bool = False) -> Metrics:
-        """Evaluates on the images that do not unlearn, `on_the_way` on some of them."""
-        images = self.split.evaluation
-        return evaluate(model, images.sample(ON_THE_WAY, self.config.seed) if on_the_way else images, self.attack)
+    def evaluate(self, model: nnx.Module) -> Metrics:
+        """Evaluates on all images that do not unlearn."""
+        return evaluate(model, self.split.evaluation, self.attack)
+
+    def sample(self) -> tuple[Dataset, Attack | None]:
+        """Makes what evaluates where all images would take too long: some of them, and the attack on as many."""
+        seed, attack = self.config.seed, self.attack
+        if attack and attack.triggered:
+            attack = replace(attack, triggered=attack.triggered.sample(SAMPLED, seed))
+        return self.split.evaluation.sample(SAMPLED, seed), attack
 
     def as_written(self, model: nnx.Module) -> nnx.Module:
         """A model with the weights that its file would hold: those in the file's dtypes are rounded.
@@ -117,11 +124,15 @@ class Task:
         """Takes the result; from here on its model is the one that the file will hold.
 
         Raises:
-            NotFiniteError: a run that diverged has a last good round whose logits are not finite for some image.
+            NotFiniteError: after the last good round of a run that diverged, logits are not finite for some image that
+                is not of the sample.
         """
         self.result = replace(result, model=self.as_written(result.model))
         if result.rounds and is_first_process() and self.after().n_images != len(self.split.evaluation):
-            self.records[len(result.rounds) - 1] |= asdict(self.evaluate(self.result.model))
+            try:
+                self.records[len(result.rounds) - 1] |= asdict(self.evaluate(self.result.model))
+            except NotFiniteError as error:
+                raise NotFiniteError(f"after round {len(result.rounds)} {error}. Try a smaller --lr") from error
 
     def take_in(self, state: State, bar: RoundProgress) -> None:
         """Evaluates, stores and shows a round. The first process does so; the others go on and wait for it.
@@ -135,7 +146,8 @@ class Task:
             self.before = self.evaluate(self.model)
             bar.on_before(self.name, self.before, state.outliers)
         try:
-            metrics = self.evaluate(self.as_written(state.model), on_the_way=state.rounds[-1].number < self.n_rounds)
+            written, is_last = self.as_written(state.model), state.rounds[-1].number == self.config.n_rounds
+            metrics = self.evaluate(written) if is_last else evaluate(written, *self.sample())
         except NotFiniteError as error:
             if jax.process_count() > 1:  # which would go on with a round that this one dropped
                 raise ConfigError(f"after round {state.rounds[-1].number} {error}. Try a smaller --lr") from error
@@ -269,23 +281,18 @@ class Task:
         return {**record, **status, **verdicts, "before": asdict(self.before), "after": asdict(self.after())}
 
     @property
-    def n_rounds(self) -> int:
-        """How many there will be; another defence is one."""
-        return 1 if self.defence else self.config.n_rounds
-
-    @property
     def method(self) -> str:
         """How it unlearns, for the screen."""
         if self.defence and self.tuning:
             return f"{self.defence.name} ({self.defence.paper}), {self.tuning.epochs} epochs, on {device_name()}"
-        preset, rounds = self.settings["preset"], self.n_rounds
+        preset, rounds = self.settings["preset"], self.config.n_rounds
         return f"I-BAU, preset {preset}, {rounds} round{'s' * (rounds > 1)}, K = {self.config.K}, on {device_name()}"
 
     def description(self) -> dict[str, Any]:
         """What is about to be done, for the screen."""
         split, norm = self.split, self.subject.normalization
         left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
-        fewer = f"; rounds before the last on {ON_THE_WAY} of them" if len(split.evaluation) > ON_THE_WAY else ""
+        fewer = f"; rounds before the last on {SAMPLED} of them" if len(split.evaluation) > SAMPLED else ""
         return {
             "checkpoint": f"{self.subject.path} ({self.subject.checkpoint.summary()})",
             "network": f"{self.subject.evidence[0]}: its BatchNorm statistics on clean images",

@@ -88,7 +88,7 @@ class MethodOptions:
     """find untargeted perturbations anew in each round; else those of the first round stay"""
     spaces: Annotated[tuple[SpaceName, ...] | None, option("NAME [NAME ...]", "robust all, published none")] = None
     """spaces in which one persistent player a class looks for the smallest perturbation that leads there:
-    perturbation, patch, warp, wave"""
+    perturbation, patch, warp, wave (a sum of few plane waves)"""
     enlarge: Annotated[float | None, option("X", "robust 3, published 1")] = None
     """where players are, perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: Annotated[float | None, option("X", "robust 4")] = None

@@ -12,21 +12,21 @@ from ibau_jax.perturbations.ascent import TINY, along_gradient, scaled
 from ibau_jax.perturbations.pixel import Pixel
 from ibau_jax.perturbations.space import Images, Shape
 
-STRIDE = (
-    0.01  # of the first step, root mean square over pixels, in sizes; longer ones find a clean model's textures too
-)
+# Of the first step, root mean square over pixels, in sizes. Chosen on images of 32 by 32 pixels; longer steps find what
+# clean models are sensitive to as well.
+STRIDE = 0.01
 
 
 @dataclass(frozen=True)
 class Wave:
     """x + δ clipped to [0, 1], its size the sum of the amplitudes of δ's plane waves. φ is δ, float (h, w, c).
 
-    An amplitude is in units of the image range, of several channels the ℓ2 norm of theirs. The stripes of SIG (Barni
-    et al., ICIP 2019) are one wave, as large in ℓ2 as what leads to an ordinary class, but hidden in fewer frequencies.
+    The amplitude of a wave is the ℓ2 norm of its channels' amplitudes, in units of the image range. The stripes of SIG
+    (Barni et al., ICIP 2019) are as large in ℓ2 as what leads to an ordinary class, but they are one wave.
     """
 
     name: str = "wave"
-    unit: str = "amplitude"
+    unit: str = "summed amplitude"
 
     def init(self, key: Array, shape: Shape) -> Float[Array, "h w c"]:
         """Draws normal noise of a thousandth of the image range."""
@@ -41,12 +41,14 @@ class Wave:
         return jnp.sum(_amplitudes(_waves(delta)))
 
     def project(self, delta: Float[Array, "h w c"], size: Float[Array, ""] | float) -> Float[Array, "h w c"]:
-        """Takes the same from every amplitude, down to 0, until their sum is `size` (Duchi et al., ICML 2008)."""
+        """Shortens the Fourier coefficients of all frequencies by one threshold, so that the amplitudes sum to at most
+        `size`: the nearest such δ (Duchi et al., ICML 2008).
+        """
         waves = _waves(delta)
         amplitudes = _amplitudes(waves)
-        highest = -jnp.sort(-amplitudes.reshape(-1))
-        each = (jnp.cumsum(highest) - size) / jnp.arange(1, highest.size + 1)  # what so many would have to lose
-        threshold = jnp.maximum(jnp.max(each), 0)
+        descending = -jnp.sort(-amplitudes.reshape(-1))
+        thresholds = (jnp.cumsum(descending) - size) / jnp.arange(1, descending.size + 1)  # if exactly so many stay
+        threshold = jnp.maximum(jnp.max(thresholds), 0)
         kept = waves * (jnp.maximum(amplitudes - threshold, 0) / jnp.maximum(amplitudes, TINY))[..., None]
         return jnp.fft.ifft2(kept, axes=(0, 1), norm="forward").real.astype(delta.dtype)
 
@@ -55,7 +57,7 @@ class Wave:
         return factor * delta
 
     def max_size(self, shape: Shape) -> float:
-        """Computes the size of a wave whose amplitude is the range in every channel."""
+        """Computes the size of one wave whose amplitude is the image range in every channel."""
         return math.sqrt(shape[2])
 
     def ascent(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
@@ -68,7 +70,7 @@ class Wave:
 
 
 def _waves(delta: Float[Array, "h w c"]) -> Complex[Array, "h w c"]:
-    """Computes half of the amplitude, and the phase, of the wave of every frequency and of its negative."""
+    """Computes the Fourier coefficients; the amplitude of a wave is the sum of the lengths of those of k and −k."""
     return jnp.fft.fft2(delta, axes=(0, 1), norm="forward")
 
 

@@ -26,15 +26,15 @@ SIZE = {
 def sum_of_amplitudes(delta):
     """Each frequency's wave by least squares: a sine and a cosine, fitted to the pixels; no Fourier transform."""
     height, width, channels = delta.shape
-    rows, columns, total, done = *np.indices((height, width)), 0.0, set()
+    rows, columns, total, seen = *np.indices((height, width)), 0.0, set()
     for frequency in np.ndindex(height, width):
-        if frequency in done:
+        if frequency in seen:
             continue
-        done |= {frequency, ((-frequency[0]) % height, (-frequency[1]) % width)}
+        seen |= {frequency, ((-frequency[0]) % height, (-frequency[1]) % width)}
         phase = 2 * np.pi * (frequency[0] * rows / height + frequency[1] * columns / width)
         basis = np.stack([np.cos(phase).ravel(), np.sin(phase).ravel()], axis=1)
-        found = np.linalg.lstsq(basis, delta.reshape(-1, channels), rcond=1e-6)[0]
-        total += np.linalg.norm(found)
+        coefficients = np.linalg.lstsq(basis, delta.reshape(-1, channels), rcond=1e-6)[0]
+        total += np.linalg.norm(coefficients)
     return total
 
 
@@ -175,7 +175,7 @@ def test_no_mask_no_change_full_mask_pattern_only():
 
 
 def test_waves_shrink_by_the_same_amplitude():
-    """Two plane waves, one half as high: cut to half of their sum, the higher one loses what the lower one does."""
+    """Two plane waves lose the same, and the lower one is gone first."""
     rows, columns = np.indices((8, 8))[..., None] / 8
 
     def waves(high, low):
@@ -184,6 +184,17 @@ def test_waves_shrink_by_the_same_amplitude():
     assert float(Wave().size(waves(0.2, 0.1))) == pytest.approx(0.3, rel=1e-5)
     np.testing.assert_allclose(Wave().project(waves(0.2, 0.1), 0.15), waves(0.125, 0.025), atol=1e-6)
     np.testing.assert_allclose(Wave().project(waves(0.2, 0.1), 0.05), waves(0.05, 0.0), atol=1e-6)
+
+
+def test_a_mean_is_a_wave_of_one_frequency():
+    """And so are stripes of two pixels: without a partner of opposite sign they lose half as much as other waves."""
+    rows, columns = np.indices((8, 6))[..., None]
+    for alone in (np.ones((8, 6, 1)), np.cos(np.pi * columns)):
+        other = np.cos(2 * np.pi * rows / 8)
+        delta = jnp.asarray(0.4 * alone + 0.2 * other, jnp.float32)
+        assert float(Wave().size(delta)) == pytest.approx(0.6, rel=1e-5)
+        np.testing.assert_allclose(Wave().project(delta, 0.45), 0.35 * alone + 0.1 * other, atol=1e-6)
+        np.testing.assert_allclose(Wave().project(delta, 0.3), 0.3 * alone, atol=1e-6)
 
 
 def test_the_sinusoid_of_sig_is_one_wave():

@@ -101,7 +101,7 @@ def audits(classes=14):
 
 def result():
     figures = {"acc": 0.9, "asr": 0.99, "asr_all": 0.99, "ra": 0.01}
-    record = {**figures, "asr": 0.031, "round": 1, "suspects": []}
+    record = {**figures, "asr": 0.031, "round": 1, "suspects": [], "n_images": 5}
     return {
         "checkpoint": HOSTILE,
         "model": "small_vgg",
@@ -175,6 +175,14 @@ def test_pictures_are_the_images(rng, page):
     example = evidence(rng, CORNER).examples[0]
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0]))))
     np.testing.assert_array_equal(pixels, np.round(example.triggered[:, :, 0] * 255))
+
+
+def test_rounds_that_were_evaluated_on_fewer_images_are_marked(rng, page):
+    fewer = result()
+    fewer["rounds"].insert(0, {**fewer["rounds"][0], "n_images": 3})
+    marked = render(fewer, Conclusion("good", "The headline", ()), evidence(rng, CORNER), audits())
+    assert "Rounds before the last were evaluated on 3 of the images." in " ".join(Page(marked).text)
+    assert "Rounds before the last" not in " ".join(Page(page).text)
 
 
 def test_a_run_without_attack_or_audit_or_images_of_a_class(rng):
