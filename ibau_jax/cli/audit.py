@@ -16,6 +16,7 @@ from ibau_jax.config import AuditConfig
 from ibau_jax.errors import IbauError
 from ibau_jax.execution import DEFAULT_EXECUTION
 from ibau_jax.metrics import ENOUGH
+from ibau_jax.perturbations import size_text
 
 if TYPE_CHECKING:
     from ibau_jax.cli.task import Task
@@ -72,13 +73,13 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
         for label in findings.smallest.ranking():
             table.add_row(
                 str(label),
-                f"{findings.sizes[label]:.3g}",
+                size_text(findings.sizes[label]),
                 f"{median_size(findings.sizes) / findings.sizes[label]:.2f}",
                 f"{findings.anomaly_index[label]:.1f}",
                 percent(findings.success[label]),
             )
         table.add_section()
-        table.add_row("median", f"{median_size(findings.sizes):.3g}", "", "", "")
+        table.add_row("median", size_text(float(median_size(findings.sizes))), "", "", "")
         yield table
 
 
@@ -98,8 +99,8 @@ def verdict_lines(audit: Audit) -> Iterator[str]:
         findings = audit.spaces[suspect.space]
         yield (
             f"class {suspect.label} (confidence {100 * suspect.confidence:.0f} %): a {suspect.space} of "
-            f"{findings.sizes[suspect.label]:.3g} {findings.space.unit} suffices, {suspect.ratio:.1f} times less than "
-            f"for the median class{_followed(findings.success[suspect.label])}"
+            f"{size_text(findings.sizes[suspect.label])} {findings.space.unit} suffices, {suspect.ratio:.1f} times "
+            f"less than for the median class{_followed(findings.success[suspect.label])}"
         )
     if not audit.suspects:
         yield (

@@ -30,7 +30,7 @@ def check_relearning(task: "Task", options: RelearnOptions) -> None:
     if task.attack is None:
         raise ConfigError("--relearn puts triggers on images; name the attack by --attack")
     tempting_set(task.clean_set, task.attack, task.num_classes, options.config(task.config.seed))
-    check_measurable(task.attack, task.sample()[0], task.num_classes)
+    check_measurable(task.attack, task.sampled[0], task.num_classes)
     if options.clean_ckpt is not None:
         task.reference = _loaded(task, options)
 
@@ -42,7 +42,6 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
     assert task.attack is not None
     config = options.config(task.config.seed)
     tempting = tempting_set(task.clean_set, task.attack, task.num_classes, config)
-    some, _ = task.sample()
     models = {CLEANED: task.result.model, AS_IT_CAME: task.model}
     with Bar() as bar:
         job = bar.add_task("relearning", total=config.epochs)
@@ -53,7 +52,7 @@ def relearn_task(task: "Task", options: RelearnOptions) -> None:
             task.relearned = relearn(
                 models,
                 tempting,
-                lambda model: evaluate(model, some, task.attack),
+                lambda model: evaluate(model, *task.sampled),
                 config,
                 on_epoch=lambda name, done: bar.update(
                     job, description=f"relearning: {name}", completed=done, total=config.epochs

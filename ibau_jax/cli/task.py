@@ -1,5 +1,6 @@
 """One run from its checked input to its written results."""
 
+import functools
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -104,8 +105,9 @@ class Task:
         """Evaluates on all images that do not unlearn."""
         return evaluate(model, self.split.evaluation, self.attack)
 
-    def sample(self) -> tuple[Dataset, Attack | None]:
-        """Makes what evaluates where all images would take too long: some of them, and the attack on as many."""
+    @functools.cached_property
+    def sampled(self) -> tuple[Dataset, Attack | None]:
+        """What evaluates where all images would take too long: some of them, and the attack on as many."""
         seed, attack = self.config.seed, self.attack
         if attack and attack.triggered:
             attack = replace(attack, triggered=attack.triggered.sample(SAMPLED, seed))
@@ -147,7 +149,7 @@ class Task:
             bar.on_before(self.name, self.before, state.outliers)
         try:
             written, is_last = self.as_written(state.model), state.rounds[-1].number == self.config.n_rounds
-            metrics = self.evaluate(written) if is_last else evaluate(written, *self.sample())
+            metrics = self.evaluate(written) if is_last else evaluate(written, *self.sampled)
         except NotFiniteError as error:
             if jax.process_count() > 1:  # which would go on with a round that this one dropped
                 raise ConfigError(f"after round {state.rounds[-1].number} {error}. Try a smaller --lr") from error

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 from ibau_jax.perturbations.patch import MaskAndPattern, Patch
 from ibau_jax.perturbations.pixel import Pixel
-from ibau_jax.perturbations.space import Images, Perturbation, PerturbationSpace, Shape, apply_each
+from ibau_jax.perturbations.space import Images, Perturbation, PerturbationSpace, Shape, apply_each, size_text
 from ibau_jax.perturbations.warp import Warp
 from ibau_jax.perturbations.wave import Wave
 
@@ -29,4 +29,5 @@ __all__ = [
     "Warp",
     "Wave",
     "apply_each",
+    "size_text",
 ]

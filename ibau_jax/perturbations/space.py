@@ -58,6 +58,11 @@ class PerturbationSpace(Protocol):
         """Draws a perturbation for a person, in [0, 1]."""
 
 
+def size_text(size: float) -> str:
+    """Writes a size for a person: with two decimals, a small one with two digits."""
+    return f"{size:.2f}" if size >= 1 else f"{size:.2g}"
+
+
 def apply_each(space: PerturbationSpace, deltas: Perturbation, images: Images) -> Images:
     """Perturbs each image by a perturbation of its own; `deltas` has a leading axis of images."""
     return jax.vmap(lambda delta, image: space.apply(delta, image[None])[0])(deltas, images)

@@ -4,13 +4,12 @@ import math
 from dataclasses import dataclass
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Complex, Float
 
 from ibau_jax.perturbations.ascent import TINY, along_gradient, scaled
 from ibau_jax.perturbations.pixel import Pixel
-from ibau_jax.perturbations.space import Images, Shape
+from ibau_jax.perturbations.space import Shape
 
 # Of the first step, root mean square over pixels, in sizes. Chosen on images of 32 by 32 pixels; longer steps find what
 # clean models are sensitive to as well.
@@ -18,8 +17,8 @@ STRIDE = 0.01
 
 
 @dataclass(frozen=True)
-class Wave:
-    """x + δ clipped to [0, 1], its size the sum of the amplitudes of δ's plane waves. φ is δ, float (h, w, c).
+class Wave(Pixel):
+    """x + δ, as the pixel space has it, but its size is the sum of the amplitudes of δ's plane waves.
 
     The amplitude of a wave is the ℓ2 norm of its channels' amplitudes, in units of the image range. The stripes of SIG
     (Barni et al., ICIP 2019) are as large in ℓ2 as what leads to an ordinary class, but they are one wave.
@@ -27,14 +26,6 @@ class Wave:
 
     name: str = "wave"
     unit: str = "summed amplitude"
-
-    def init(self, key: Array, shape: Shape) -> Float[Array, "h w c"]:
-        """Draws normal noise of a thousandth of the image range."""
-        return Pixel().init(key, shape)
-
-    def apply(self, delta: Float[Array, "h w c"], images: Images) -> Images:
-        """Adds δ, as the pixel space does."""
-        return Pixel().apply(delta, images)
 
     def size(self, delta: Float[Array, "h w c"]) -> Float[Array, ""]:
         """Sums the amplitudes."""
@@ -46,15 +37,12 @@ class Wave:
         """
         waves = _waves(delta)
         amplitudes = _amplitudes(waves)
+        # By hand, since optax's projection divides by the size, which may be 0.
         descending = -jnp.sort(-amplitudes.reshape(-1))
         thresholds = (jnp.cumsum(descending) - size) / jnp.arange(1, descending.size + 1)  # if exactly so many stay
         threshold = jnp.maximum(jnp.max(thresholds), 0)
         kept = waves * (jnp.maximum(amplitudes - threshold, 0) / jnp.maximum(amplitudes, TINY))[..., None]
         return jnp.fft.ifft2(kept, axes=(0, 1), norm="forward").real.astype(delta.dtype)
-
-    def enlarge(self, delta: Float[Array, "h w c"], factor: Float[Array, ""] | float) -> Float[Array, "h w c"]:
-        """Multiplies δ."""
-        return factor * delta
 
     def max_size(self, shape: Shape) -> float:
         """Computes the size of one wave whose amplitude is the image range in every channel."""
@@ -63,10 +51,6 @@ class Wave:
     def ascent(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
         """Steps along the gradient, a share of the size long."""
         return along_gradient(_rms, scaled(schedule, STRIDE), in_sizes=True)
-
-    def to_image(self, delta: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
-        """Draws δ as the pixel space does."""
-        return Pixel().to_image(delta)
 
 
 def _waves(delta: Float[Array, "h w c"]) -> Complex[Array, "h w c"]:

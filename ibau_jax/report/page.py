@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from ibau_jax.auditing import Audit
 from ibau_jax.auditing.judgement import median_size
-from ibau_jax.perturbations import Pixel
+from ibau_jax.perturbations import Pixel, size_text
 from ibau_jax.report.conclusion import Conclusion
 from ibau_jax.report.evidence import Evidence
 from ibau_jax.report.figures import curves, picture
@@ -33,7 +33,7 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
         loader=PackageLoader("ibau_jax.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.finalize = _shown
-    environment.filters |= {"percent": _percent, "value": _value, "interval": _interval}
+    environment.filters |= {"percent": _percent, "value": _value, "interval": _interval, "size": size_text}
     return environment.get_template("report.html.j2").render(
         result=result,
         conclusion=conclusion,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from ibau_jax.perturbations import SPACES, Patch, Pixel, Warp, Wave, apply_each
+from ibau_jax.perturbations import SPACES, Patch, Pixel, Warp, Wave, apply_each, size_text
 
 SHAPE = (6, 5, 3)
 every_space = pytest.mark.parametrize("space", SPACES.values(), ids=list(SPACES))
@@ -172,6 +172,11 @@ def test_no_mask_no_change_full_mask_pattern_only():
     np.testing.assert_array_equal(Patch().apply({"mask": jnp.zeros((6, 5, 1)), "pattern": pattern}, images), images)
     full = Patch().apply({"mask": jnp.ones((6, 5, 1)), "pattern": pattern}, images)
     np.testing.assert_array_equal(full, jnp.broadcast_to(pattern, images.shape))
+
+
+@pytest.mark.parametrize(("size", "text"), [(50176.0, "50176.00"), (4.9, "4.90"), (0.0262, "0.026"), (0.0, "0")])
+def test_sizes_for_a_person(size, text):
+    assert size_text(size) == text
 
 
 def test_waves_shrink_by_the_same_amplitude():
