@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
@@ -61,7 +62,7 @@ class Evidence:
     Attributes:
         counts: evaluation images of each class.
         accuracy: of each class, in [0, 1]; NaN without images.
-        unlearned: every perturbation of every round.
+        unlearned: every perturbation, with the round that found it.
         examples: where the trigger is known.
     """
 
@@ -86,11 +87,17 @@ def gather(
     accuracy = Pair(*(_accuracy(model, images, counts) for model in models))
     unlearned = [
         Unlearned(done.number, delta, Pair(*(_shares(model, some, delta, config.clip, classes) for model in models)))
-        for done in rounds
+        for done in _that_found(rounds)
         for delta in done.perturbation
     ]
     parts = attack.parts(classes) if attack else ()
     return Evidence(counts, accuracy, unlearned, _examples(models, images, parts, classes))
+
+
+def _that_found(rounds: tuple[Round, ...]) -> list[Round]:
+    """The rounds that found perturbations; where these are not renewed, later ones go on with those of the first."""
+    same = [np.array_equal(one.perturbation, next_one.perturbation) for one, next_one in pairwise(rounds)]
+    return [done for done, again in zip(rounds, [False, *same], strict=True) if not again]
 
 
 def _accuracy(model: nnx.Module, images: Dataset, counts: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import jax.numpy as jnp
@@ -78,6 +79,16 @@ def test_evidence_is_what_the_models_say(rng):
     assert found.unlearned[0].share.after.tolist() == [1, 0, 0]
     assert {example.triggered_classes for example in found.examples} == {(2, 0)}
     assert all(example.triggered[-1, -1, 0] == 1 for example in found.examples)
+
+
+def test_perturbations_that_stay_are_shown_once(rng):
+    first = rounds()[0]
+    others = [replace(first, number=2), replace(first, number=3, perturbation=first.perturbation / 2)]
+    found = gather(Brightness(), Dark(), brightness_data(rng), 3, (first, *others), UnlearnConfig(), None)
+    assert [(entry.round, entry.perturbation.max()) for entry in found.unlearned] == [
+        (1, first.perturbation.max()),
+        (3, first.perturbation.max() / 2),
+    ]
     assert evidence(rng).examples == []
 
 
