@@ -1,19 +1,21 @@
 """Unlearns many checkpoints over several seeds, and writes the table of docs/experiments.md.
 
     python -m benchmarks.unlearning FILE.pth [FILE.pth ...] [--preset robust] [--n-clean 5000] [--seeds 0 1 2]
-        [--store NAME] [--save FOLDER] [--set FIELD=VALUE ...]
+        [--store NAME] [--save FOLDER] [--set [FIELD=VALUE ...] ...]
 
 Data, attack and target are told from the names: the published ones, and those of `benchmarks.zoo`. The seed chooses the
 clean images too; up to 3000 others evaluate. `--store` adds what was found to NAME.json in
 benchmarks/results/unlearning, and renders it where docs/experiments.md or benchmarks/NOTEBOOK.md has its marks;
-`--save` writes cleaned models; `--set` changes a field of the preset, as an ablation does.
+`--save` writes cleaned models; `--set` changes fields of the preset, as an ablation does. Each `--set` is a run of its
+own (an empty one is the preset as it is), and runs of a checkpoint and a seed share the search that players begin with.
 """
 
 import argparse
 import ast
+import functools
 import json
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,12 @@ import numpy as np
 from benchmarks.cases import ROOT
 from benchmarks.report import machine, put_between
 from benchmarks.zoo import CLEANED, ZOO, attack_of, others_of
-from ibau_jax import PRESETS, State, evaluate, load, save, split_dataset, unlearn
+from ibau_jax import PRESETS, Attack, Auditor, Checkpoint, Dataset, State, evaluate, load, save, split_dataset, unlearn
+from ibau_jax.auditing.search import SmallestTriggers
 from ibau_jax.config import UnlearnConfig
+from ibau_jax.json_files import write_json
+from ibau_jax.unlearning.players import begin_players
+from ibau_jax.unlearning.state import initial_state
 
 RESULTS = ROOT / "benchmarks" / "results" / "unlearning"
 FROZEN = "frozen.json"  # the default on the models that did not choose its constants
@@ -32,35 +38,65 @@ BEGIN, END = "<!-- unlearning {}: written by python -m benchmarks.unlearning -->
 EVALUATED = 3000
 
 
-def run(file: Path, config: UnlearnConfig, n_clean: int, saved: Path | None = None) -> dict[str, Any]:
-    """One run: figures before, after each round and of the round that is kept, and seconds without evaluation."""
+@dataclass(frozen=True)
+class Case:
+    """What runs of a checkpoint with the same images share.
+
+    Attributes:
+        attack: to measure; None where there is no backdoor.
+        before: figures of the model as it came.
+    """
+
+    checkpoint: Checkpoint
+    clean_set: Dataset
+    others: Dataset
+    attack: Attack | None
+    before: dict[str, Any]
+
+    @functools.cached_property
+    def search(self) -> tuple[dict[str, SmallestTriggers], float]:
+        """What players begin with, and the seconds that finding it took, with compilation."""
+        begin = time.perf_counter()
+        return Auditor().search(self.checkpoint.model(), self.clean_set), time.perf_counter() - begin
+
+
+@functools.lru_cache(maxsize=1)
+def prepare(file: Path, n_clean: int, seed: int) -> Case:
+    """Chooses the images, and evaluates the model as it came."""
     attack = attack_of(file.stem)
     if attack is None and file.stem not in ZOO:
         raise SystemExit(f"{file.stem}: neither a published name nor one of benchmarks.zoo")
     checkpoint = load(file)
-    split = split_dataset(others_of(file.stem), n_clean, config.seed)
+    split = split_dataset(others_of(file.stem), n_clean, seed)
     others = split.evaluation.first(EVALUATED)
-    rounds: list[dict[str, Any]] = []
+    return Case(checkpoint, split.clean_set, others, attack, asdict(evaluate(checkpoint.model(), others, attack)))
+
+
+def run(case: Case, config: UnlearnConfig, saved: Path | None = None) -> dict[str, Any]:
+    """One run: figures before, after each round and of the round that is kept, and seconds without evaluation."""
+    model, rounds = case.checkpoint.model(), list[dict[str, Any]]()
+    state, searching = initial_state(model, config), 0.0
+    if config.spaces:
+        smallest, searching = case.search
+        state = replace(state, players=begin_players({name: smallest[name] for name in config.spaces}))
     evaluating, begin = 0.0, time.perf_counter()
 
     def on_round(state: State) -> None:
         nonlocal evaluating
         start = time.perf_counter()
         outliers = [asdict(one) for one in state.rounds[-1].outliers]
-        rounds.append({**asdict(evaluate(state.model, others, attack)), "suspects": outliers})
+        rounds.append({**asdict(evaluate(state.model, case.others, case.attack)), "suspects": outliers})
         evaluating += time.perf_counter() - start
 
-    result = unlearn(checkpoint.model(), split.clean_set, config, on_round=on_round)
+    result = unlearn(model, case.clean_set, config, state=state, on_round=on_round)
     seconds = time.perf_counter() - begin - evaluating
     if saved:
-        save(checkpoint.with_weights(result.model), saved)
-    before = asdict(evaluate(checkpoint.model(), others, attack))
-    after = asdict(evaluate(result.model, others, attack))
+        save(case.checkpoint.with_weights(result.model), saved)
     return {
-        "before": before,
-        "after": after,
+        "before": case.before,
+        "after": {name: rounds[-1][name] for name in case.before},
         "rounds": rounds,
-        "seconds": seconds,
+        "seconds": seconds + searching,
         "machine": machine(),
     }
 
@@ -137,7 +173,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--store", metavar="NAME")
     parser.add_argument("--save", type=Path)
-    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", dest="assignments")
+    parser.add_argument("--set", nargs="*", action="append", metavar="FIELD=VALUE", dest="changes")
     options = parser.parse_args()
     stored = RESULTS / f"{options.store}.json"
     results: dict[str, dict[str, dict[str, Any]]] = {}
@@ -145,19 +181,21 @@ def main() -> None:
         results = json.loads(stored.read_text())
     for seed in options.seeds:
         for file in options.files:
-            config = replace(changed(PRESETS[options.preset], options.assignments), seed=seed)
-            kind = ",".join([options.preset, str(options.n_clean), *options.assignments])
-            name = f"{file.stem}{CLEANED}{kind.replace(',', '-').replace(' ', '-')}-{seed}.pth"
-            found = run(file, config, options.n_clean, options.save / name if options.save else None)
-            results.setdefault(file.stem, {}).setdefault(kind, {})[str(seed)] = found
-            print(
-                f"{file.stem} {kind} seed {seed}: {figures(found['before'])} → {figures(found['after'])} "
-                f"({len(found['rounds'])} rounds) {found['seconds']:.0f} s",
-                flush=True,
-            )
-            if options.store:
-                stored.parent.mkdir(parents=True, exist_ok=True)
-                stored.write_text(json.dumps(results, indent=1) + "\n")
+            for assignments in options.changes or [[]]:
+                config = replace(changed(PRESETS[options.preset], assignments), seed=seed)
+                kind = ",".join([options.preset, str(options.n_clean), *assignments])
+                name = f"{file.stem}{CLEANED}{kind.replace(',', '-').replace(' ', '-')}-{seed}.pth"
+                found = run(prepare(file, options.n_clean, seed), config, options.save / name if options.save else None)
+                print(
+                    f"{file.stem} {kind} seed {seed}: {figures(found['before'])} → {figures(found['after'])} "
+                    f"({len(found['rounds'])} rounds) {found['seconds']:.0f} s",
+                    flush=True,
+                )
+                results = json.loads(stored.read_text()) if options.store and stored.exists() else results
+                results.setdefault(file.stem, {}).setdefault(kind, {})[str(seed)] = found
+                if options.store:
+                    stored.parent.mkdir(parents=True, exist_ok=True)
+                    write_json(stored, results, indent=1)
     begin, end = BEGIN.format(options.store), END.format(options.store)
     for document in DOCUMENTS:
         if options.store and begin in document.read_text():
