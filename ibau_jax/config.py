@@ -27,8 +27,8 @@ class UnlearnConfig:
     """rounds of inner maximisation and outer minimisation"""
     batch_size: int = 100
     """clean images in a batch; the last batch may be smaller"""
-    batches: int | None = None
-    """clean batches in a round, which goes on where the last one ended; none for all of them"""
+    min_batches: int = 1
+    """a round goes through the clean batches as often as it takes to have so many"""
     shuffle: bool = False
     """whether the inner maximisation goes through the images in a new order in each round"""
     seed: int = 2
@@ -92,10 +92,7 @@ class UnlearnConfig:
     """whether images may be mirrored: never, always, or where the original model classifies mirrored ones as well"""
 
     def __post_init__(self) -> None:
-        _require_each(self, ("n_rounds", "batch_size", "perturbations"), _AT_LEAST_1)
-        _require(
-            self.batches is None or self.batches >= 1, f"batches is {self.batches}; it must be at least 1 (or none)"
-        )
+        _require_each(self, ("n_rounds", "batch_size", "min_batches", "perturbations"), _AT_LEAST_1)
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
         _require(self.b2 is None or 0 < self.b2 < 1, f"b2 is {self.b2}; it must be between 0 and 1 (or none)")
         _require(0 <= self.mix <= 0.5, f"mix is {self.mix}; it must be in [0, 0.5]")

@@ -5,7 +5,7 @@ from ibau_jax.config import UnlearnConfig
 PRESETS: dict[str, UnlearnConfig] = {
     "robust": UnlearnConfig(
         n_rounds=3,
-        batches=20,
+        min_batches=20,
         perturbations=4,
         renew=False,
         spaces=("perturbation", "patch", "warp", "wave"),

@@ -57,7 +57,7 @@ def free_port():
     [
         (["--no-audit"], 1e-5),
         # Players climb many steps, where rounding adds up. Adam would go as far where a gradient is rounding alone.
-        (["--audit-steps", 3, "--spaces", "perturbation", "--batches", 3, "--optim", "sgd", "--lr", 0.01], 1e-3),
+        (["--audit-steps", 3, "--spaces", "perturbation", "--min-batches", 3, "--optim", "sgd", "--lr", 0.01], 1e-3),
     ],
 )
 def test_two_processes_give_what_one_gives(tmp_path, more, tolerance):

@@ -65,8 +65,8 @@ class MethodOptions:
     """find the perturbation on the images in a new order in each round"""
     portion: Annotated[float | None, option("X", "robust 0.4, published 0.01")] = None
     """share of each batch that is perturbed"""
-    batches: Annotated[int | None, option("N", "robust 20, published none")] = None
-    """clean batches in a round, which goes on where the last one ended; none for all of them"""
+    min_batches: Annotated[int | None, option("N", "robust 20, published 1")] = None
+    """a round goes through the clean batches as often as it takes to have so many"""
     b2: Annotated[float | None, option("X", "robust 0.95, published 0.999")] = None
     """decay of Adam's second moment in a step; optimisers without a second moment ignore it"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None

@@ -74,7 +74,7 @@ def compile_round(stack: Stack) -> CompiledRound:
     sizing = over_members(sizing_step(apply, config, AT_REST.success), stack)
     weights = Weights(carry.params, stack.rest)
     steps = CompiledRound(
-        compiled(inner, (delta, inner_state), stack.inner_batches(1), weights),
+        compiled(inner, (delta, inner_state), stack.put(stack.batches), weights),
         compiled(outer, carry, stack.outer_batches(1), stack.constants(delta)),
         compiled(sizing, *_bisected(stack, delta), weights) if config.spaces else None,
     )

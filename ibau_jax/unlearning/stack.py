@@ -51,7 +51,9 @@ class Stack:
         filled = filled_size(size, self.execution.microbatch, spread)
         made = [make_batches(images, self.config.batch_size, filled=filled) for images in self.clean_sets]
         self.batch_size, self.batches = size, jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *made)
-        self.count = self.config.batches or len(self.batches.labels)
+        passes = -(-self.config.min_batches // len(self.batches.labels))
+        self.batches = jax.tree.map(lambda array: np.concatenate([array] * passes), self.batches)
+        self.count = len(self.batches.labels)
         self.graph = nnx.split(self.states[0].model)[0]
         originals = self.originals or [state.model for state in self.states]
         held = self.config.distillation or self.config.consistency
@@ -76,14 +78,6 @@ class Stack:
         players = _stacked([state.players for state in self.states])  # None where there are none
         return OuterCarry(params, optimizer_state, self.placement.members(players))
 
-    def in_round(self, number: int) -> Int[np.ndarray, " b"]:
-        """Which clean batches a round has: it goes on where the last one ended."""
-        return ((number - 1) * self.count + np.arange(self.count)) % len(self.batches.labels)
-
-    def clean_batches(self, number: int) -> Batches:
-        """A copy of the clean batches of a round, (batches, members, images, ...)."""
-        return jax.tree.map(lambda array: array[self.in_round(number)], self.batches)
-
     def assigned(self, number: int) -> Int[np.ndarray, "b members n"]:
         """Which perturbation each image of a round gets; -1 for none.
 
@@ -91,11 +85,10 @@ class Stack:
         larger numbers.
         """
         kinds = self.config.perturbations * (2 if self.config.spaces else 1)
-        of_round = self.batches.weights[self.in_round(number)]
-        chosen = np.full(of_round.shape, -1, np.int32)
+        chosen = np.full(self.batches.weights.shape, -1, np.int32)
         for index, config in enumerate(self.configs):
             key = jax.random.fold_in(jax.random.key(config.seed), number)
-            weights = of_round[:, index, : self.batch_size]
+            weights = self.batches.weights[:, index, : self.batch_size]
             chosen[:, index, : self.batch_size] = assigned_images(key, weights, config.portion, kinds)
         return chosen
 
@@ -125,14 +118,14 @@ class Stack:
 
     def augmented(self, number: int, clean: Bool[np.ndarray, "b members n"]) -> tuple[Batches, Mixture | None]:
         """The batches of a round with images moved and mirrored anew, and `clean` ones mixed, where configured."""
-        config, of_round = self.config, self.clean_batches(number)
+        config = self.config
         if not config.crop and not config.mix and config.mirror == "never":
-            return self.put(of_round), None
-        images, labels = of_round.images, of_round.labels
+            return self.put(self.batches), None
+        images, labels = self.batches.images.copy(), self.batches.labels
         mixture = Mixture(labels.copy(), np.zeros(labels.shape, np.float32)) if config.mix else None
         for index, (of_member, state) in enumerate(zip(self.configs, self.states, strict=True)):
             key = jax.random.fold_in(jax.random.key(of_member.seed), AUGMENTATION + number)
-            real = of_round.weights[:, index] > 0
+            real = self.batches.weights[:, index] > 0
             moved = np.asarray(augmented(key, images[:, index][real], config.crop, state.mirrored))
             if mixture is not None:
                 again, some = jax.random.fold_in(key, 0), clean[:, index][real]
@@ -140,20 +133,20 @@ class Stack:
                 moved = np.where(some[:, None, None, None], both, moved)
                 mixture.labels[:, index][real], mixture.shares[:, index][real] = others, np.where(some, shares, 0)
             images[:, index][real] = moved
-        return self.put(of_round), mixture
+        return self.put(self.batches._replace(images=images)), mixture
 
     def inner_batches(self, number: int) -> Batches:
         """The batches of a round's inner maximisation, in a new order where the configuration says so."""
-        of_round = self.clean_batches(number)
         if not self.config.shuffle:
-            return self.put(of_round)
+            return self.put(self.batches)
+        arrays = [self.batches.images.copy(), self.batches.labels.copy()]
         for index, config in enumerate(self.configs):
             key = jax.random.fold_in(jax.random.key(config.seed), SHUFFLE + number)
-            real = of_round.weights[:, index] > 0
+            real = self.batches.weights[:, index] > 0
             order = np.asarray(jax.random.permutation(key, int(real.sum())))
-            for array in (of_round.images, of_round.labels):
+            for array in arrays:
                 array[:, index][real] = array[:, index][real][order]
-        return self.put(of_round)
+        return self.put(self.batches._replace(images=arrays[0], labels=arrays[1]))
 
     def put(self, batches: PyTree) -> PyTree:
         """Batches as the loop wants them: all on the devices to be scanned, or here, to go there one at a time."""

@@ -162,7 +162,7 @@ def test_without_an_attack_its_figures_are_null(tmp_path, small_digits):
     ("preset", "number"),
     [
         (["--preset", "cifar10"], signal.SIGTERM),
-        (["--spaces", "perturbation", "patch", "--batches", 3], signal.SIGKILL),
+        (["--spaces", "perturbation", "patch", "--min-batches", 3], signal.SIGKILL),
     ],
 )
 def test_an_interrupted_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path, small_digits, preset, number):

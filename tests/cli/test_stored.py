@@ -25,7 +25,7 @@ from ibau_jax.unlearning import initial_state, unlearn
 from tests.conftest import ROOT
 from tests.unlearning.test_loop import Tiny, tiny_data
 
-CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, batches=4, spaces=("perturbation", "patch"))
+CONFIG = replace(PRESETS["robust"], n_rounds=3, batch_size=10, min_batches=4, spaces=("perturbation", "patch"))
 IDENTITY = {"seed": 2, "spaces": ("perturbation", "patch")}
 FIGURES = {"acc": 0.5, "asr": None, "asr_all": None, "ra": None, "n_images": 40}
 RECORD = ("perturbation_norm", "inner_loss", "outer_loss", "seconds")

@@ -214,12 +214,14 @@ def bright_halves(rng, count=80):
     return Dataset(images, labels)
 
 
-CONFIG = replace(PRESETS["robust"], n_rounds=2, batches=4, batch_size=40, spaces=("perturbation", "patch"))
+CONFIG = replace(PRESETS["robust"], n_rounds=2, min_batches=4, batch_size=40, spaces=("perturbation", "patch"))
 
 
 def test_a_planted_shortcut_stands_out_and_is_unlearned(rng):
     data = bright_halves(rng)
-    config = replace(CONFIG, n_rounds=3, batches=8, lr=5.0, distillation=0.1, consistency=0.1, mirror="never", crop=0)
+    config = replace(
+        CONFIG, n_rounds=3, min_batches=8, lr=5.0, distillation=0.1, consistency=0.1, mirror="never", crop=0
+    )
     states = []
     result = unlearn(Shortcut(), data, config, on_round=states.append)
     assert states[0].outliers[0].label == 1
