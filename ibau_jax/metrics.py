@@ -46,6 +46,7 @@ class Metrics:
         n_triggered_all: those that `asr_all` was measured on.
         n_classes: true classes among `n_images`.
         leads_to: another class than the target, to which the trigger takes most of the images of others.
+        class_acc: `acc` of the images of each class; None for a class without images, and where nobody counted.
     """
 
     acc: float
@@ -57,6 +58,7 @@ class Metrics:
     n_triggered_all: int | None = None
     n_classes: int | None = None
     leads_to: int | None = None
+    class_acc: tuple[float | None, ...] | None = None
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "Metrics":
@@ -66,14 +68,17 @@ class Metrics:
             KeyError, TypeError, ValueError: one is missing, or is no share or no number of images.
         """
         counts: dict[str, Any] = {
-            field.name: record.get(field.name) for field in fields(cls) if field.name not in SHARES
+            field.name: record.get(field.name) for field in fields(cls) if field.name not in (*SHARES, "class_acc")
         }
         shares = {name: record[name] for name in SHARES}
+        class_acc = None if record.get("class_acc") is None else tuple(record["class_acc"])
         if not all(type(count) in (int, NoneType) and (count is None or count >= 0) for count in counts.values()):
             raise ValueError("a number of images is none")
-        if not all(share is None or 0 <= share <= 1 for share in shares.values()) or shares["acc"] is None:
+        if not all(share is None or 0 <= share <= 1 for share in (*shares.values(), *(class_acc or ()))):
             raise ValueError("a share is not between 0 and 1")
-        return cls(**shares, **counts)
+        if shares["acc"] is None:
+            raise ValueError("the accuracy is none")
+        return cls(**shares, **counts, class_acc=class_acc)
 
     @property
     def doubt_of_target(self) -> str | None:
@@ -137,8 +142,10 @@ def evaluate(
     """
     num_classes = count_classes(model, dataset.images.shape[1:])
     dataset.check_fits(dataset.images.shape[1:], num_classes)
-    acc = float(np.mean(predict(model, dataset, batch_size=batch_size) == dataset.labels))
-    plain = Metrics(acc, n_images=len(dataset), n_classes=len(np.unique(dataset.labels)))
+    right = predict(model, dataset, batch_size=batch_size) == dataset.labels
+    class_acc = tuple(_share(right[dataset.labels == label]) for label in range(num_classes))
+    seen = len(np.unique(dataset.labels))
+    plain = Metrics(float(np.mean(right)), n_images=len(dataset), n_classes=seen, class_acc=class_acc)
     if attack is None:
         return plain
     outcomes = []

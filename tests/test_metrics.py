@@ -82,7 +82,10 @@ def test_against_a_count_in_python(rows, target):
 
 
 def test_without_an_attack_only_acc():
-    assert evaluate(ReadsPixels(), data([0, 1], [0, 1])) == Metrics(1.0, n_images=2, n_classes=2)
+    shares = (1.0, 0.5, *(None,) * (CLASSES - 2))
+    assert evaluate(ReadsPixels(), data([0, 1, 0], [0, 1, 1])) == Metrics(
+        2 / 3, n_images=3, n_classes=2, class_acc=shares
+    )
 
 
 def test_wrong_targets_and_labels_are_refused():
@@ -112,6 +115,8 @@ def test_real_checkpoints_against_torch(shared):
     metrics = evaluate(checkpoint.model(), dataset, attack, 8)
     others = dataset.labels != 8
     assert metrics.acc == pytest.approx(np.mean(expected[0] == dataset.labels), abs=0.004)
+    shares = [np.mean(expected[0][dataset.labels == label] == label) for label in range(10)]
+    assert metrics.class_acc == pytest.approx(shares, abs=0.03)  # one of 40 images
     assert metrics.asr == pytest.approx(np.mean(expected[1][others] == 8), abs=0.004)
 
 
@@ -127,8 +132,15 @@ def test_figures_come_back_from_records_of_more_and_of_older_versions():
     old = {"acc": 0.5, "asr": None, "asr_all": None, "ra": None}
     assert Metrics.of({**old, "round": 3}) == Metrics(0.5)
     assert Metrics.of({**old, "n_images": 7}).n_images == 7
+    assert Metrics.of({**old, "class_acc": [0.5, None]}).class_acc == (0.5, None)
     wrong = [{}, {**old, "acc": None}, {**old, "acc": 1.5}, {**old, "acc": "x"}, {**old, "asr": float("nan")}]
-    for record in [*wrong, {**old, "n_images": -1}, {**old, "n_images": "7"}, {**old, "n_images": True}]:
+    for record in [
+        *wrong,
+        {**old, "n_images": -1},
+        {**old, "n_images": "7"},
+        {**old, "n_images": True},
+        {**old, "class_acc": [2]},
+    ]:
         with pytest.raises((KeyError, TypeError, ValueError)):
             Metrics.of(record)
 

@@ -61,13 +61,11 @@ class Evidence:
 
     Attributes:
         counts: evaluation images of each class.
-        accuracy: of each class, in [0, 1]; NaN without images.
         unlearned: every perturbation, with the round that found it.
         examples: where the trigger is known.
     """
 
     counts: Int[np.ndarray, " classes"]
-    accuracy: Pair
     unlearned: list[Unlearned]
     examples: list[Example]
 
@@ -83,27 +81,19 @@ def gather(
 ) -> Evidence:
     """Tries both models on `images`, which did not unlearn; perturbations on 500 of them."""
     models, some = (before, after), images.sample(TRIED, config.seed)
-    counts = np.bincount(images.labels, minlength=classes)
-    accuracy = Pair(*(_accuracy(model, images, counts) for model in models))
     unlearned = [
         Unlearned(done.number, delta, Pair(*(_shares(model, some, delta, config.clip, classes) for model in models)))
         for done in _that_found(rounds)
         for delta in done.perturbation
     ]
     parts = attack.parts(classes) if attack else ()
-    return Evidence(counts, accuracy, unlearned, _examples(models, images, parts, classes))
+    return Evidence(np.bincount(images.labels, minlength=classes), unlearned, _examples(models, images, parts, classes))
 
 
 def _that_found(rounds: tuple[Round, ...]) -> list[Round]:
     """The rounds that found perturbations; where these are not renewed, later ones go on with those of the first."""
     same = [np.array_equal(one.perturbation, next_one.perturbation) for one, next_one in pairwise(rounds)]
     return [done for done, again in zip(rounds, [False, *same], strict=True) if not again]
-
-
-def _accuracy(model: nnx.Module, images: Dataset, counts: np.ndarray) -> np.ndarray:
-    right = images.labels[predict(model, images) == images.labels]
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.bincount(right, minlength=len(counts)) / counts)
 
 
 def _shares(model: nnx.Module, images: Dataset, delta: np.ndarray, clip: bool, classes: int) -> np.ndarray:

@@ -45,7 +45,7 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
         unlearned=[_unlearned(entry) for entry in evidence.unlearned],
         spaces=_spaces(audits),
         examples=[_example(entry) for entry in evidence.examples],
-        classes=_classes(evidence),
+        classes=_classes(result, evidence),
         shown=SHOWN,
         change=lambda before, after: f"{100 * (after - before):+.1f}".replace("-", "\N{MINUS SIGN}"),
     )
@@ -122,10 +122,10 @@ def _example(entry: Any) -> dict[str, Any]:
     return {**vars(entry), **pictures}
 
 
-def _classes(evidence: Evidence) -> list[dict[str, Any]]:
+def _classes(result: Mapping[str, Any], evidence: Evidence) -> list[dict[str, Any]]:
+    unknown = (None,) * len(evidence.counts)
+    before, after = (result[when].get("class_acc") or unknown for when in ("before", "after"))
     return [
-        {"label": label, "count": int(count), "before": float(before), "after": float(after)}
-        for label, (count, before, after) in enumerate(
-            zip(evidence.counts, evidence.accuracy.before, evidence.accuracy.after, strict=True)
-        )
+        {"label": label, "count": int(count), "before": before[label], "after": after[label]}
+        for label, count in enumerate(evidence.counts)
     ]
