@@ -97,6 +97,7 @@ class UnlearnConfig:
         _require(self.b2 is None or 0 < self.b2 < 1, f"b2 is {self.b2}; it must be between 0 and 1 (or none)")
         _require(0 <= self.mix <= 0.5, f"mix is {self.mix}; it must be in [0, 0.5]")
         _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
+        _require(self.solver in get_args(Solver), f"solver is {self.solver!r}; choose {', '.join(get_args(Solver))}")
         _require(self.space in get_args(Space), f"space is {self.space!r}; choose pixel or normalized")
         _require(self.mirror in get_args(Mirror), f"mirror is {self.mirror!r}; choose never, tolerated or always")
         for space in self.spaces:

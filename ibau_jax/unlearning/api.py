@@ -20,7 +20,7 @@ from ibau_jax.auditing.auditor import Audit, Auditor
 from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.errors import ConfigError
+from ibau_jax.errors import ConfigError, NotFiniteError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.metrics import predict
 from ibau_jax.models.inference import count_classes
@@ -40,8 +40,8 @@ class Member:
         clean_set: as many images as every other member's.
         config: the same as every other member's but for `seed` and `lr`.
         state: where to go on; as many rounds as every other member's.
-        audit: the audit of `model`. Players begin with its triggers. Without one, and where its constants are not
-            `AuditConfig()`'s, which would change the weights, the triggers are searched for.
+        audit: of `model`, on `clean_set` and with other images held out. Players begin with its triggers. Without one,
+            or where its constants are not `AuditConfig()`'s, the triggers are searched for.
     """
 
     model: nnx.Module
@@ -82,7 +82,7 @@ def unlearn(
     Raises:
         DataError: the clean set is empty, or has a label that is no class of the model.
         ConfigError: there are not so many devices.
-        NotFiniteError: the model that came computes NaN or infinity for some image.
+        NotFiniteError: the original model computes NaN or infinity for some image, or in the search for small triggers.
     """
     member = Member(model, clean_set, config or UnlearnConfig(), state, audit)
     report = (lambda index, state: on_round(state)) if on_round else None
@@ -115,21 +115,21 @@ def unlearn_many(
         A result a member, in order. One whose loss becomes NaN or infinite does not disturb the others.
 
     Raises:
-        DataError, NotFiniteError: see `unlearn`; a model that is not finite may also just end as diverged here.
+        DataError: see `unlearn`.
+        NotFiniteError: see `unlearn`, of the only member; one of several ends as diverged, without a round.
         ConfigError: the members do not fit together; or there are not so many devices.
     """
     _check(members)
     whole = together if together is not None else execution.loop_form == "scan" or execution.devices > 1
-    states, steps = begin(members, execution, on_batch), dict[int, CompiledRound]()
-    results: list[Result] = []
-    for group in [list(range(len(members)))] if whole else [[index] for index in range(len(members))]:
+    states = begin(members, execution, on_batch)
+    steps: CompiledRound | None = None
+    results = [Result(member.model, (), "diverged", 0.0, 0.0) for member in members]
+    for group in [list(states)] if whole and states else [[index] for index in states]:
         stack = _stack([members[index] for index in group], [states[index] for index in group], execution)
-        compiled = len(group) in steps
-        if not compiled:
-            steps[len(group)] = compile_round(stack)
+        first, steps = steps is None, compile_round(stack) if steps is None else steps
         report = partial(_reported, on_round, group) if on_round else None
-        of_group = run_stack(stack, steps[len(group)], report, on_batch)
-        results += [replace(result, compile_seconds=0.0) for result in of_group] if compiled else of_group
+        for index, result in zip(group, run_stack(stack, steps, report, on_batch), strict=True):
+            results[index] = result if first else replace(result, compile_seconds=0.0)
     return results
 
 
@@ -138,25 +138,36 @@ def _reported(report: Callable[[int, State], None], group: Sequence[int], index:
     report(group[index], state)
 
 
-def begin(members: Sequence[Member], execution: Execution, on_batch: OnBatch | None) -> list[State]:
-    """Makes the states that the first round begins with, where members do not go on from one."""
-    auditor, states = Auditor(AT_REST, execution), []
-    for member in members:
-        state, spaces = member.state or initial_state(member.model, member.config), member.config.spaces
-        if not state.rounds:
-            state = replace(state, mirrored=may_mirror(member.config.mirror, member.model, member.clean_set))
-        if spaces and state.players is None:
-            on_step = (lambda space, done, count: on_batch("search", 1, done, count)) if on_batch else None
-            if member.audit and member.audit.config == AT_REST:
-                smallest = member.audit.smallest()
-            else:
-                smallest = auditor.search(member.model, member.clean_set, spaces, on_step)
-            players = begin_players({name: smallest[name] for name in spaces})
-            if jax.process_count() > 1:  # rounding may differ between hosts
-                players = multihost_utils.broadcast_one_to_all(players)
-            state = replace(state, players=players, outliers=outliers(players))
-        states.append(state)
+def begin(members: Sequence[Member], execution: Execution, on_batch: OnBatch | None) -> dict[int, State]:
+    """Makes the states that the first round begins with, where members do not go on from one, by their index.
+
+    Of several members those that are not finite have none.
+    """
+    auditor, states = Auditor(AT_REST, execution), {}
+    for index, member in enumerate(members):
+        try:
+            states[index] = _begun(member, auditor, on_batch)
+        except NotFiniteError:
+            if len(members) == 1:
+                raise
     return states
+
+
+def _begun(member: Member, auditor: Auditor, on_batch: OnBatch | None) -> State:
+    state, spaces = member.state or initial_state(member.model, member.config), member.config.spaces
+    if not state.rounds:
+        state = replace(state, mirrored=may_mirror(member.config.mirror, member.model, member.clean_set))
+    if not spaces or state.players is not None:
+        return state
+    on_step = (lambda space, done, count: on_batch("search", 1, done, count)) if on_batch else None
+    if member.audit and member.audit.config == AT_REST:
+        smallest = member.audit.smallest()
+    else:
+        smallest = auditor.search(member.model, member.clean_set, spaces, on_step)
+    players = begin_players({name: smallest[name] for name in spaces})
+    if jax.process_count() > 1:  # rounding may differ between hosts
+        players = multihost_utils.broadcast_one_to_all(players)
+    return replace(state, players=players, outliers=outliers(players))
 
 
 def _stack(members: Sequence[Member], states: list[State], execution: Execution) -> Stack:

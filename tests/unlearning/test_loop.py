@@ -327,7 +327,7 @@ def test_projection_onto_the_ball(scale, bound):
     [
         {"batch_size": 0}, {"n_rounds": 0}, {"K": -1}, {"lr": -1.0}, {"lr": float("nan")}, {"portion": 0.0},
         {"portion": 1.5}, {"norm_bound": 0.0}, {"optim": "nosuch"}, {"optim": "apply_updates"}, {"regularization": -1.0},
-        {"perturbations": 0}, {"min_batches": 0}, {"schedule": "linear"}, {"space": "lab"}, {"spaces": ("sound",)},
+        {"perturbations": 0}, {"min_batches": 0}, {"schedule": "linear"}, {"solver": "lu"}, {"space": "lab"}, {"spaces": ("sound",)},
         {"spaces": ("patch",)}, {"spaces": ("perturbation",), "space": "normalized"}, {"enlarge": 0.5},
         {"consistency": -1.0}, {"b2": 1.0}, {"b2": -0.5},
     ],

@@ -17,6 +17,7 @@ from ibau_jax.batches import assigned_images, make_batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
 from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.data import Dataset
+from ibau_jax.errors import NotFiniteError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import make_apply, split_weights
 from ibau_jax.models.small_vgg import SmallVGG
@@ -336,6 +337,30 @@ def test_a_member_that_stops_at_once_does_not_disturb_another(rng, together):
     results = unlearn_many([bad, good], together=together)
     assert [result.status for result in results] == ["diverged", "completed"]
     assert_same(results[1], unlearn(good.model, data, good.config), 1e-4)
+
+
+class Overflowing(Tiny):
+    """Not finite for images with a pixel above `limit`."""
+
+    def __init__(self, limit):
+        super().__init__(nnx.Rngs(0))
+        self.limit = nnx.BatchStat(jnp.float32(limit))
+
+    def __call__(self, x):
+        return super().__call__(x) + jnp.where(x.max(axis=(1, 2, 3)) > self.limit[...], jnp.nan, 0)[:, None]
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_member_that_is_not_finite_with_triggers_does_not_disturb_another(rng, together):
+    data = tiny_data(rng, 60)
+    dark = Dataset(data.images // 2, data.labels)  # as it came the model is finite for them
+    bad, good = (Member(Overflowing(limit), dark, CONFIG) for limit in (0.51, np.inf))
+    results = unlearn_many([bad, good, bad], together=together)
+    assert [result.status for result in results] == ["diverged", "completed", "diverged"]
+    assert (results[0].model, results[0].rounds) == (bad.model, ())
+    assert_same(results[1], unlearn(good.model, dark, CONFIG), 1e-4)
+    with pytest.raises(NotFiniteError, match="search for small triggers"):
+        unlearn(bad.model, dark, CONFIG)
 
 
 @settings(max_examples=50, deadline=None)
