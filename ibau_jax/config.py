@@ -1,4 +1,4 @@
-"""Every constant of the algorithm, of the audit and of training, and what values make sense."""
+"""The constants of the algorithm, of the audit and of training that a run can change, and what values make sense."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +44,8 @@ class UnlearnConfig:
     inner_lr: float = 10.0
     """learning rate of the untargeted perturbations"""
     norm_bound: float | None = None
-    """radius C of the ℓ2 ball that untargeted perturbations are projected onto after the inner maximisation"""
+    """radius C of the ℓ2 ball that untargeted perturbations are projected onto after the inner maximisation; where
+    players are, the largest norm that is tried"""
     regularization: float = 0.001
     """weight of ‖δ‖² in the inner loss"""
     clip: bool = False
@@ -60,8 +61,8 @@ class UnlearnConfig:
     enlarge: float = 1.0
     """where players are, perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: float = 4.0
-    """how much more prominent players matter, p: with r = (median size) / (size), a player is drawn with odds r^p, and
-    the loss of an image counts (log2 r)^p that it perturbs, r^p that an untargeted perturbation does, at most 1"""
+    """exponent p of r = (median size) / (size): a player is drawn with odds r^p; an image's loss counts
+    min(1, log2 r)^p where a player perturbs it, and min(1, r)^p where an untargeted perturbation does"""
 
     # The outer minimisation.
     optim: str = "adam"
@@ -83,7 +84,7 @@ class UnlearnConfig:
     distillation: float = 0.0
     """weight of the divergence from the original model's probabilities on images that are not perturbed"""
     consistency: float = 0.0
-    """weight of the same divergence on images that are perturbed, from what the original model says without that"""
+    """weight of the divergence on perturbed images, from the original model's probabilities of the image as it was"""
     crop: int = 0
     """pixels by which the images of the outer step may move, anew in each round"""
     mix: float = 0.0
@@ -130,7 +131,7 @@ def _require_optimizer(name: str) -> None:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How hard an audit looks. The defaults were chosen on the models of docs/experiments.md.
+    """How hard an audit looks. benchmarks/NOTEBOOK.md says on which models the defaults were chosen.
 
     Raises:
         ConfigError: a value makes no sense; the message names it.
@@ -144,8 +145,8 @@ class AuditConfig:
     success: float = 0.9
     """share of images of other classes that a trigger must take to its class"""
     rate: float = 0.2
-    """share by which the size allowed shrinks after a step that succeeds, and grows after one that does not; it falls
-    to a tenth of it"""
+    """share by which the size allowed shrinks after a step that succeeds, and grows after one that does not; from the
+    second third of the steps on it falls to a tenth of this value"""
     search_images: int = 500
     """clean images to search on, at most"""
     held_out_images: int = 200

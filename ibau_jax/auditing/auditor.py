@@ -68,7 +68,7 @@ class Audit:
         verdict: `backdoored`, `suspicious`, `no backdoor found` or `not enough images to say`.
         suspects: classes that stand out, the likeliest target first.
         spaces: by name.
-        seconds: wall time, without compilation.
+        seconds: wall time, without compiling the search.
         n_searched, n_measured: how many images the triggers were searched and measured on.
         config: its constants.
     """
@@ -111,8 +111,8 @@ class Auditor:
             earlier: of another model of this architecture: how many images still follow its triggers is measured too.
 
         Raises:
-            DataError: there are fewer than 10 images to search or to measure on, or of other classes than some class,
-                or they do not fit the model.
+            DataError: there are fewer than 10 images to search or to measure on, or fewer than 5 of them of other
+                classes than the commonest, or they do not fit the model.
             NotFiniteError: the model computes NaN or infinity for some image, with a trigger or without.
         """
         searched, measured = self._divided(images, held_out)

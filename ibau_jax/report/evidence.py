@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from ibau_jax.models.inference import NO_CLASS
 from ibau_jax.perturbations import Pixel
 from ibau_jax.triggers import Attack, planted
 from ibau_jax.unlearning import Round
+from ibau_jax.unlearning.state import that_found
 
 EXAMPLES, TRIED = 8, 500
 
@@ -83,17 +83,11 @@ def gather(
     models, some = (before, after), images.sample(TRIED, config.seed)
     unlearned = [
         Unlearned(done.number, delta, Pair(*(_shares(model, some, delta, config.clip, classes) for model in models)))
-        for done in _that_found(rounds)
+        for done in that_found(rounds)
         for delta in done.perturbation
     ]
     parts = attack.parts(classes) if attack else ()
     return Evidence(np.bincount(images.labels, minlength=classes), unlearned, _examples(models, images, parts, classes))
-
-
-def _that_found(rounds: tuple[Round, ...]) -> list[Round]:
-    """The rounds that found perturbations; where these are not renewed, later ones go on with those of the first."""
-    same = [np.array_equal(one.perturbation, next_one.perturbation) for one, next_one in pairwise(rounds)]
-    return [done for done, again in zip(rounds, [False, *same], strict=True) if not again]
 
 
 def _shares(model: nnx.Module, images: Dataset, delta: np.ndarray, clip: bool, classes: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ibau_jax.perturbations import Pixel
 from ibau_jax.unlearning import Round
+from ibau_jax.unlearning.state import that_found
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,9 +83,10 @@ def _url(content: bytes, kind: str) -> Markup:
 
 
 def plot_perturbations(rounds: Sequence[Round], file: Path) -> None:
-    """Draws every δ of every round, a row a round, scaled so that grey is 0 and the largest value is black or white."""
+    """Draws every δ, a row a round that found some, scaled so that grey is 0 and the largest value is black or white."""
     from matplotlib.figure import Figure
 
+    rounds = that_found(rounds)
     columns = max(len(done.perturbation) for done in rounds)
     figure = Figure(figsize=(2.4 * columns, 3.05 * len(rounds)), layout="constrained")
     axes = figure.subplots(len(rounds), columns, squeeze=False)

@@ -33,7 +33,7 @@ LinearSolver = Callable[[Matvec, Any], Any]
 
 
 def neumann(terms: int) -> LinearSolver:
-    """The Neumann series cut off after `terms` terms, K in the paper: the published semantics.
+    """The Neumann series cut off after `terms` terms, K in the paper and at least 1: the published semantics.
 
     jaxopt asks for u with A u = b, where A = (∂δΦ)ᵀ − I and b = −∂δ L_out. From v₀ = 0, the series
     v_{k+1} = (∂δΦ)ᵀ v_k + ∂δ L_out is v + A v − b. The first step needs no product, since v₀ is zero. The loop is

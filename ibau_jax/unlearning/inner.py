@@ -40,9 +40,10 @@ def inner_loss(
     batch: Batches,
     execution: Execution = DEFAULT_EXECUTION,
 ) -> Float[Array, ""]:
-    """L_in(δ, θ; x, y) = −mean CE(f_θ(clip(x + δ)), y) + 0.001 ‖δ‖², on one batch with its `labels` as y.
+    """L_in(δ, θ; x, y) = −mean CE(f_θ(T(x; δ)), y) + ρ ‖δ‖², on one batch with its `labels` as y.
 
-    For several perturbations it is the sum of their losses, each mean over its own share of the images.
+    T adds δ, and clips where `clip` says so; ρ is `regularization`. Of k perturbations each has every k-th image, and
+    the mean is multiplied by k, so that it is the sum of their own losses.
     """
 
     def losses(delta: Float[Array, "k h w c"], params: Params, part: tuple[Batches, Array]) -> Float[Array, " m"]:
@@ -84,8 +85,8 @@ class Sizing(NamedTuple):
 
     Attributes:
         direction: of each δ, with norm 1.
-        low: of a norm with which it does not lead to one class.
-        high: of one with which it does, or of the largest that is tried.
+        low: the logarithm of the largest norm that is known to be too small.
+        high: that of the smallest one that is known to be enough, or of the largest that is tried.
     """
 
     direction: Float[Array, "k h w c"]

@@ -143,7 +143,8 @@ def maximise(
 ) -> tuple[Float[Array, "members k h w c"], Float[np.ndarray, " members"]]:
     """Finds the members' untargeted perturbations from 0, and the mean inner losses on the way.
 
-    They end in the ball of the configuration; where there are players, as large as they need to be.
+    They end in the ball of the configuration. Where there are players, each is made as large as it takes for 90 % of
+    the images of other classes in the first batch to go to one class.
     """
     weights = Weights(carry.params, stack.rest)
     (delta, _), losses = steps.inner.run(

@@ -51,7 +51,7 @@ class Turn(NamedTuple):
     Attributes:
         aimed: the mask of the images of the batch that they perturb.
         seed: decides which of them move and where they go.
-        seen: other clean images, which they move on.
+        seen: clean images that they move on, drawn at random for each step.
     """
 
     aimed: Float[AnyArray, "*b n"]
@@ -98,9 +98,10 @@ def outer_loss(
     outer: OuterBatch,
     execution: Execution = DEFAULT_EXECUTION,
 ) -> Float[Array, ""]:
-    """L_out(δ, θ) = mean w_b CE(f_θ(T(x_b; δ)), y_b) on one batch, w_b = 1 unless a player perturbs the image.
+    """L_out(δ, θ) = mean w_b CE(f_θ(T(x_b; δ)), y_b) on one batch, w_b = 1 unless there are players.
 
-    T adds m_b ⊙ δ and clips, as the paper has it, after what players do. With distillation an image's loss is
+    T adds m_b ⊙ δ, as the paper has it, or does to an image what a player does, never both; w_b is `Stamps.weight`
+    then. With distillation an image's loss is
     + λ KL(softmax f_θ₀(x_b) ‖ softmax f_θ(T(x_b; δ))) (Hinton et al., 2015, at temperature 1); λ is `distillation`, or
     `consistency` where the image is perturbed. Of images with a share of another in them, the other's label counts in
     that share (mixup, Zhang et al., 2018).

@@ -22,6 +22,7 @@ from ibau_jax.functional import Forward, Params
 from ibau_jax.perturbations import SPACES, Perturbation, Shape
 from ibau_jax.perturbations.player import Player, make_step, towards
 
+# Chosen in benchmarks/NOTEBOOK.md, "What chose its constants".
 AT_REST = AuditConfig()  # the search that players begin with
 RATE = 0.1  # share by which a player's size changes in each of its steps
 STANDS_OUT = 2.0  # (median size / size) of a player whose images count in full
@@ -116,7 +117,7 @@ def take_turn(
 ) -> tuple[Players, dict[str, Drawn]]:
     """Lets some players take a step against the weights, and returns all and those that did.
 
-    Half are drawn by how far they stand out; the others have waited longest, so that no size becomes outdated.
+    Half are drawn by how far they stand out; the others have taken the fewest steps, so that no size becomes outdated.
 
     Args:
         forward: the model as a function of its parameters and images.
@@ -133,8 +134,8 @@ def take_turn(
         noise = jax.random.gumbel(jax.random.fold_in(key, index), standing_out.shape)
         count = min(config.perturbations, len(standing_out))
         _, first = jax.lax.top_k(config.sharpness * jnp.log(standing_out) + noise, -(-count // 2))
-        _, longest = jax.lax.top_k(-player.steps.at[first].set(jnp.iinfo(jnp.int32).max), count // 2)
-        target = jnp.concatenate([first, longest])
+        _, fewest = jax.lax.top_k(-player.steps.at[first].set(jnp.iinfo(jnp.int32).max), count // 2)
+        target = jnp.concatenate([first, fewest])
         step = make_step(SPACES[name], shape, CONSTANT, RATE, AT_REST.success, halve=True)
         moving = jax.tree.map(lambda leaf, target=target: leaf[target], player)
         moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, batch, label))(moving, target)

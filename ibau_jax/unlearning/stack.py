@@ -23,7 +23,7 @@ from ibau_jax.unlearning.players import AT_REST
 from ibau_jax.unlearning.state import State, Status
 
 PyTree = Any
-# Keys for these are others than those for the images that are perturbed.
+# Added to the number of a round, so that these keys differ from those that choose the images to perturb.
 AUGMENTATION, SHUFFLE, PLAYERS = 2**30, 2**29, 2**28
 
 
@@ -161,7 +161,7 @@ class Stack:
     def found(self) -> tuple[Float[Array, "members k h w c"], Float[np.ndarray, " members"]]:
         """The members' untargeted perturbations of the last round, in their own unit, and their inner losses.
 
-        Those of a member that stopped before are 0.
+        Those of a member without a good round are 0.
         """
         zero = np.zeros((self.config.perturbations, *self.batches.images.shape[3:]), np.float32)
         unit = np.asarray(self.config.unit or 1.0, np.float32)

@@ -1,7 +1,8 @@
 """What unlearning reports: its rounds, where it stands, how it ended."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -24,9 +25,10 @@ class Round:
 
     Attributes:
         number: counted from 1.
-        perturbation: untargeted δ, float32 (perturbations, height, width, channels), in units of the image range.
+        perturbation: untargeted δ, float32 (perturbations, height, width, channels), in units of the image range; those
+            of the first round again, where they are not renewed.
         perturbation_norm: ℓ2 norm of the first one, in its own unit (`UnlearnConfig.unit`).
-        inner_loss: mean of L_in over the batches.
+        inner_loss: mean of L_in over the batches, in the round that found `perturbation`.
         outer_loss: mean of L_out over the batches.
         seconds: wall time without compilation and evaluation; of models that unlearn together, their share of it.
         outliers: classes that stand out after it, as the players see it, the most prominent first.
@@ -39,6 +41,12 @@ class Round:
     outer_loss: float
     seconds: float
     outliers: tuple[Suspect, ...] = ()
+
+
+def that_found(rounds: Sequence[Round]) -> list[Round]:
+    """Picks the rounds that found perturbations; where these are not renewed, later ones go on with the first one's."""
+    same = [np.array_equal(one.perturbation, following.perturbation) for one, following in pairwise(rounds)]
+    return [done for done, again in zip(rounds, [False, *same], strict=True) if not again]
 
 
 @dataclass(frozen=True)
