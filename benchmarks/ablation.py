@@ -29,7 +29,7 @@ def effect(results: Results, kind: str, unchanged: str, share: str) -> str:
         for seed, run in of_file.get(kind, {}).items()
         if seed in of_file.get(unchanged, {})
     ]
-    differences = [100 * (changed - before) for changed, before in pairs if changed is not None]
+    differences = [100 * (changed - reference) for changed, reference in pairs if changed is not None]
     if kind == unchanged or len(differences) < 2:
         return ""
     return f"{np.mean(differences):+.1f} ± {np.std(differences, ddof=1) / math.sqrt(len(differences)):.1f}"
@@ -39,15 +39,15 @@ def lines(results: Results) -> Iterator[str]:
     """The table's."""
 
     def cells(kind: str, when: str) -> list[str]:
-        runs = [of_file.get(kind, {}).values() for of_file in results.values()]
-        return ["; ".join(figures(run[when]) for run in of_file) for of_file in runs]
+        runs = [of_file.get(kind, {}) for of_file in results.values()]
+        return ["; ".join(f"{seed}: {figures(run[when])}" for seed, run in of_file.items()) for of_file in runs]
 
     kinds = list(dict.fromkeys(kind for of_file in results.values() for kind in of_file))
     unchanged = min(kinds, key=len)
-    table = [["change", *(f"`{name}`" for name in results), "ΔACC", "ΔASR"], ["---"] * (len(results) + 3)]
-    table.append(["before", *cells(unchanged, "before"), "", ""])
+    table = [["change", *(f"`{name}`" for name in results), "ΔACC", "ΔASR", "ΔRA"], ["---"] * (len(results) + 4)]
+    table.append(["before", *cells(unchanged, "before"), "", "", ""])
     for kind in kinds:
-        effects = [effect(results, kind, unchanged, share) for share in ("acc", "asr")]
+        effects = [effect(results, kind, unchanged, share) for share in ("acc", "asr", "ra")]
         table.append([kind[len(unchanged) + 1 :] or "none", *cells(kind, "after"), *effects])
     for row in table:
         yield f"| {' | '.join(row)} |"

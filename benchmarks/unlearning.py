@@ -43,6 +43,9 @@ class Case:
     """What runs of a checkpoint with the same images share.
 
     Attributes:
+        checkpoint: that unlearns.
+        clean_set: on which.
+        others: images that evaluate.
         attack: to measure; None where there is no backdoor.
         before: figures of the model as it came.
     """
@@ -123,13 +126,13 @@ def row(name: str, kind: str, runs: dict[str, dict[str, Any]]) -> str:
         shares = {key: [run[when][key] for run in runs.values()] for key in ("acc", "asr", "ra")}
         return {key: None if None in values else float(np.mean(values)) for key, values in shares.items()}
 
-    preset, n_clean, *rounds = kind.split(",")
+    preset, n_clean, *changes = kind.split(",", 2)
     each = "; ".join(f"{seed}: {figures(run['after'])}" for seed, run in sorted(runs.items()))
-    seconds = np.median([run["seconds"] for run in runs.values() if "derived" not in run])
+    seconds = np.median([run["seconds"] for run in runs.values()])
     lacking = np.max([shortfall(run) for run in runs.values()], axis=0)
     cells = (
         f"`{name}`",
-        ", ".join([preset, *rounds]),
+        ", ".join([preset, *changes]),
         n_clean,
         figures(mean("before")),
         f"**{figures(mean('after'))}**",

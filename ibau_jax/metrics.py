@@ -30,7 +30,7 @@ from ibau_jax.triggers import Attack, Stamp
 
 ENOUGH = 100  # images, below which figures are said to be uncertain
 CONFIDENCE = 0.95
-MAJORITY = 0.5  # share of the images
+MAJORITY = 0.5  # share that is most images
 VISIBLE = 0.5 / 255  # change of a pixel that is lost, if smaller, where an image is stored
 SHARES = {"acc": "n_images", "asr": "n_triggered", "asr_all": "n_triggered_all", "ra": "n_triggered"}
 

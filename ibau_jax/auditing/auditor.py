@@ -16,14 +16,13 @@ from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
-from ibau_jax.metrics import ENOUGH, confidence_interval
+from ibau_jax.metrics import ENOUGH, MAJORITY, confidence_interval
 from ibau_jax.models.inference import count_classes
 from ibau_jax.perturbations import SPACES, Perturbation, PerturbationSpace
 
 OnStep = Callable[[str, int, int], None]
 MIN_IMAGES = 10  # to search on, and as many to measure on
 MIN_OTHERS = 5  # of them of other classes than any one: a trigger is searched on those
-MOST = 0.5
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ def _verdict(
         first = suspects[0]
         success = float(spaces[first.space].success[first.label])
         others = int(np.count_nonzero(measured.labels != first.label))
-        if not np.isnan(success) and confidence_interval(success, others)[0] >= MOST:
+        if not np.isnan(success) and confidence_interval(success, others)[0] >= MAJORITY:
             return judge(suspects)
     return UNDECIDED
 

@@ -1,6 +1,6 @@
 """From the sizes of the smallest triggers to a verdict.
 
-A backdoor is a short cut: a much smaller trigger leads to its target than to other classes. What is small depends on
+A backdoor is a shortcut: a much smaller trigger leads to its target than to other classes. What is small depends on
 the model and the data, so a class is compared with the median class of the same model.
 """
 
@@ -17,12 +17,12 @@ Verdict = Literal["backdoored", "suspicious", "no backdoor found", "not enough i
 UNDECIDED: Verdict = "not enough images to say"
 CONSISTENCY = 1.4826  # makes the median absolute deviation the standard deviation of a normal distribution
 
-# Of the ratio of the median class's size to a class's. In the searches that chose constants (benchmarks/NOTEBOOK.md)
-# the clean model has 2.49 at most, 2.75 with the spread between seeds, and every target 4.80 at least in some space;
-# between them is 3.5. docs/experiments.md says what they miss, and which other classes of backdoored models exceed
-# them.
+# Of the ratio of the median class's size to a class's. In the searches with 500 images that chose constants
+# (benchmarks/NOTEBOOK.md) the clean model has 2.49 at most, 2.75 with the spread between seeds, and every target 4.80
+# at least in some space; 3.5 is about their geometric mean. With 100 images targets fall to 2.79. docs/experiments.md
+# says what the thresholds miss, and which other classes of backdoored models exceed them.
 SUSPICIOUS, BACKDOORED = math.log(2.75), math.log(3.5)
-SLOPE = 15.0
+SLOPE = 15.0  # confidence is 14 % at the first threshold and 86 % at the second
 RESOLUTION = 0.1  # the spread of the logarithm of a size between seeds
 
 

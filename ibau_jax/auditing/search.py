@@ -31,7 +31,8 @@ from ibau_jax.placement import Placement
 
 OnStep = Callable[[int, int], None]
 
-PIXELS_AT_ONCE = 2**20  # of the images of all classes in a step; bounds memory
+# Chosen in benchmarks/NOTEBOOK.md, "The search, as a race", but for the first, which bounds memory.
+PIXELS_AT_ONCE = 2**20  # of the images of all classes in a step
 HEATS = 3  # of equally many steps; all classes are in the first
 FRONT, MIDDLE = 3, 2  # classes that go on after it: the smallest, and those around the median
 SETTLED = 4  # a size is averaged over the last quarter of the heat

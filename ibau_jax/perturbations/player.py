@@ -20,7 +20,7 @@ from ibau_jax.functional import Forward
 from ibau_jax.models.inference import NO_CLASS, classes_of
 from ibau_jax.perturbations.space import Perturbation, PerturbationSpace, Shape
 
-FIRST = 0.05  # of the largest size, where a player begins
+FIRST = 0.05  # of the largest size, where a player begins (benchmarks/NOTEBOOK.md, "The search, as a race")
 
 
 class Player(NamedTuple):

@@ -54,7 +54,7 @@ class Warp:
 
     def max_size(self, shape: Shape) -> float:
         """Computes an eighth of the shorter side, many times what WaNet moves pixels by."""
-        return min(shape[:2]) / 8
+        return min(shape[:2]) / 8  # with a quarter classes stand out that are no targets (benchmarks/NOTEBOOK.md)
 
     def ascent(self, schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
         """Steps along the gradient, a share of the size long."""

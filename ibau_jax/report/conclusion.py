@@ -53,7 +53,7 @@ def conclude(
         audits: the verdicts, by `before` and `after`, where it was audited.
         relearned: the figures before and after each epoch of fine-tuning with triggered images, by model, the cleaned
             one first.
-        targeted: whether the unlearning closed the very short cuts that an audit looks for.
+        targeted: whether the unlearning closed the very shortcuts that an audit looks for.
         num_classes: of the model.
         still: the class that stands out most after the last round, as the players that unlearned see it.
         suspect: the class suspected before, where it is still the one that the smallest trigger leads to.
@@ -237,5 +237,5 @@ def _of_few(before: Metrics) -> tuple[str, ...]:
 def _of_trust(audits: dict[str, Verdict], targeted: bool) -> tuple[str, ...]:
     said = tuple(f"audit {when} unlearning: {verdict}" for when, verdict in audits.items())
     if "after" in audits and targeted:
-        said += ("no proof by itself: targeted unlearning closes the short cuts that an audit looks for",)
+        said += ("no proof by itself: targeted unlearning closes the shortcuts that an audit looks for",)
     return said

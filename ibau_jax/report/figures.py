@@ -83,7 +83,7 @@ def _url(content: bytes, kind: str) -> Markup:
 
 
 def plot_perturbations(rounds: Sequence[Round], file: Path) -> None:
-    """Draws every δ, a row a round that found some, scaled so that grey is 0 and the largest value is black or white."""
+    """Draws every δ, a row a round that found some; grey is 0, and the largest value is black or white."""
     from matplotlib.figure import Figure
 
     rounds = that_found(rounds)
