@@ -221,7 +221,7 @@ CONFIG = replace(PRESETS["robust"], n_rounds=2, min_batches=4, batch_size=40, sp
 def test_a_planted_shortcut_stands_out_and_is_unlearned(rng):
     data = bright_halves(rng)
     config = replace(
-        CONFIG, n_rounds=3, min_batches=8, lr=5.0, distillation=0.1, consistency=0.1, mirror="never", crop=0
+        CONFIG, n_rounds=3, min_batches=24, lr=1.0, distillation=0.1, consistency=0.1, mirror="never", crop=0
     )
     states = []
     result = unlearn(Shortcut(), data, config, on_round=states.append)
