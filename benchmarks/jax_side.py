@@ -58,7 +58,7 @@ class JaxSide:
         constants = member(self.stack.constants(delta))
         inner = inner_step(apply, self.stack.config)
         outer = outer_step(apply, self.stack.config)
-        outer_batch = member(OuterBatch(first, first.weights))
+        outer_batch = member(OuterBatch(first, np.full(1, LR, np.float32), first.weights))
         arguments: tuple[Any, ...] = (
             (member((delta, inner_state)), member(first), seen),
             (OuterCarry(params, state, None), outer_batch, constants),

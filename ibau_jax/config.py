@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from ibau_jax.errors import ConfigError
 
 Solver = Literal["neumann", "cg", "normal_cg", "gmres", "bicgstab"]
+Schedule = Literal["constant", "cosine"]
 Mirror = Literal["never", "tolerated", "always"]
 Space = Literal["pixel", "normalized"]
 SpaceName = Literal["perturbation", "patch", "warp", "wave"]
@@ -21,7 +22,7 @@ class UnlearnConfig:
         ConfigError: a value makes no sense; the message names it.
     """
 
-    # Rounds and batches.
+    # Schedule.
     n_rounds: int = 5
     """rounds of inner maximisation and outer minimisation"""
     batch_size: int = 100
@@ -70,6 +71,8 @@ class UnlearnConfig:
     """learning rate of the model's weights"""
     b2: float | None = None
     """decay of Adam's second moment in a step; none for 0.999. Optimisers without a second moment ignore it"""
+    schedule: Schedule = "constant"
+    """learning rate over the steps of all rounds: constant, or falling along a cosine to 0"""
     portion: float = 0.01
     """share of each batch that is perturbed in the outer step, at least one image"""
     K: int = 5
@@ -94,6 +97,7 @@ class UnlearnConfig:
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
         _require(self.b2 is None or 0 < self.b2 < 1, f"b2 is {self.b2}; it must be between 0 and 1 (or none)")
         _require(0 <= self.mix <= 0.5, f"mix is {self.mix}; it must be in [0, 0.5]")
+        _require(self.schedule in get_args(Schedule), f"schedule is {self.schedule!r}; choose constant or cosine")
         _require(self.solver in get_args(Solver), f"solver is {self.solver!r}; choose {', '.join(get_args(Solver))}")
         _require(self.space in get_args(Space), f"space is {self.space!r}; choose pixel or normalized")
         _require(self.mirror in get_args(Mirror), f"mirror is {self.mirror!r}; choose never, tolerated or always")

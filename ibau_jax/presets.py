@@ -12,6 +12,7 @@ PRESETS: dict[str, UnlearnConfig] = {
         enlarge=3.0,
         lr=8e-4,
         b2=0.95,
+        schedule="cosine",
         portion=0.4,
         K=1,
         fixed_point_step=0.001,

@@ -17,7 +17,7 @@ from ibau_jax.cli.options import (
     RelearnOptions,
     option,
 )
-from ibau_jax.config import Mirror, Solver, Space, SpaceName, UnlearnConfig
+from ibau_jax.config import Mirror, Schedule, Solver, Space, SpaceName, UnlearnConfig
 from ibau_jax.errors import ConfigError
 from ibau_jax.presets import PRESETS
 
@@ -69,6 +69,8 @@ class MethodOptions:
     """a round goes through the clean batches as often as it takes to have so many"""
     b2: Annotated[float | None, option("X", "robust 0.95, published 0.999")] = None
     """decay of Adam's second moment in a step; optimisers without a second moment ignore it"""
+    schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
+    """learning rate over the steps of all rounds"""
     distillation: Annotated[float | None, option("X", "robust 10, published 0")] = None
     """weight of the divergence from the original model's probabilities on clean images"""
     consistency: Annotated[float | None, option("X", "robust 1, published 0")] = None

@@ -34,14 +34,12 @@ class OuterConstants(NamedTuple):
 
     Attributes:
         delta: untargeted δ.
-        lr: the optimiser's learning rate.
         first: the clean batch that Φ is defined on.
         rest: what the model holds beside θ.
         reference_params: θ of the original model, where the outer loss holds on to it.
     """
 
     delta: Float[AnyArray, "k h w c"]
-    lr: Float[AnyArray, ""]
     first: Batches
     rest: Rest
     reference_params: Params | None = None
@@ -66,6 +64,7 @@ class OuterBatch(NamedTuple):
 
     Attributes:
         batch: the images.
+        lr: the optimiser's learning rate.
         patched: the mask m_b of those of them that an untargeted δ perturbs.
         which: by which of several δ.
         mixture: what is mixed into them, where anything is.
@@ -75,6 +74,7 @@ class OuterBatch(NamedTuple):
     """
 
     batch: Batches
+    lr: Float[AnyArray, "*b"]
     patched: Float[AnyArray, "*b n"]
     which: Int[AnyArray, "*b n"] | None = None
     mixture: Mixture | None = None
@@ -129,7 +129,7 @@ def outer_loss(
             wrong += held * optax.losses.kl_divergence(jax.nn.log_softmax(logits), part.teacher_probs)
         return wrong if stamps is None else stamps.weight * wrong
 
-    of_images_only = outer._replace(turn=None)  # what goes through the model in parts
+    of_images_only = outer._replace(lr=None, turn=None)  # what goes through the model in parts
     return mean_over(deltas, params, of_images_only, outer.batch.weights, losses, execution)
 
 
@@ -171,7 +171,7 @@ def outer_step(
             )
         else:
             loss, gradient = jax.value_and_grad(partial(outer_of, deltas))(params)
-        optimizer = make_optimizer(config.optim, constants.lr, config.b2)
+        optimizer = make_optimizer(config.optim, outer.lr, config.b2)
         updates, state = optimizer.update(gradient, state, params, value=loss)
         return OuterCarry(optax.apply_updates(params, updates), state, players), loss
 

@@ -98,7 +98,8 @@ class Stack:
         batches, mixture = self.augmented(number, chosen < 0)
         untargeted = (chosen >= 0) & (chosen < config.perturbations)
         which = self.put(np.where(untargeted, chosen, 0)) if config.perturbations > 1 else None
-        outer = OuterBatch(batches, self.put(untargeted.astype(np.float32)), which, self.put(mixture))
+        rates = np.stack([learning_rates(config, number, self.count) for config in self.configs], axis=1)
+        outer = OuterBatch(batches, self.put(rates), self.put(untargeted.astype(np.float32)), which, self.put(mixture))
         if not config.spaces:
             return outer
         seeds, seen = zip(*(self._for_players(index, number) for index in range(len(self.states))), strict=True)
@@ -171,8 +172,14 @@ class Stack:
     def constants(self, delta: PyTree) -> OuterConstants:
         """What the outer steps of a round see."""
         first = self.placement.batch(jax.tree.map(lambda array: array[0], self.batches))
-        lr = self.placement.members(jnp.asarray([config.lr for config in self.configs]))
-        return OuterConstants(self.placement.members(delta), lr, first, self.rest, self.reference_params)
+        return OuterConstants(self.placement.members(delta), first, self.rest, self.reference_params)
+
+
+def learning_rates(config: UnlearnConfig, number: int, count: int) -> Float[np.ndarray, " b"]:
+    """Of the `count` outer steps of a round."""
+    steps = (number - 1 + np.arange(count) / count) / config.n_rounds
+    falling = 0.5 * (1 + np.cos(np.pi * steps)) if config.schedule == "cosine" else np.ones(count)
+    return (config.lr * falling).astype(np.float32)
 
 
 def _stacked(trees: Sequence[PyTree]) -> PyTree:

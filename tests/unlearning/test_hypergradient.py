@@ -218,7 +218,7 @@ def our_hypergradient(model, delta, images, labels, mask, first_images, first_la
     @jax.jit
     def compute(params, delta):
         return hypergradient(
-            partial(outer_loss, forward, config, outer=OuterBatch(batch, jnp.asarray(mask))),
+            partial(outer_loss, forward, config, outer=OuterBatch(batch, 0.1, jnp.asarray(mask))),
             lambda deltas, params: inner_loss(forward, config, deltas.untargeted, params, first),
             Deltas(delta, {}),
             params,

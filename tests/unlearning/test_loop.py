@@ -171,9 +171,11 @@ def test_outer_round_matches_torch(rng, clip):
 
     params, rest = split(model)
     carry = OuterCarry(params, make_optimizer(config.optim, config.lr).init(params), None)
-    constants = OuterConstants(delta, jnp.float32(config.lr), jax.tree.map(lambda array: array[0], batches), rest)
+    constants = OuterConstants(delta, jax.tree.map(lambda array: array[0], batches), rest)
     step = outer_step(make_apply(model, DEFAULT_EXECUTION), config)
-    (params, _, _), losses = loop_of(step, carry, OuterBatch(batches, masks), constants)
+    (params, _, _), losses = loop_of(
+        step, carry, OuterBatch(batches, np.full(len(masks), config.lr, np.float32), masks), constants
+    )
 
     torch_masks = [torch.as_tensor(mask[weight > 0]) for mask, weight in zip(masks, batches.weights, strict=True)]
     optimizer = torch.optim.SGD(twin.parameters(), lr=config.lr)
@@ -325,7 +327,7 @@ def test_projection_onto_the_ball(scale, bound):
     [
         {"batch_size": 0}, {"n_rounds": 0}, {"K": -1}, {"lr": -1.0}, {"lr": float("nan")}, {"portion": 0.0},
         {"portion": 1.5}, {"norm_bound": 0.0}, {"optim": "nosuch"}, {"optim": "apply_updates"}, {"regularization": -1.0},
-        {"perturbations": 0}, {"min_batches": 0}, {"solver": "lu"}, {"space": "lab"}, {"spaces": ("sound",)},
+        {"perturbations": 0}, {"min_batches": 0}, {"schedule": "linear"}, {"solver": "lu"}, {"space": "lab"}, {"spaces": ("sound",)},
         {"spaces": ("patch",)}, {"spaces": ("perturbation",), "space": "normalized"}, {"enlarge": 0.5},
         {"consistency": -1.0}, {"b2": 1.0}, {"b2": -0.5},
     ],

@@ -28,7 +28,7 @@ from ibau_jax.unlearning import Member, initial_state, unlearn, unlearn_many
 from ibau_jax.unlearning.hypergradient import hypergradient, neumann
 from ibau_jax.unlearning.outer import Deltas, OuterBatch, outer_loss
 from ibau_jax.unlearning.players import Drawn, Stamps, aiming_loss, deal, like_players, take_turn
-from ibau_jax.unlearning.stack import Stack
+from ibau_jax.unlearning.stack import Stack, learning_rates
 from tests.oracles import torch_ibau
 from tests.oracles.twins import as_torch, randomised, torch_twin
 from tests.unlearning.test_loop import Tiny, tiny_data, vgg_data
@@ -74,7 +74,7 @@ def test_the_hypergradient_through_players_is_torchs(rng, name, execution):
     forward = partial(make_apply(model, execution), weights.rest)
     probs = jax.nn.softmax(forward(split_weights(original).params, batch.images / 255.0))
     patched = jnp.asarray((which == -2).astype(np.float32))
-    outer = OuterBatch(batch, patched, teacher_probs=probs, stamps=stamps)
+    outer = OuterBatch(batch, 0.01, patched, teacher_probs=probs, stamps=stamps)
     drawn = {name: Drawn(jnp.asarray(TARGETS), deltas, jnp.ones(2))}
 
     @partial(jax.jit, static_argnums=1)
@@ -221,7 +221,7 @@ CONFIG = replace(PRESETS["robust"], n_rounds=2, min_batches=4, batch_size=40, sp
 def test_a_planted_shortcut_stands_out_and_is_unlearned(rng):
     data = bright_halves(rng)
     config = replace(
-        CONFIG, n_rounds=3, min_batches=24, lr=1.0, distillation=0.1, consistency=0.1, mirror="never", crop=0
+        CONFIG, n_rounds=3, min_batches=8, lr=5.0, distillation=0.1, consistency=0.1, mirror="never", crop=0
     )
     states = []
     result = unlearn(Shortcut(), data, config, on_round=states.append)
@@ -389,3 +389,7 @@ def test_batches_of_a_round_and_the_learning_rate(rng):
         assert abs(int(outer.patched.sum()) - int(outer.turn.aimed.sum())) <= stack.count * 4
     assert not np.array_equal(first.patched, second.patched)
     assert not np.array_equal(first.turn.seed, second.turn.seed)
+    rates = np.concatenate([learning_rates(config, number, 4) for number in (1, 2, 3, 4)]) / config.lr
+    assert rates[[0, 8]] == pytest.approx([1, 0.5])
+    assert (np.diff(rates) < 0).all()
+    assert 0 < rates[-1] < 0.01
