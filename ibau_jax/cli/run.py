@@ -52,8 +52,8 @@ def _run(planned: list[Planned], options: UnlearnOptions) -> int:
         auditor = make_auditor(options.audit.config(), execution) if options.audit.audit else None
         if auditor:  # in every process: players begin with what is found
             for task in tasks:
-                failures |= _attempt(task.name, partial(audit_task, task, auditor, "before", task.model), len(planned))
-        for group in _groups([task for task in tasks if task.name not in failures]):
+                audit_task(task, auditor, "before", task.model)
+        for group in _groups(tasks):
             if group[0].defence:
                 for task in group:
                     failures |= _attempt(task.name, partial(defend, task), len(planned))
@@ -62,8 +62,7 @@ def _run(planned: list[Planned], options: UnlearnOptions) -> int:
         if auditor and is_first_process():
             for task in tasks:
                 if task.name not in failures and "before" in task.audits and task.result and task.result.rounds:
-                    audit = partial(audit_task, task, auditor, "after", task.result.model)
-                    failures |= _attempt(task.name, audit, len(planned))
+                    audit_task(task, auditor, "after", task.result.model)
         for task in tasks:
             if task.name not in failures and is_first_process():
                 failures |= _attempt(task.name, partial(relearn_task, task, options.relearning), len(planned))
