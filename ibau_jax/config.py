@@ -112,7 +112,7 @@ class UnlearnConfig:
             self.space == "pixel" or not self.spaces,
             "untargeted perturbations are compared with players in the image range; space normalized has no players",
         )
-        _require(self.enlarge >= 1, f"enlarge is {self.enlarge}; it must be at least 1")
+        _require(1 <= self.enlarge < float("inf"), f"enlarge is {self.enlarge}; it must be at least 1, and finite")
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
         _require_each(self, ("K", "regularization", "distillation", "consistency", "crop", "sharpness"), _NOT_NEGATIVE)
         _require_each(self, ("norm_bound",), _POSITIVE_OR_NONE)
@@ -224,7 +224,7 @@ Rule = tuple[Callable[[Any], bool], str]
 _AT_LEAST_1: Rule = (lambda value: value >= 1, "must be at least 1")
 _POSITIVE: Rule = (lambda value: 0 < value < float("inf"), "must be positive")
 _POSITIVE_OR_NONE: Rule = (lambda value: value is None or 0 < value < float("inf"), "must be positive (or none)")
-_NOT_NEGATIVE: Rule = (lambda value: value >= 0, "must not be negative")
+_NOT_NEGATIVE: Rule = (lambda value: 0 <= value < float("inf"), "must not be negative or infinite")
 _SHARE: Rule = (lambda value: 0 < value < 1, "must be between 0 and 1")
 
 
