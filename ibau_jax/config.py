@@ -112,6 +112,10 @@ class UnlearnConfig:
             self.space == "pixel" or not self.spaces,
             "untargeted perturbations are compared with players in the image range; space normalized has no players",
         )
+        _require(
+            self.renew or self.solver == "neumann" or not self.K,
+            f"solver {self.solver} has no solution for untargeted perturbations that stay; choose neumann, or --renew",
+        )
         _require(1 <= self.enlarge < float("inf"), f"enlarge is {self.enlarge}; it must be at least 1, and finite")
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
         _require_each(self, ("K", "regularization", "distillation", "consistency", "crop", "sharpness"), _NOT_NEGATIVE)

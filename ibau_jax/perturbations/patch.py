@@ -55,7 +55,9 @@ class Patch:
             too_large = jnp.sum(jnp.clip(mask - middle, 0, 1)) > size
             return jnp.where(too_large, middle, low), jnp.where(too_large, high, middle)
 
-        _, threshold = jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.zeros(()), jnp.maximum(jnp.max(mask), 0)))
+        highest = jnp.maximum(jnp.max(mask), 0)
+        # Both ends are made of the mask: under shard_map a loop's state must vary over devices from its start.
+        _, threshold = jax.lax.fori_loop(0, BISECTIONS, halve, (0 * highest, highest))
         fits = jnp.sum(jnp.clip(mask, 0, 1)) <= size
         cut = jnp.clip(mask - jnp.where(fits, 0, threshold), 0, 1)
         return {"mask": cut, "pattern": jnp.clip(delta["pattern"], 0, 1)}

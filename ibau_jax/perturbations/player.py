@@ -20,6 +20,7 @@ from ibau_jax.functional import Forward
 from ibau_jax.models.inference import NO_CLASS, classes_of
 from ibau_jax.perturbations.space import Perturbation, PerturbationSpace, Shape
 
+SMALLEST = 1e-6  # of the largest size: what is smaller changes no image, and its ratio to another no longer is a number
 FIRST = 0.05  # of the largest size, where a player begins (benchmarks/NOTEBOOK.md, "The search, as a race")
 
 
@@ -103,7 +104,8 @@ def make_step(
         if halve:
             _, at_half = towards(forward, space, space.enlarge(player.perturbation, 0.5), params, batch, target)
             factor = jnp.where(at_half.follow >= success * at_half.others, 0.5, factor)
-        size = jnp.minimum(player.size * factor, largest)
+        factor = jnp.where(found.others > 0, factor, 1)  # images of the class itself say nothing of the way there
+        size = jnp.clip(player.size * factor, SMALLEST * largest, largest)
         updates, state = ascent.update(gradient, player.optimizer_state, size=size)
         moved = optax.apply_updates(player.perturbation, updates)
         return Player(space.project(moved, size), state, size, player.steps + 1)

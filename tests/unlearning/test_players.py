@@ -322,6 +322,41 @@ def test_a_player_that_waits_no_more_than_its_turn_keeps_up_with_the_model(rng):
     assert float(players.medians["perturbation"]) <= np.median(sizes) * 1.01
 
 
+def test_images_of_the_class_itself_leave_a_player_as_large_as_it_was(rng):
+    data = Dataset(rng.random((12, 4, 4, 3), np.float32), np.zeros(12, np.int64))
+    model = nnx.Linear(48, 2, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model)
+    batch = jax.tree.map(lambda array: jnp.asarray(array[0]), make_batches(data, 12))
+
+    def forward(params, images):
+        return nnx.merge(graph, params)(images.reshape(len(images), -1))
+
+    spaces = ("perturbation", "patch")
+    config, players = UnlearnConfig(spaces=spaces, perturbations=2), players_of([3.0, 3.0], spaces)
+    for seed in range(3):
+        players = take_turn(forward, config, players, params, batch, jax.random.key(seed), (4, 4, 3))[0]
+    sizes = np.asarray(players.of_space["patch"].size)
+    assert sizes[0] == 3.0
+    assert sizes[1] != 3.0
+
+
+def test_no_player_becomes_smaller_than_a_number(rng):
+    """A model that says one class whatever it sees: every perturbation is enough, and its size has a least value."""
+    data = tiny_data(rng, 12)
+    batch = jax.tree.map(lambda array: jnp.asarray(array[0]), make_batches(data, 12))
+
+    def forward(params, images):
+        return params * jnp.eye(3)[jnp.ones(len(images), int)] + 0 * images.sum()
+
+    spaces = ("perturbation", "wave")
+    config, players = UnlearnConfig(spaces=spaces, perturbations=2), players_of([1e-5, 1.0, 1.0], spaces)
+    turn = jax.jit(lambda players, key: take_turn(forward, config, players, jnp.ones(()), batch, key, (4, 4, 3))[0])
+    for seed in range(80):
+        players = turn(players, jax.random.key(seed))
+    assert np.isfinite(np.asarray(players.prominence("wave"))).all()
+    assert float(players.of_space["wave"].size.min()) > 0
+
+
 def test_untargeted_perturbations_stay_or_are_found_anew(rng):
     model, data = Tiny(nnx.Rngs(0)), tiny_data(rng, 60)
     for renew in (False, True):
