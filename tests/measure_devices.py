@@ -8,6 +8,7 @@ import numpy as np
 
 from ibau_jax.data import make_dataset
 from ibau_jax.execution import Execution
+from ibau_jax.presets import PRESETS
 from ibau_jax.unlearning import initial_state, unlearn_many
 from ibau_jax.unlearning.loop import compile_round
 from ibau_jax.unlearning.stack import Stack
@@ -49,6 +50,11 @@ def main():
         "members and data, scan": (members, Execution(devices=8, loop="scan")),
     }
     found = {name: distance(unlearn_many(some, execution=e), alone[: len(some)]) for name, (some, e) in spreads.items()}
+    players = replace(PRESETS["robust"], n_rounds=1, min_batches=2, batch_size=20, optim="sgd", lr=1e-3)
+    playing = [replace(member, config=replace(players, seed=number)) for number, member in enumerate(members[:2])]
+    found["members with players"] = distance(
+        unlearn_many(playing, execution=Execution(devices=2)), unlearn_many(playing)
+    )
     work = {
         "1 of 1": costs(1, Execution()),
         "1 on 4": costs(1, Execution(devices=4)),
