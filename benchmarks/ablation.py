@@ -36,7 +36,7 @@ def effect(results: Results, kind: str, unchanged: str, share: str) -> str:
 
 
 def lines(results: Results) -> Iterator[str]:
-    """The table's."""
+    """Makes the rows of the Markdown table."""
 
     def cells(kind: str, when: str) -> list[str]:
         runs = [of_file.get(kind, {}) for of_file in results.values()]

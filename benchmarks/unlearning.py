@@ -97,7 +97,7 @@ def run(case: Case, config: UnlearnConfig, saved: Path | None = None) -> dict[st
         save(case.checkpoint.with_weights(result.model), saved)
     return {
         "before": case.before,
-        "after": {name: rounds[-1][name] for name in case.before},
+        "after": {name: [case.before, *rounds][-1][name] for name in case.before},
         "rounds": rounds,
         "seconds": seconds + searching,
         "machine": machine(),
@@ -179,9 +179,6 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", action="append", metavar="FIELD=VALUE", dest="changes")
     options = parser.parse_args()
     stored = RESULTS / f"{options.store}.json"
-    results: dict[str, dict[str, dict[str, Any]]] = {}
-    if options.store and stored.exists():
-        results = json.loads(stored.read_text())
     for seed in options.seeds:
         for file in options.files:
             for assignments in options.changes or [[]]:
@@ -194,15 +191,15 @@ def main() -> None:
                     f"({len(found['rounds'])} rounds) {found['seconds']:.0f} s",
                     flush=True,
                 )
-                results = json.loads(stored.read_text()) if options.store and stored.exists() else results
-                results.setdefault(file.stem, {}).setdefault(kind, {})[str(seed)] = found
                 if options.store:
                     stored.parent.mkdir(parents=True, exist_ok=True)
+                    results = json.loads(stored.read_text()) if stored.exists() else {}  # others may write there too
+                    results.setdefault(file.stem, {}).setdefault(kind, {})[str(seed)] = found
                     write_json(stored, results, indent=1)
     begin, end = BEGIN.format(options.store), END.format(options.store)
     for document in DOCUMENTS:
         if options.store and begin in document.read_text():
-            put_between(document, begin, end, table(results))
+            put_between(document, begin, end, table(json.loads(stored.read_text())))
 
 
 if __name__ == "__main__":

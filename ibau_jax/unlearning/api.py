@@ -124,12 +124,14 @@ def unlearn_many(
     states = begin(members, execution, on_batch)
     steps: CompiledRound | None = None
     results = [Result(member.model, (), "diverged", 0.0, 0.0) for member in members]
-    for group in [list(states)] if whole and states else [[index] for index in states]:
+    groups = [list(states)] if whole and states else [[index] for index in states]
+    for group in groups:
         stack = _stack([members[index] for index in group], [states[index] for index in group], execution)
-        first, steps = steps is None, compile_round(stack) if steps is None else steps
+        if steps is None:
+            steps = compile_round(stack)
         report = partial(_reported, on_round, group) if on_round else None
         for index, result in zip(group, run_stack(stack, steps, report, on_batch), strict=True):
-            results[index] = result if first else replace(result, compile_seconds=0.0)
+            results[index] = result if group is groups[0] else replace(result, compile_seconds=0.0)
     return results
 
 

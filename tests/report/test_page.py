@@ -77,6 +77,7 @@ def test_evidence_is_what_the_models_say(rng):
     assert found.unlearned[0].share.after.tolist() == [1, 0, 0]
     assert {example.triggered_classes for example in found.examples} == {(2, 0)}
     assert all(example.triggered[-1, -1, 0] == 1 for example in found.examples)
+    assert evidence(rng).examples == []
 
 
 def test_perturbations_that_stay_are_shown_once(rng):
@@ -87,7 +88,6 @@ def test_perturbations_that_stay_are_shown_once(rng):
         (1, first.perturbation.max()),
         (3, first.perturbation.max() / 2),
     ]
-    assert evidence(rng).examples == []
 
 
 FINISHED = 5
@@ -172,6 +172,12 @@ def test_only_classes_whose_search_was_finished_are_shown(page):
     for space in ("perturbation", "patch"):
         shown = re.findall(rf'alt="{space} to class (\d+) before"', page)
         assert shown == [str(label) for label in range(FINISHED)]
+
+
+def test_the_accuracy_of_each_class_is_that_of_the_result(page):
+    rows = re.findall(r"<tr><td>(\d+)</td><td>(\d+)</td><td>([^<]*)</td>\s*<td>([^<]*)</td>", page)
+    expected = [("0", "20", "75.0 %", "100.0 %"), ("1", "20", "87.5 %", "0.0 %"), ("2", "0", "–", "–")]
+    assert [tuple(cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row) for row in rows] == expected
 
 
 def test_names_from_files_are_text(page):

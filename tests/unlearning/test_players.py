@@ -349,7 +349,7 @@ def test_no_player_becomes_smaller_than_a_number(rng):
         return params * jnp.eye(3)[jnp.ones(len(images), int)] + 0 * images.sum()
 
     spaces = ("perturbation", "wave")
-    config, players = UnlearnConfig(spaces=spaces, perturbations=2), players_of([1e-5, 1.0, 1.0], spaces)
+    config, players = UnlearnConfig(spaces=spaces, perturbations=2), players_of([1e-30] * 3, spaces)
     turn = jax.jit(lambda players, key: take_turn(forward, config, players, jnp.ones(()), batch, key, (4, 4, 3))[0])
     for seed in range(80):
         players = turn(players, jax.random.key(seed))
