@@ -71,15 +71,17 @@ def to_unit(images: Shaped[Array, "n h w c"]) -> Float[Array, "n h w c"]:
 def assigned_images(
     key: jax.Array, weights: Float[AnyArray, "b n"], portion: float, perturbations: int
 ) -> Int[np.ndarray, "b n"]:
-    """The selection m_b of the outer loss: which of the perturbations each image gets, in turn; -1 for none.
+    """The selection m_b of the outer loss: which of the perturbations each image gets; -1 for none.
 
-    Those that get one are max(1, ⌊portion·n_b⌋) random images of each batch b, n_b of which are images.
+    Those that get one are max(1, ⌊portion·n_b⌋) random images of each batch b, n_b of which are images. They get the
+    perturbations in turn, which begins with another one in each batch, so that all are used where images are few.
     """
     sizes = np.sum(weights, axis=1)
     counts = np.maximum(1, np.floor(portion * sizes + 1e-9))
     order = np.where(np.asarray(weights) > 0, jax.random.uniform(key, weights.shape), np.inf)
     ranks = np.argsort(np.argsort(order, axis=1), axis=1)
-    return np.where(ranks < counts[:, None], ranks % perturbations, -1)
+    first = np.asarray(jax.random.randint(jax.random.fold_in(key, 0), (len(sizes), 1), 0, perturbations))
+    return np.where(ranks < counts[:, None], (first + ranks) % perturbations, -1)
 
 
 def patched_images(key: jax.Array, weights: Float[AnyArray, "b n"], portion: float) -> Float[np.ndarray, "b n"]:

@@ -1,7 +1,7 @@
 """The constants of the algorithm, of the audit and of training that a run can change, and what values make sense."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ibau_jax.errors import ConfigError
@@ -93,7 +93,12 @@ class UnlearnConfig:
     """whether images may be mirrored: never, always, or where the original model classifies mirrored ones as well"""
 
     def __post_init__(self) -> None:
+        _require_whole(self)
         _require_each(self, ("n_rounds", "batch_size", "min_batches", "perturbations"), _AT_LEAST_1)
+        _require(
+            self.perturbations <= self.batch_size,
+            f"perturbations is {self.perturbations}; each takes images of its own, and a batch has {self.batch_size}",
+        )
         _require_each(self, ("lr", "inner_lr", "fixed_point_step"), _POSITIVE)
         _require(self.b2 is None or 0 < self.b2 < 1, f"b2 is {self.b2}; it must be between 0 and 1 (or none)")
         _require(0 <= self.mix <= 0.5, f"mix is {self.mix}; it must be in [0, 0.5]")
@@ -128,9 +133,9 @@ class UnlearnConfig:
 def _require_optimizer(name: str) -> None:
     """Optax knows the names; importing it, and JAX with it, takes seconds that the presets' need not cost --help."""
     if name.lower() not in ("adam", "amsgrad", "sgd"):
-        from ibau_jax.optimizers import make_optimizer
+        from ibau_jax.optimizers import check_optimizer
 
-        make_optimizer(name, 0.1)
+        check_optimizer(name)
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,7 @@ class AuditConfig:
     """seed of the order of images and of the first triggers"""
 
     def __post_init__(self) -> None:
+        _require_whole(self)
         _require_each(self, ("steps", "batch_size", "search_images", "held_out_images"), _AT_LEAST_1)
         _require_each(self, ("success", "rate"), _SHARE)
         check_seed(self.seed)
@@ -190,6 +196,7 @@ class TrainConfig:
     """seed of everything random"""
 
     def __post_init__(self) -> None:
+        _require_whole(self)
         _require_each(self, ("epochs", "batch_size"), _AT_LEAST_1)
         _require_each(self, ("momentum", "weight_decay", "crop"), _NOT_NEGATIVE)
         _require_each(self, ("lr",), _POSITIVE)
@@ -218,6 +225,7 @@ class RelearnConfig:
     """seed of the choice of images and of their order"""
 
     def __post_init__(self) -> None:
+        _require_whole(self)
         _require_each(self, ("triggered", "epochs", "batch_size"), _AT_LEAST_1)
         _require_each(self, ("momentum",), _NOT_NEGATIVE)
         _require_each(self, ("lr",), _POSITIVE)
@@ -235,6 +243,13 @@ _SHARE: Rule = (lambda value: 0 < value < 1, "must be between 0 and 1")
 def check_seed(seed: int) -> None:
     """Raises ConfigError unless NumPy and JAX both take `seed`."""
     _require(0 <= seed < 2**32, f"seed is {seed}; it must be at least 0 and less than 2**32")
+
+
+def _require_whole(config: Any) -> None:
+    """Requires whole numbers where a field is one; 20.0 is none, since it can't count."""
+    for one in fields(config):
+        value = getattr(config, one.name)
+        _require(one.type is not int or type(value) is int, f"{one.name} is {value!r}; it must be a whole number")
 
 
 def _require_each(config: object, names: tuple[str, ...], rule: Rule) -> None:

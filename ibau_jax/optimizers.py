@@ -3,10 +3,12 @@
 import inspect
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from ibau_jax.errors import ConfigError
 
+SUGGESTED = "adam, sgd, adamw, rmsprop or lion"
 NO_SECOND_MOMENT = ("lion", "adan")  # whose b2 is the decay of something else
 
 
@@ -25,8 +27,25 @@ def make_optimizer(name: str, learning_rate: float, b2: float | None = None) -> 
     except (TypeError, ValueError, AttributeError):
         optimizer = None
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise ConfigError(f"optax has no optimiser {name!r}; try adam, sgd, adamw, rmsprop or lion")
+        raise ConfigError(f"optax has no optimiser {name!r}; try {SUGGESTED}")
     return optax.with_extra_args_support(optimizer)
+
+
+def check_optimizer(name: str) -> None:
+    """Raises ConfigError unless optax has an optimiser of that name that goes downhill on a gradient alone.
+
+    Optax's parts of optimisers, such as `scale` and `scale_by_adam`, leave out the sign, and go uphill.
+    """
+    optimizer, weights = make_optimizer(name, 0.1), jnp.ones((2, 2))
+    state, way = optimizer.init(weights), jnp.zeros_like(weights)
+    try:
+        for _ in range(2):  # rprop compares a gradient with the one before
+            updates, state = optimizer.update(weights, state, weights, value=jnp.float32(1))
+            way += updates
+    except TypeError as error:
+        raise ConfigError(f"optax's {name!r} takes more than a gradient; try {SUGGESTED}") from error
+    if not (way < 0).all():
+        raise ConfigError(f"optax's {name!r} does not go downhill by itself; try {SUGGESTED}")
 
 
 def _has_second_moment(name: str, make: Any) -> bool:

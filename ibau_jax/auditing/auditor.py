@@ -138,12 +138,24 @@ class Auditor:
         Raises:
             NotFiniteError: the model computes NaN or infinity with a trigger.
         """
-        some = images.take(self._order(images)[: self.config.search_images])
+        some = self._to_search(images, self._order(images))
         searches = self._searches(model, some, spaces)
         return {name: _run(search, model, some, on_step) for name, search in searches.items()}
 
     def _order(self, images: Dataset) -> Int[np.ndarray, " n"]:
         return np.random.default_rng(self.config.seed).permutation(len(images))
+
+    def _to_search(self, images: Dataset, order: Int[np.ndarray, " n"]) -> Dataset:
+        """Takes the first that a search looks at, of no class more than of all others, unless too few are left.
+
+        A class's trigger is searched on images of others; one that has to lead only few of them is too small.
+        """
+        labels = images.labels[order]
+        values, counts = np.unique(labels, return_counts=True)
+        commonest = labels == values[counts.argmax()]
+        others = np.count_nonzero(~commonest)
+        kept = ~commonest | (np.cumsum(commonest) <= max(others, self.config.batch_size - others))
+        return images.take(order[kept][: self.config.search_images])
 
     def _divided(self, images: Dataset, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
         order = self._order(images)
@@ -156,7 +168,7 @@ class Auditor:
                 f"not {len(some)} and {len(rest)}"
             )
         measured = (held_out or images).take(rest[: self.config.held_out_images])
-        return images.take(some[: self.config.search_images]), measured
+        return self._to_search(images, some), measured
 
     def _searches(self, model: nnx.Module, images: Dataset, spaces: Collection[str]) -> dict[str, Search]:
         shape, batch = images.images.shape[1:], min(len(images), self.config.batch_size)

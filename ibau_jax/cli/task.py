@@ -22,7 +22,7 @@ from ibau_jax.cli.stored_run import StoredRun
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset, Split
 from ibau_jax.defences import Defence, TuneConfig
-from ibau_jax.errors import ConfigError, NotFiniteError
+from ibau_jax.errors import ConfigError, DataError, NotFiniteError
 from ibau_jax.execution import Execution
 from ibau_jax.metrics import Metrics, evaluate, predict
 from ibau_jax.models.normalized import normalized_model
@@ -130,7 +130,8 @@ class Task:
                 is not of the sample.
         """
         self.result = replace(result, model=self.as_written(result.model))
-        if result.rounds and is_first_process() and self.after().n_images != len(self.split.evaluation):
+        last = result.rounds[-1].number if result.rounds else None
+        if last not in (None, self.config.n_rounds) and is_first_process():  # it was evaluated on a sample
             try:
                 self.records[len(result.rounds) - 1] |= asdict(self.evaluate(self.result.model))
             except NotFiniteError as error:
@@ -145,7 +146,10 @@ class Task:
             self.state = state
             return
         if self.before is None:
-            self.before = self.evaluate(self.model)
+            try:
+                self.before = self.evaluate(self.model)
+            except NotFiniteError as error:  # no round is to blame
+                raise DataError(f"of the model as it came {error}") from error
             bar.on_before(self.name, self.before, state.outliers)
         try:
             written, is_last = self.as_written(state.model), state.rounds[-1].number == self.config.n_rounds

@@ -191,6 +191,11 @@ def _check(members: Sequence[Member]) -> None:
     for member in members:
         image_shape = member.clean_set.images.shape[1:]
         member.clean_set.check_fits(image_shape, count_classes(member.model, image_shape))
+        if len(member.clean_set) < member.config.perturbations:
+            raise ConfigError(
+                f"each of {member.config.perturbations} untargeted perturbations takes clean images of its own, and "
+                f"there are {len(member.clean_set)}; give more, or a smaller --perturbations"
+            )
         if not stackable(members[0], member):
             raise ConfigError("models that unlearn together have one architecture, and clean sets of one size")
 

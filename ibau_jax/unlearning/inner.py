@@ -74,7 +74,7 @@ def inner_step(
         loss, gradient = jax.value_and_grad(inner_loss, argnums=2)(
             forward, config, delta, weights.params, batch._replace(labels=own_labels), execution
         )
-        updates, state = optimizer.update(gradient, state, delta)
+        updates, state = optimizer.update(gradient, state, delta, value=loss)
         return (optax.apply_updates(delta, updates), state), loss
 
     return step

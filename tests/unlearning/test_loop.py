@@ -12,7 +12,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ibau_jax.batches import make_batches, patched_images
+from ibau_jax.batches import assigned_images, make_batches, patched_images
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import Dataset
@@ -301,6 +301,13 @@ def test_patched_images_are_as_many_as_published_and_real(sizes, portion, seed):
     assert mask.sum(1).tolist() == expected
 
 
+def test_all_perturbations_are_used_where_a_batch_has_fewer_images_for_them():
+    """3 images of each of 40 batches for 8 perturbations: each misses one in (5/8)^40 of all keys."""
+    chosen = assigned_images(jax.random.key(0), np.ones((40, 10), np.float32), 0.3, 8)
+    assert np.array_equal(np.sum(chosen >= 0, axis=1), np.full(40, 3))
+    assert set(chosen[chosen >= 0]) == set(range(8))
+
+
 def test_patched_images_vary_with_the_key():
     weights = np.ones((1, 100), np.float32)
     chosen = {int(np.asarray(patched_images(jax.random.key(seed), weights, 0.01)).argmax()) for seed in range(40)}
@@ -329,7 +336,8 @@ def test_projection_onto_the_ball(scale, bound):
         {"portion": 1.5}, {"norm_bound": 0.0}, {"optim": "nosuch"}, {"optim": "apply_updates"}, {"regularization": -1.0},
         {"perturbations": 0}, {"min_batches": 0}, {"schedule": "linear"}, {"solver": "lu"}, {"space": "lab"}, {"spaces": ("sound",)},
         {"spaces": ("patch",)}, {"spaces": ("perturbation",), "space": "normalized"}, {"enlarge": 0.5},
-        {"consistency": -1.0}, {"b2": 1.0}, {"b2": -0.5}, {"solver": "cg", "renew": False}, {"enlarge": np.inf}, {"sharpness": np.inf}, {"distillation": np.inf},
+        {"perturbations": 4, "batch_size": 3}, {"K": 1.5}, {"n_rounds": 2.0}, {"perturbations": True}, {"optim": "lbfgs"}, {"optim": "scale"},
+        {"inner_optim": "scale_by_adam"}, {"optim": "freeze"}, {"consistency": -1.0}, {"b2": 1.0}, {"b2": -0.5}, {"solver": "cg", "renew": False}, {"enlarge": np.inf}, {"sharpness": np.inf}, {"distillation": np.inf},
     ],
 )  # fmt: skip
 def test_configurations_that_make_no_sense(wrong):
@@ -367,5 +375,5 @@ def unlearned_by(name, b2):
 
 
 def test_optimisers_by_optax_name(rng):
-    for name in ("Adam", "SGD", "adamw", "rmsprop", "lion"):
+    for name in ("Adam", "SGD", "adamw", "rmsprop", "lion", "rprop", "polyak_sgd"):
         assert unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 4), UnlearnConfig(n_rounds=1, optim=name)).rounds
