@@ -17,7 +17,7 @@ from benchmarks.cases import ROOT
 from benchmarks.report import put_between
 from benchmarks.zoo import CLEANED, others_of, targets_of
 from ibau_jax import AuditConfig, Auditor, Dataset, load
-from ibau_jax.auditing.judgement import Suspect, anomaly_index, find_suspects, judge, median_size
+from ibau_jax.auditing.judgement import Suspect, anomaly_index, find_suspects, judge, ratios
 from ibau_jax.cli.audit import audit_record
 from ibau_jax.perturbations import SPACES
 
@@ -36,6 +36,8 @@ def judged(name: str, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], tu
     """An audit's sizes by space, today's suspects on them, and whether those are right of the model."""
     sizes = {space: np.asarray(findings["sizes"]) for space, findings in record["views"].items()}
     targets, suspects = targets_of(name), find_suspects(sizes)
+    if len(targets) == len(next(iter(sizes.values()))) - 1:  # all to all
+        return sizes, suspects, any(one.label is None for one in suspects)
     return sizes, suspects, bool(suspects) and suspects[0].label in targets if targets else not suspects
 
 
@@ -44,10 +46,14 @@ def row(name: str, seed: int, record: dict[str, Any]) -> str:
     targets, (sizes, suspects, right) = targets_of(name), judged(name, record)
     verdict, most = judge(suspects), []
     for of_space in sizes.values():
-        order = np.argsort(of_space)
-        ratios = median_size(of_space) / of_space[order]
-        most += [f"{order[0]}: {ratios[0]:.2f}, next {ratios[1]:.2f}", f"{anomaly_index(of_space)[order[0]]:.1f}"]
-    named = ", ".join(str(suspect.label) for suspect in suspects[:4]) or "–"
+        *of_classes, of_any_other = ratios(of_space)
+        first, second, *_ = np.argsort(of_classes)[::-1]
+        most += [
+            f"{first}: {of_classes[first]:.2f}, next {of_classes[second]:.2f}",
+            f"{anomaly_index(of_space)[first]:.1f}",
+            f"{of_any_other:.2f}",
+        ]
+    named = ", ".join("any other" if one.label is None else str(one.label) for one in suspects[:4]) or "–"
     shown = (
         f"`{name}`",
         str(seed),
@@ -61,7 +67,7 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     """All audits, as Markdown."""
     heads = ["model", "seed", "target", "verdict", "suspects"]
     for space in SPACES:
-        heads += [f"{space}: ratio", "index"]
+        heads += [f"{space}: ratio", "index", "any other"]
     lines = [f"| {' | '.join([*heads, 's'])} |", "|" + " --- |" * (len(heads) + 1)]
     lines += [row(name, int(seed), record) for name in sorted(results) for seed, record in results[name].items()]
     return "\n".join([summary(results), "", *lines])
@@ -74,7 +80,7 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
         kind = "cleaned" if CLEANED in name else "backdoored" if targets_of(name) else "clean"
         for record in of_model.values():
             sizes, _, right = judged(name, record)
-            ratio = max(median_size(of_space) / float(of_space.min()) for of_space in sizes.values())
+            ratio = max(float(ratios(of_space).max()) for of_space in sizes.values())
             kinds[kind].append((name, right, ratio))
     texts = []
     for kind, found in kinds.items():

@@ -28,7 +28,7 @@ class UnlearnConfig:
     batch_size: int = 100
     """clean images in a batch; the last batch may be smaller"""
     min_batches: int = 1
-    """a round goes through the clean batches as often as it takes to have so many"""
+    """where images make fewer, a round has so many full batches, of images in a new order each time they are used up"""
     shuffle: bool = False
     """whether the inner maximisation goes through the images in a new order in each round"""
     seed: int = 2
@@ -118,9 +118,10 @@ class UnlearnConfig:
             "untargeted perturbations are compared with players in the image range; space normalized has no players",
         )
         _require(
-            self.renew or self.solver == "neumann" or not self.K,
-            f"solver {self.solver} has no solution for untargeted perturbations that stay; choose neumann, or --renew",
+            self.solver == "neumann" or not self.K or (self.renew and not self.spaces),
+            f"solver {self.solver} has no solution where players wait or untargeted perturbations stay; choose neumann",
         )
+        _require(not self.unit or self.space == "normalized", "unit is of a δ that is added to normalised images")
         _require(1 <= self.enlarge < float("inf"), f"enlarge is {self.enlarge}; it must be at least 1, and finite")
         _require(0 < self.portion <= 1, f"portion is {self.portion}; it must be in (0, 1]")
         _require_each(self, ("K", "regularization", "distillation", "consistency", "crop", "sharpness"), _NOT_NEGATIVE)

@@ -27,11 +27,11 @@ MIN_OTHERS = 5  # of them of other classes than any one: a trigger is searched o
 
 @dataclass(frozen=True)
 class SpaceFindings:
-    """What one space shows, a number a class.
+    """What one space shows, a number a class, and last one for any other class than an image's own.
 
     Attributes:
         space: what was searched.
-        smallest: the triggers that take the share `AuditConfig.success` of other classes' images to each class.
+        smallest: the triggers that take the share `AuditConfig.success` of other classes' images there.
         success: share of held-out images of other classes that follow it, in [0, 1]; NaN where the search was not
             finished.
         earlier: share of held-out images of other classes that follow an earlier audit's triggers, if there was one;
@@ -40,21 +40,21 @@ class SpaceFindings:
 
     space: PerturbationSpace
     smallest: SmallestTriggers
-    success: Float[np.ndarray, " classes"]
-    earlier: Float[np.ndarray, " classes"] | None = None
+    success: Float[np.ndarray, " aims"]
+    earlier: Float[np.ndarray, " aims"] | None = None
 
     @property
-    def sizes(self) -> Float[np.ndarray, " classes"]:
+    def sizes(self) -> Float[np.ndarray, " aims"]:
         """Of the triggers, in the space's unit."""
         return self.smallest.sizes
 
     @property
     def triggers(self) -> Perturbation:
-        """The triggers, a pytree of arrays with a leading axis of classes."""
+        """The triggers, a pytree of arrays with a leading axis of aims."""
         return self.smallest.triggers
 
     @property
-    def anomaly_index(self) -> Float[np.ndarray, " classes"]:
+    def anomaly_index(self) -> Float[np.ndarray, " aims"]:
         """See `ibau_jax.auditing.judgement.anomaly_index`."""
         return anomaly_index(self.sizes)
 
@@ -65,7 +65,7 @@ class Audit:
 
     Attributes:
         verdict: `backdoored`, `suspicious`, `no backdoor found` or `not enough images to say`.
-        suspects: classes that stand out, the likeliest target first.
+        suspects: what stands out, the likeliest target first.
         spaces: by name.
         seconds: wall time, without compiling the search.
         n_searched, n_measured: how many images the triggers were searched and measured on.
@@ -200,13 +200,15 @@ def _verdict(
     """The verdict; of few images only what most images that did not search confirm."""
     if min(len(searched), len(measured)) >= ENOUGH:
         return judge(suspects)
-    if suspects:
-        first = suspects[0]
-        success = float(spaces[first.space].success[first.label])
-        others = int(np.count_nonzero(measured.labels != first.label))
-        if not np.isnan(success) and confidence_interval(success, others)[0] >= MAJORITY:
-            return judge(suspects)
-    return UNDECIDED
+    confirmed = tuple(one for one in suspects if _confirmed(spaces[one.space].success, one.label, measured))
+    return judge(confirmed) if confirmed else UNDECIDED
+
+
+def _confirmed(success: Float[np.ndarray, " aims"], label: int | None, measured: Dataset) -> bool:
+    """Says whether most images surely follow."""
+    share = float(success[-1 if label is None else label])
+    others = len(measured) if label is None else int(np.count_nonzero(measured.labels != label))
+    return not np.isnan(share) and confidence_interval(share, others)[0] >= MAJORITY
 
 
 def _findings(

@@ -1,7 +1,8 @@
 """From the sizes of the smallest triggers to a verdict.
 
 A backdoor is a shortcut: a much smaller trigger leads to its target than to other classes. What is small depends on
-the model and the data, so a class is compared with the median class of the same model.
+the model and the data, so a class is compared with the median class of the same model. Arrays of *aims* have a number a
+class, and last one for any other class than an image's own, which is where an all-to-all backdoor leads.
 """
 
 import math
@@ -28,77 +29,84 @@ RESOLUTION = 0.1  # the spread of the logarithm of a size between seeds
 
 @dataclass(frozen=True)
 class Suspect:
-    """A class that is reached more easily than it should be.
+    """A class that is reached more easily than it should be; or any other class than an image's own.
 
     Attributes:
-        label: the class.
+        label: the class; None where images are led away from their own class to several others (all-to-all).
         space: where it stands out most.
         ratio: the median class's size over its size.
-        confidence: that it is a backdoor's target, in [0, 1]: a logistic function of the logarithm of `ratio`.
+        confidence: that a backdoor leads there, in [0, 1]: a logistic function of the logarithm of `ratio`.
     """
 
-    label: int
+    label: int | None
     space: str
     ratio: float
     confidence: float
 
+    @property
+    def name(self) -> str:
+        """Names the aim, for a sentence."""
+        return "any other class" if self.label is None else f"class {self.label}"
 
-def median_size(sizes: Float[AnyArray, " classes"]) -> Float[AnyArray, ""]:
-    """Computes the median class's size; of two classes in the middle, their geometric mean.
 
-    How far a class stands out is always this divided by its size.
-    """
+def median_size(sizes: Float[AnyArray, " aims"]) -> Float[AnyArray, ""]:
+    """Computes the median class's size; of two classes in the middle, their geometric mean."""
     numpy = sizes.__array_namespace__()  # or JAX's
-    return numpy.exp(numpy.median(numpy.log(sizes)))
+    return numpy.exp(numpy.median(numpy.log(sizes[:-1])))
 
 
-def below_median(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
-    """Computes the logarithm of how many times smaller than the median class's each class's size is."""
-    return np.log(median_size(sizes) / sizes)
+def ratios(sizes: Float[AnyArray, " aims"], median: Float[AnyArray, ""] | None = None) -> Float[AnyArray, " aims"]:
+    """Computes how far each aim stands out: how many times smaller its size is than the median class's.
+
+    Args:
+        sizes: of all classes, and last of what leads to any other class than an image's own.
+        median: the median class's size, where it is not of these.
+    """
+    return (median_size(sizes) if median is None else median) / sizes
 
 
-def anomaly_index(sizes: Float[np.ndarray, " classes"]) -> Float[np.ndarray, " classes"]:
-    """How many robust standard deviations a class's size lies below the median's, in logarithms.
+def anomaly_index(sizes: Float[np.ndarray, " aims"]) -> Float[np.ndarray, " aims"]:
+    """How many robust standard deviations a size lies below the median's, in logarithms.
 
     Neural Cleanse's index (Wang et al., IEEE S&P 2019: more than 2 is an outlier), signed, and of logarithms: sizes of
-    different models differ by factors. The deviation counts as at least what sizes differ by between seeds.
+    different models differ by factors. The deviation is that of classes, at least what sizes differ by between seeds.
     """
-    below = below_median(sizes)
-    deviation = CONSISTENCY * np.median(np.abs(below))
+    below = np.log(ratios(sizes))
+    deviation = CONSISTENCY * np.median(np.abs(below[:-1]))
     return below / max(deviation, RESOLUTION)
 
 
 def find_suspects(
-    sizes: dict[str, Float[np.ndarray, " classes"]], medians: dict[str, float] | None = None
+    sizes: dict[str, Float[np.ndarray, " aims"]], medians: dict[str, float] | None = None
 ) -> tuple[Suspect, ...]:
-    """The classes that stand out in any space, the most suspicious first.
+    """What stands out in any space: classes, the most suspicious first, then any other class than an image's own.
 
-    `medians` are those of the spaces that classes are compared with, where they are not of these sizes.
+    What leads to one class leads away from the others, so any other class counts only where less is needed than for the
+    easiest class. `medians` are those of the spaces that classes are compared with, where they are not of these sizes.
     """
-    below = {
-        space: np.log(medians[space] / of_space) if medians else below_median(of_space)
-        for space, of_space in sizes.items()
-    }
+    below = {space: np.log(ratios(of_space, medians[space] if medians else None)) for space, of_space in sizes.items()}
+    away = {space: of_space for space, of_space in below.items() if np.argmax(of_space) == len(of_space) - 1}
     suspects = [
-        _standing_out(label, below)
-        for label in range(len(next(iter(sizes.values()))))
-        if max(of_space[label] for of_space in below.values()) >= SUSPICIOUS
+        _standing_out(index, spaces)
+        for index, spaces in enumerate([*[below] * (len(next(iter(sizes.values()))) - 1), away])
+        if max((of_space[index] for of_space in spaces.values()), default=0.0) >= SUSPICIOUS
     ]
-    return tuple(sorted(suspects, key=lambda suspect: -suspect.ratio))
+    return tuple(sorted(suspects, key=lambda suspect: (suspect.label is None, -suspect.ratio)))
 
 
-def lingering(label: int, sizes: dict[str, Float[np.ndarray, " classes"]]) -> Suspect | None:
+def lingering(label: int, sizes: dict[str, Float[np.ndarray, " aims"]]) -> Suspect | None:
     """A class that was suspected, where the smallest trigger of a space still leads to it; where it stands out most.
 
     A hint, no verdict: in a clean model the smallest trigger leads to some class as well.
     """
-    first = {space: below_median(of_space) for space, of_space in sizes.items() if np.argmin(of_space) == label}
+    first = {space: np.log(ratios(of_space)) for space, of_space in sizes.items() if np.argmin(of_space[:-1]) == label}
     return _standing_out(label, first) if first else None
 
 
-def _standing_out(label: int, below: dict[str, Float[np.ndarray, " classes"]]) -> Suspect:
-    """A class in the space where it lies furthest `below` the median."""
-    most, space = max((float(of_space[label]), space) for space, of_space in below.items())
+def _standing_out(index: int, below: dict[str, Float[np.ndarray, " aims"]]) -> Suspect:
+    """An aim in the space where it lies furthest `below` the median."""
+    most, space = max((float(of_space[index]), space) for space, of_space in below.items())
+    label = index if index < len(below[space]) - 1 else None
     return Suspect(label, space, float(np.exp(most)), confidence(most))
 
 
@@ -111,4 +119,4 @@ def judge(suspects: tuple[Suspect, ...]) -> Verdict:
     """What the strongest suspect amounts to."""
     if not suspects:
         return "no backdoor found"
-    return "backdoored" if np.log(suspects[0].ratio) >= BACKDOORED else "suspicious"
+    return "backdoored" if max(np.log(suspect.ratio) for suspect in suspects) >= BACKDOORED else "suspicious"

@@ -1,7 +1,8 @@
-"""The smallest trigger for every class, as a race.
+"""The smallest trigger for every class, and for any other than an image's own, as a race.
 
-All classes search through a first heat. What an audit compares is settled by few of them: the classes with the smallest
-triggers, and those that the median is among. These go on; the sizes of the others are estimated.
+All search through a first heat. What an audit compares is settled by few of them: the classes with the smallest
+triggers, those that the median is among, and what leads to any other class. These go on; the sizes of the others are
+estimated. Arrays of *aims* have a row a class, and last one for any other class.
 """
 
 from collections.abc import Callable
@@ -39,30 +40,32 @@ SETTLED = 4  # a size is averaged over the last quarter of the heat
 
 
 class Constants(NamedTuple):
-    """What every step sees: the model, and the class that each trigger aims at."""
+    """What every step sees: the model, and what each trigger aims at: a class, or their number for any other class."""
 
     weights: Weights
-    target: Int[Array, " classes"]
+    target: Int[Array, " aims"]
 
 
 class SmallestTriggers(NamedTuple):
     """What a search of one space found.
 
     Attributes:
-        triggers: those of every class, with a leading axis of classes.
+        triggers: with a leading axis of aims.
         sizes: their sizes, in the space's unit. That of a class that left the race is an estimate: the size that it had
             then, times what the classes around the median have shrunk by since, and no less than that of a class that
             was in front.
-        finished: whether a class went on to the end. The class with the smallest size did.
+        finished: whether one went on to the end. The class with the smallest size did, and what leads to any other.
     """
 
     triggers: Perturbation
-    sizes: Float[np.ndarray, " classes"]
-    finished: Bool[np.ndarray, " classes"]
+    sizes: Float[np.ndarray, " aims"]
+    finished: Bool[np.ndarray, " aims"]
 
-    def ranking(self) -> list[int]:
-        """Lists the classes that went on to the end, those with the smallest triggers first."""
-        return [int(label) for label in np.argsort(self.sizes, kind="stable") if self.finished[label]]
+    def ranking(self) -> list[tuple[int, str]]:
+        """Lists the rows that went on to the end and what they aim at, those with the smallest triggers first."""
+        last = len(self.sizes) - 1
+        order = [int(index) for index in np.argsort(self.sizes, kind="stable") if self.finished[index]]
+        return [(index, str(index) if index < last else "any other") for index in order]
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Search:
 
     Attributes:
         classes: how many there are.
-        at_once: how many of them go through a step together.
+        at_once: how many aims go through a step together.
         begin: `begin(keys)`, what the first step gets.
         loop: over the steps of a heat.
         measure: `measure(triggers, batch, constants)`: how many images of other classes follow, how many there are, and
@@ -88,10 +91,10 @@ class Search:
 
 
 def search_step(apply: Apply, space: PerturbationSpace, config: AuditConfig, shape: Shape) -> Callable[..., Any]:
-    """Makes a step of all classes: `step(players, batch, constants)` gives the next ones and the sizes, (classes,)."""
+    """Makes a step of some aims: `step(players, batch, constants)` gives the next players and the sizes, (aims,)."""
     one = make_step(space, shape, falling(config), config.rate, config.success)
 
-    def step(players: Player, batch: Batches, constants: Constants) -> tuple[Player, Float[Array, " classes"]]:
+    def step(players: Player, batch: Batches, constants: Constants) -> tuple[Player, Float[Array, " aims"]]:
         weights, forward = constants.weights, partial(apply, constants.weights.rest)
         following = jax.vmap(lambda player, target: one(forward, player, weights.params, batch, target))(
             players, constants.target
@@ -123,7 +126,7 @@ def compile_search(
 ) -> Search:
     """Compiles the search for models like `model` and images like `images`."""
     shape = images.images.shape[1:]
-    going_on = min(classes, FRONT + MIDDLE)
+    going_on = min(classes, FRONT + MIDDLE) + 1
     chunks = -(-going_on * config.batch_size * shape[0] * shape[1] // PIXELS_AT_ONCE)
     at_once = -(-going_on // min(chunks, going_on))
     apply = make_apply(model, execution)
@@ -158,34 +161,34 @@ def heat_batches(images: Dataset, config: AuditConfig) -> list[Batches]:
 
 
 def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None = None) -> SmallestTriggers:
-    """The smallest triggers of all classes of a model, found on clean images.
+    """The smallest triggers for all aims of a model, found on clean images.
 
     Args:
         search: compiled for the model's architecture.
         model: see `ibau_jax.unlearn`.
         images: clean images with their true labels.
-        on_step: called with the steps done, and how many there are for all classes.
+        on_step: called with the steps done, and how many there are for all aims.
 
     Raises:
         NotFiniteError: a trigger became NaN or infinite, as it does where a logit or its gradient is.
     """
-    weights, classes = split_weights(model), np.arange(search.classes)
+    weights, aims = split_weights(model), np.arange(search.classes + 1)
     players = _first_players(search)
     first, *heats = heat_batches(images, search.config)
-    going_on = min(search.classes, FRONT + MIDDLE)
-    parts = [len(class_parts(search, classes[:count])) for count in (search.classes, *[going_on] * len(heats))]
+    going_on = min(search.classes, FRONT + MIDDLE) + 1
+    parts = [len(in_parts(search, aims[:count])) for count in (len(aims), *[going_on] * len(heats))]
     steps = len(first.labels) * np.cumsum([0, *parts])
 
     def report(heats_before: int, parts_before: int, done: int) -> None:
         if on_step:
             on_step(heats_before + parts_before + done, int(steps[-1]))
 
-    players, begun = _heat(search, weights, players, classes, first, partial(report, 0))
-    front, middle = in_the_race(begun)
-    racing, ended = np.concatenate([front, middle]), begun
+    players, begun = _heat(search, weights, players, aims, first, partial(report, 0))
+    front, middle = in_the_race(begun[:-1])
+    racing, ended = np.concatenate([front, middle, aims[-1:]]), begun
     for heat, before in zip(heats, steps[1:-1], strict=True):
         players, ended = _heat(search, weights, players, racing, heat, partial(report, int(before)))
-    finished = np.isin(classes, racing)
+    finished = np.isin(aims, racing)
     shrunk = np.exp(np.mean(np.log(ended[middle] / begun[middle]))) if len(middle) else 1.0
     estimates = np.clip(begun * shrunk, ended[front].max(), search.space.max_size(images.images.shape[1:]))
     sizes = np.where(finished, ended, estimates)
@@ -199,10 +202,10 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
 
 
 def _first_players(search: Search) -> Player:
-    """Makes the players of all classes, in NumPy arrays: the device holds those that go through steps together."""
-    keys = jax.random.split(jax.random.key(search.config.seed), search.classes)
-    parts = [search.begin(keys[targets]) for targets in class_parts(search, np.arange(search.classes))]
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: search.classes], *parts)
+    """Makes the players of all aims, in NumPy arrays: the device holds those that go through steps together."""
+    keys = jax.random.split(jax.random.key(search.config.seed), search.classes + 1)
+    parts = [search.begin(keys[targets]) for targets in in_parts(search, np.arange(len(keys)))]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(keys)], *parts)
 
 
 def _heat(
@@ -212,11 +215,11 @@ def _heat(
     racing: Int[np.ndarray, " m"],
     batches: Batches,
     report: Callable[[int, int], None],
-) -> tuple[Player, Float[np.ndarray, " classes"]]:
-    """Takes the players of the classes `racing` through a heat: all players after it, and sizes, 1 of the others."""
-    place, after, sizes = Placement.one_device(), jax.tree.map(np.copy, players), np.ones(search.classes)
+) -> tuple[Player, Float[np.ndarray, " aims"]]:
+    """Takes the players `racing` through a heat: all players after it, and sizes, 1 of the others."""
+    place, after, sizes = Placement.one_device(), jax.tree.map(np.copy, players), np.ones(search.classes + 1)
     steps = len(batches.labels)
-    for part, targets in enumerate(class_parts(search, racing)):
+    for part, targets in enumerate(in_parts(search, racing)):
         constants = place.members(Constants(weights, jnp.asarray(targets)))
         some = jax.tree.map(lambda leaf, targets=targets: leaf[targets], players)
         moved, sizes_of_steps = search.loop.run(place.members(some), batches, constants, partial(report, part * steps))
@@ -234,24 +237,25 @@ def in_the_race(sizes: Float[np.ndarray, " classes"]) -> tuple[Int[np.ndarray, "
     return order[:FRONT], order[FRONT:][np.argsort(from_median, kind="stable")[:MIDDLE]]
 
 
-def class_parts(search: Search, classes: Int[np.ndarray, " m"]) -> list[Int[np.ndarray, " at_once"]]:
-    """The classes that go through the steps together; the last part is filled up with classes that were there."""
-    return list(np.resize(classes, (-(-len(classes) // search.at_once), search.at_once)))
+def in_parts(search: Search, aims: Int[np.ndarray, " m"]) -> list[Int[np.ndarray, " at_once"]]:
+    """The aims that go through the steps together; the last part is filled up with some that were there."""
+    return list(np.resize(aims, (-(-len(aims) // search.at_once), search.at_once)))
 
 
 def measure(
-    search: Search, model: nnx.Module, triggers: Perturbation, images: Dataset, which: Bool[np.ndarray, " classes"]
-) -> Float[np.ndarray, " classes"]:
-    """The share of images of other classes that a class's trigger takes to it, in [0, 1]; 0 where there are none.
+    search: Search, model: nnx.Module, triggers: Perturbation, images: Dataset, which: Bool[np.ndarray, " aims"]
+) -> Float[np.ndarray, " aims"]:
+    """The share of images of other classes that a trigger takes to its aim, in [0, 1]; 0 where there are none.
 
-    Of classes that are not among `which` it is NaN.
+    Of those that are not among `which` it is NaN. Away from their own class all images may go, where `Follow.others`
+    does not count all; then it is 1.
 
     Raises:
         NotFiniteError: logits of triggered images are NaN or infinite.
     """
     batches = make_batches(images, search.config.batch_size)
-    weights, shares = split_weights(model), np.full(search.classes, np.nan)
-    for targets in class_parts(search, np.flatnonzero(which)):
+    weights, shares = split_weights(model), np.full(len(which), np.nan)
+    for targets in in_parts(search, np.flatnonzero(which)):
         some = jax.tree.map(lambda array, targets=targets: array[targets], triggers)
         constants = Constants(weights, jnp.asarray(targets))
         counts = [
@@ -264,5 +268,5 @@ def measure(
                 f"the logits of {broken.max():g} of {len(images)} images of {images.name} are not finite (NaN or "
                 "infinity) with a trigger that the search found; no verdict can be had of the model"
             )
-        shares[targets] = follow / np.maximum(count, 1)
+        shares[targets] = np.minimum(follow / np.maximum(count, 1), 1)
     return shares

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from rich.table import Table
 
 from ibau_jax.auditing import Audit, Auditor
-from ibau_jax.auditing.judgement import median_size
+from ibau_jax.auditing.judgement import median_size, ratios
 from ibau_jax.cli.console import percent, warn
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import AuditConfig
@@ -64,19 +64,19 @@ def audit_task(task: "Task", auditor: Auditor, when: When, model: nnx.Module) ->
 
 
 def audit_tables(audit: Audit) -> Iterator[Table]:
-    """A table a space: the classes whose search was finished, the smallest triggers first, and the median."""
+    """A table a space: what was searched to the end, the smallest triggers first, and the median class's size."""
     for name, findings in audit.spaces.items():
         table = Table("class", title=f"Smallest {name} for each class")
-        for heading in (findings.space.unit, "times less than\nthe median", "anomaly\nindex"):
+        for heading in (findings.space.unit, "stands out\n(times)", "anomaly\nindex"):
             table.add_column(heading, justify="right")
         table.add_column("held-out images\nthat follow", justify="right")
-        for label in findings.smallest.ranking():
+        for index, aim in findings.smallest.ranking():
             table.add_row(
-                str(label),
-                size_text(findings.sizes[label]),
-                f"{median_size(findings.sizes) / findings.sizes[label]:.2f}",
-                f"{findings.anomaly_index[label]:.1f}",
-                percent(findings.success[label]),
+                aim,
+                size_text(findings.sizes[index]),
+                f"{ratios(findings.sizes)[index]:.2f}",
+                f"{findings.anomaly_index[index]:.1f}",
+                percent(findings.success[index]),
             )
         table.add_section()
         table.add_row("median", size_text(float(median_size(findings.sizes))), "", "", "")
@@ -96,16 +96,17 @@ def verdict_lines(audit: Audit) -> Iterator[str]:
             "an audit is uncertain"
         )
     for suspect in audit.suspects:
-        findings = audit.spaces[suspect.space]
+        findings, index = audit.spaces[suspect.space], -1 if suspect.label is None else suspect.label
         yield (
-            f"class {suspect.label} (confidence {100 * suspect.confidence:.0f} %): a {suspect.space} of "
-            f"{size_text(findings.sizes[suspect.label])} {findings.space.unit} suffices, {suspect.ratio:.1f} times "
-            f"less than for the median class{_followed(findings.success[suspect.label])}"
+            f"{suspect.name} (confidence {100 * suspect.confidence:.0f} %): a {suspect.space} of "
+            f"{size_text(findings.sizes[index])} {findings.space.unit} leads there, {suspect.ratio:.1f} times smaller "
+            f"than the median class's{_followed(findings.success[index])}"
         )
     if not audit.suspects:
         yield (
-            "no class is reached by a much smaller trigger than the others (an all-to-all attack may not show, nor a "
-            "trigger that is neither a small perturbation nor a patch, a warp or few waves, the same for all images)"
+            "no class is reached by a much smaller trigger than the others, nor is any other class than an image's own "
+            "(a trigger that is neither a small perturbation nor a patch, a warp or few waves, the same for all "
+            "images, may not show)"
         )
 
 
@@ -113,12 +114,12 @@ def _followed(share: float) -> str:
     return "" if np.isnan(share) else f"; {percent(share)} of held-out images follow it"
 
 
-def _where_measured(shares: Float[np.ndarray, " classes"]) -> list[float | None]:
+def _where_measured(shares: Float[np.ndarray, " aims"]) -> list[float | None]:
     return [None if np.isnan(share) else float(share) for share in shares]
 
 
 def audit_record(audit: Audit) -> dict[str, Any]:
-    """The audit as JSON has it; lists hold a number a class."""
+    """The audit as JSON has it; lists hold a number a class, and last one for any other class than an image's own."""
     return {
         "verdict": audit.verdict,
         "suspects": [

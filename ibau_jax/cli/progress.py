@@ -94,7 +94,7 @@ class RoundProgress:
 def _standing_out(outliers: Sequence["Suspect"]) -> str:
     if not outliers:
         return ""
-    return "  stands out: " + ", ".join(f"class {one.label} ({one.space} {one.ratio:.1f}x)" for one in outliers[:SHOWN])
+    return "  stands out: " + ", ".join(f"{one.name} ({one.space} {one.ratio:.1f}x)" for one in outliers[:SHOWN])
 
 
 def _figures(metrics: "Metrics") -> str:

@@ -87,7 +87,9 @@ def _round(record: dict[str, Any], perturbation: np.ndarray) -> Round:
 def _suspects(records: list[dict[str, Any]]) -> tuple[Suspect, ...]:
     return tuple(
         Suspect(
-            space=str(record["space"]), **_numbers({name: record[name] for name in ("label", "ratio", "confidence")})
+            space=str(record["space"]),
+            **({"label": None} if record["label"] is None else _numbers({"label": record["label"]})),
+            **_numbers({name: record[name] for name in ("ratio", "confidence")}),
         )
         for record in records
     )

@@ -230,9 +230,10 @@ class Task:
 
     def _lingering(self) -> Suspect | None:
         before, after = self.audits.get("before"), self.audits.get("after")
-        if not before or not before.suspects or not after:
+        label = before.suspects[0].label if before and before.suspects else None
+        if label is None or not after:
             return None
-        return lingering(before.suspects[0].label, {name: found.sizes for name, found in after.spaces.items()})
+        return lingering(label, {name: found.sizes for name, found in after.spaces.items()})
 
     def after(self) -> Metrics:
         """The figures after the last good round."""

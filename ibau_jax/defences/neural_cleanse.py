@@ -56,7 +56,7 @@ def suspected_patches(
     )
     found = run_search(search, model, clean_set)
     index = anomaly_index(found.sizes)
-    labels = [label for label in np.argsort(found.sizes) if index[label] > config.outlier]
+    labels = [label for label in np.argsort(found.sizes[:classes]) if index[label] > config.outlier]
     return [jax.tree.map(lambda array, label=label: jnp.asarray(array[label]), found.triggers) for label in labels]
 
 

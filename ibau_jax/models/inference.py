@@ -5,14 +5,24 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from ibau_jax.errors import DataError
+
 NO_CLASS = -1
 
 
 def count_classes(model: nnx.Module, input_shape: tuple[int, ...]) -> int:
-    """The number of logits that `model` gives an image of `input_shape`, without computing them."""
+    """The number of logits that `model` gives an image of `input_shape`, without computing them.
+
+    Raises:
+        DataError: it takes no such images.
+    """
     graph, state = nnx.split(model)
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    logits = jax.eval_shape(lambda state, images: nnx.merge(graph, state)(images), state, image)
+    try:
+        logits = jax.eval_shape(lambda state, images: nnx.merge(graph, state)(images), state, image)
+    except (TypeError, ValueError) as error:
+        size = "x".join(map(str, input_shape))
+        raise DataError(f"the model does not take images of {size}: {str(error).splitlines()[0]}") from error
     return int(logits.shape[-1])
 
 

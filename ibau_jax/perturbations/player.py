@@ -1,4 +1,4 @@
-"""Players: universal perturbations that lead to a class, each with the size that it is allowed.
+"""Players: universal perturbations that lead to a class, or away from each image's own, and the size each is allowed.
 
 As in DDN (Rony et al., CVPR 2019) direction and size are decoupled. Each step moves the perturbation along the gradient
 of the cross-entropy to the class and projects it onto the size allowed; that shrinks after a step in which enough
@@ -25,7 +25,7 @@ FIRST = 0.05  # of the largest size, where a player begins (benchmarks/NOTEBOOK.
 
 
 class Player(NamedTuple):
-    """What a step updates. With a leading axis everywhere it is one player a class.
+    """What a step updates. With a leading axis everywhere it is one player a class, and last the one that leads away.
 
     Attributes:
         perturbation: φ, of the player's space.
@@ -36,16 +36,17 @@ class Player(NamedTuple):
 
     perturbation: Perturbation
     optimizer_state: Any
-    size: Float[Array, "*classes"]
-    steps: Int[Array, "*classes"]
+    size: Float[Array, "*aims"]
+    steps: Int[Array, "*aims"]
 
 
 class Follow(NamedTuple):
-    """How many images follow a perturbation to its class.
+    """How many images follow a perturbation to its aim.
 
     Attributes:
         follow: of images of other classes, those that do.
-        others: how many of those there are.
+        others: how many of those there are. Away from the own class all images can go, but what leads all others to one
+            class does not move that class's: so many as it moves on the average count.
         broken: of all images, those whose logits are not finite.
     """
 
@@ -69,14 +70,24 @@ def towards(
     batch: Batches,
     target: Int[Array, ""],
 ) -> tuple[Float[Array, ""], Follow]:
-    """Computes the mean cross-entropy to `target` over the images of other classes, and how many follow."""
-    logits = forward(params, space.apply(perturbation, to_unit(batch.images)))
-    others = batch.weights * (batch.labels != target)
-    count = jnp.sum(others)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.full_like(batch.labels, target))
+    """Computes −log of the probability of the aim, the mean over images that are not there, and how many follow.
+
+    The aim `target` is a class, or the number of classes: then it is any other class than the one that the model itself
+    gives the image, as an all-to-all backdoor's is.
+    """
+    images = to_unit(batch.images)
+    logits = forward(params, space.apply(perturbation, images))
+    count = logits.shape[-1]
+    classes, own = jnp.arange(count)[None], jnp.argmax(forward(jax.lax.stop_gradient(params), images), axis=-1)
+    to_class = target < count
+    aim = jnp.where(to_class, classes == target, classes != own[:, None])
+    losses = jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(jnp.where(aim, logits, -jnp.inf), axis=-1)
+    others = batch.weights * jnp.where(to_class, batch.labels != target, 1 - 1 / count)
     predicted = classes_of(logits)
-    follow, broken = jnp.sum(others * (predicted == target)), jnp.sum(batch.weights * (predicted == NO_CLASS))
-    return jnp.sum(losses * others) / jnp.maximum(count, 1), Follow(follow, count, broken)
+    reached = jnp.any(aim & (classes == predicted[:, None]), axis=-1)
+    follow = jnp.sum(jnp.where(to_class, others, batch.weights) * reached)
+    total, broken = jnp.sum(others), jnp.sum(batch.weights * (predicted == NO_CLASS))
+    return jnp.sum(losses * others) / jnp.maximum(total, 1), Follow(follow, total, broken)
 
 
 def make_step(

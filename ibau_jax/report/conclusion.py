@@ -55,7 +55,7 @@ def conclude(
             one first.
         targeted: whether the unlearning closed the very shortcuts that an audit looks for.
         num_classes: of the model.
-        still: the class that stands out most after the last round, as the players that unlearned see it.
+        still: what stands out most after the last round, as the players that unlearned see it.
         suspect: the class suspected before, where it is still the one that the smallest trigger leads to.
     """
     level, headline = _of_attack(before, after) if before.asr is not None else _of_audits(audits)
@@ -68,7 +68,7 @@ def conclude(
         if worse and level != "bad":
             level, headline = "doubtful", f"{headline}, {worse}"
     if level == "good" and still and before.asr is None:
-        level, headline = "doubtful", f"{headline}, but class {still.label} still stands out"
+        level, headline = "doubtful", f"{headline}, but {still.name} still stands out"
     reasons = (
         *_figures(before, after),
         *_of_few(before),
@@ -193,8 +193,8 @@ def _of_still(still: Suspect | None) -> tuple[str, ...]:
     if still is None:
         return ()
     return (
-        f"class {still.label} still stands out after the last round: a {still.space} {still.ratio:.1f} times smaller "
-        "than the median class's leads there; more rounds (--n-rounds) may close it",
+        f"{still.name} still stands out after the last round: a {still.space} {still.ratio:.1f} times smaller than "
+        "the median class's leads there; more rounds (--n-rounds) may close it",
     )
 
 

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ibau_jax.auditing import Audit
-from ibau_jax.auditing.judgement import median_size
+from ibau_jax.auditing.judgement import ratios
 from ibau_jax.perturbations import Pixel, size_text
 from ibau_jax.report.conclusion import Conclusion
 from ibau_jax.report.evidence import Evidence
@@ -88,7 +88,7 @@ def _unlearned(entry: Any) -> dict[str, Any]:
 
 
 def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
-    """A table a space, of the classes whose search was finished before, as they stood out."""
+    """A table a space, of what was searched to the end before, as it stood out."""
     if "before" not in audits:
         return []
     tables = []
@@ -96,24 +96,24 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
         after = audits["after"].spaces[name] if "after" in audits else None
         rows = [
             {
-                "label": label,
-                "ratio": float(median_size(findings.sizes) / findings.sizes[label]),
-                "before": _finding(findings, label),
-                "after": _finding(after, label) if after else None,
-                "same": None if after is None or after.earlier is None else float(after.earlier[label]),
+                "aim": aim,
+                "ratio": float(ratios(findings.sizes)[index]),
+                "before": _finding(findings, index),
+                "after": _finding(after, index) if after else None,
+                "same": None if after is None or after.earlier is None else float(after.earlier[index]),
             }
-            for label in findings.smallest.ranking()
+            for index, aim in findings.smallest.ranking()
         ]
         tables.append({"name": name, "unit": findings.space.unit, "rows": rows})
     return tables
 
 
-def _finding(findings: Any, label: int) -> dict[str, Any]:
-    trigger = jax.tree.map(lambda array: array[label], findings.triggers)
+def _finding(findings: Any, index: int) -> dict[str, Any]:
+    trigger = jax.tree.map(lambda array: array[index], findings.triggers)
     return {
         "picture": picture(findings.space.to_image(trigger)),
-        "size": float(findings.sizes[label]),
-        "success": float(findings.success[label]),
+        "size": float(findings.sizes[index]),
+        "success": float(findings.success[index]),
     }
 
 

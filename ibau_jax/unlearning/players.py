@@ -1,4 +1,5 @@
-"""Persistent players: in every space, one perturbation a class that looks for the smallest way to that class.
+"""Persistent players: in every space, one perturbation a class that looks for the smallest way to that class, and one
+that looks for the smallest away from each image's own.
 
 They begin where a search of the original model ends. Before each outer step some are drawn, the more a class stands out
 now the likelier, and take a step of their own against the weights as they are; so what stands out is asked of the model
@@ -14,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ibau_jax.auditing.judgement import Suspect, find_suspects, median_size
+from ibau_jax.auditing.judgement import Suspect, find_suspects, median_size, ratios
 from ibau_jax.auditing.search import SmallestTriggers
 from ibau_jax.batches import Batches
 from ibau_jax.config import AuditConfig, UnlearnConfig
@@ -25,7 +26,7 @@ from ibau_jax.perturbations.player import Player, make_step, towards
 # Chosen in benchmarks/NOTEBOOK.md, "What chose its constants".
 AT_REST = AuditConfig()  # the search that players begin with
 RATE = 0.1  # share by which a player's size changes in each of its steps
-STANDS_OUT = 2.0  # (median size / size) of a player whose images count in full
+STANDS_OUT = 2.0  # ratio of a player whose images count in full
 CONSTANT = optax.constant_schedule(1.0)
 
 
@@ -33,7 +34,8 @@ class Players(NamedTuple):
     """All players of a model.
 
     Attributes:
-        of_space: by the name of their space; every array has a leading axis of classes.
+        of_space: by the name of their space; every array has a leading axis of classes, and last the one that leads to
+            any other class than an image's own.
         medians: by space, the smallest size so far of the median class. While a model is hardened its classes' sizes
             grow, which makes none suspicious; where a backdoor attracts whatever is perturbed, the other classes' sizes
             are far too large until it is gone.
@@ -42,18 +44,18 @@ class Players(NamedTuple):
     of_space: dict[str, Player]
     medians: dict[str, Float[Array, ""]]
 
-    def prominence(self, name: str) -> Float[Array, " classes"]:
-        """Computes how many times smaller than the median class's each class's size is."""
-        return self.medians[name] / self.of_space[name].size
+    def prominence(self, name: str) -> Float[Array, " aims"]:
+        """Computes how far each stands out: see `ibau_jax.auditing.judgement.ratios`."""
+        return ratios(self.of_space[name].size, self.medians[name])
 
 
 class Drawn(NamedTuple):
     """The players of one space that move in a step.
 
     Attributes:
-        target: their classes.
+        target: what they aim at, as `towards` takes it.
         perturbation: φ, with a leading axis of players.
-        prominence: how many times smaller than the median class's size theirs is.
+        prominence: how far they stand out.
     """
 
     target: Int[Array, " m"]
@@ -96,18 +98,18 @@ def _begun(name: str, smallest: SmallestTriggers) -> Player:
 def like_players(config: UnlearnConfig, classes: int, shape: Shape) -> Players:
     """Makes players of the right structure, shapes and dtypes, to restore stored ones into."""
 
-    keys = jax.random.split(jax.random.key(0), classes)
+    keys = jax.random.split(jax.random.key(0), classes + 1)
     of_space = {name: jax.vmap(lambda key, name=name: SPACES[name].init(key, shape))(keys) for name in config.spaces}
     return begin_players(
         {
-            name: SmallestTriggers(perturbation, np.ones(classes), np.ones(classes, bool))
+            name: SmallestTriggers(perturbation, np.ones(len(keys)), np.ones(len(keys), bool))
             for name, perturbation in of_space.items()
         }
     )
 
 
 def outliers(players: Players) -> tuple[Suspect, ...]:
-    """Finds the classes that stand out now, the most prominent first."""
+    """Finds what stands out now, the most prominent first."""
     sizes = {name: np.asarray(player.size, np.float64) for name, player in players.of_space.items()}
     return find_suspects(sizes, {name: float(median) for name, median in players.medians.items()})
 
@@ -130,18 +132,18 @@ def take_turn(
     """
     after, drawn, medians = {}, {}, {}
     for index, (name, player) in enumerate(players.of_space.items()):
-        standing_out = players.prominence(name)
-        noise = jax.random.gumbel(jax.random.fold_in(key, index), standing_out.shape)
-        count = min(config.perturbations, len(standing_out))
-        _, first = jax.lax.top_k(config.sharpness * jnp.log(standing_out) + noise, -(-count // 2))
-        _, fewest = jax.lax.top_k(-player.steps.at[first].set(jnp.iinfo(jnp.int32).max), count // 2)
-        target = jnp.concatenate([first, fewest])
+        prominence = players.prominence(name)
+        noise = jax.random.gumbel(jax.random.fold_in(key, index), prominence.shape)
+        count = min(config.perturbations, len(prominence))
+        _, by_prominence = jax.lax.top_k(config.sharpness * jnp.log(prominence) + noise, -(-count // 2))
+        _, by_turn = jax.lax.top_k(-player.steps.at[by_prominence].set(jnp.iinfo(jnp.int32).max), count // 2)
+        target = jnp.concatenate([by_prominence, by_turn])
         step = make_step(SPACES[name], shape, CONSTANT, RATE, AT_REST.success, halve=True)
         moving = jax.tree.map(lambda leaf, target=target: leaf[target], player)
         moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, batch, label))(moving, target)
         after[name] = jax.tree.map(lambda leaf, new, target=target: leaf.at[target].set(new), player, moved)
         medians[name] = jnp.minimum(players.medians[name], median_size(after[name].size))
-        drawn[name] = Drawn(target, moved.perturbation, medians[name] / moved.size)
+        drawn[name] = Drawn(target, moved.perturbation, ratios(after[name].size, medians[name])[target])
     return Players(after, medians), drawn
 
 

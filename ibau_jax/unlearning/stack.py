@@ -24,7 +24,7 @@ from ibau_jax.unlearning.state import State, Status
 
 PyTree = Any
 # Added to the number of a round, so that these keys differ from those that choose the images to perturb.
-AUGMENTATION, SHUFFLE, PLAYERS = 2**30, 2**29, 2**28
+AUGMENTATION, SHUFFLE, PLAYERS, ORDER = 2**30, 2**29, 2**28, 2**27
 
 
 @dataclass
@@ -49,10 +49,9 @@ class Stack:
         if self.execution.microbatch:  # parts are spread over the devices too
             self.execution = replace(self.execution, microbatch=-(-self.execution.microbatch // spread) * spread)
         filled = filled_size(size, self.execution.microbatch, spread)
-        made = [make_batches(images, self.config.batch_size, filled=filled) for images in self.clean_sets]
+        in_order = [in_batches(*of_member, size) for of_member in zip(self.clean_sets, self.configs, strict=True)]
+        made = [make_batches(images, size, filled=filled) for images in in_order]
         self.batch_size, self.batches = size, jax.tree.map(lambda *arrays: np.stack(arrays, axis=1), *made)
-        passes = -(-self.config.min_batches // len(self.batches.labels))
-        self.batches = jax.tree.map(lambda array: np.concatenate([array] * passes), self.batches)
         self.count = len(self.batches.labels)
         self.graph = nnx.split(self.states[0].model)[0]
         originals = self.originals or [state.model for state in self.states]
@@ -173,6 +172,19 @@ class Stack:
         """What the outer steps of a round see."""
         first = self.placement.batch(jax.tree.map(lambda array: array[0], self.batches))
         return OuterConstants(self.placement.members(delta), first, self.rest, self.reference_params)
+
+
+def in_batches(clean_set: Dataset, config: UnlearnConfig, size: int) -> Dataset:
+    """The images of a round's batches of `size`: once in order, or `min_batches` full ones of them anew, each pass
+    over the images in an order of its own.
+
+    A last batch of few images would be one in two where images are few and batches many.
+    """
+    if len(clean_set) > size * (config.min_batches - 1):
+        return clean_set
+    rng, count = np.random.default_rng((config.seed, ORDER)), size * config.min_batches
+    passes = [rng.permutation(len(clean_set)) for _ in range(-(-count // len(clean_set)))]
+    return clean_set.take(np.concatenate(passes)[:count])
 
 
 def learning_rates(config: UnlearnConfig, number: int, count: int) -> Float[np.ndarray, " b"]:

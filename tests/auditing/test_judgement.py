@@ -22,7 +22,7 @@ from ibau_jax.errors import DataError
 from ibau_jax.perturbations import Patch
 from tests.nets import Brightness
 
-EVEN = np.full(10, 8.0)
+EVEN = np.full(11, 8.0)  # of ten classes, and of what leads to any other
 
 
 def with_ratio(ratio, label=3):
@@ -33,13 +33,13 @@ def with_ratio(ratio, label=3):
 
 def test_anomaly_index_of_a_normal_distribution_counts_standard_deviations():
     logarithms = np.random.default_rng(0).normal(1.0, 0.2, 20001)
-    logarithms[0] = 1.0 - 5 * 0.2
+    logarithms[[0, -1]] = 1.0 - 5 * 0.2
     assert anomaly_index(np.exp(logarithms))[0] == pytest.approx(5, rel=0.05)
 
 
 def test_anomaly_index_by_hand():
-    sizes = np.exp(np.asarray([0.0, 2.0, 3.0, 4.0, 4.0]))  # median 3, deviations 3 1 0 1 1, their median 1
-    np.testing.assert_allclose(anomaly_index(sizes), np.asarray([3, 1, 0, -1, -1]) / 1.4826)
+    sizes = np.exp(np.asarray([0.0, 2.0, 3.0, 4.0, 4.0, 1.0]))  # median 3, deviations 3 1 0 1 1, their median 1
+    np.testing.assert_allclose(anomaly_index(sizes), np.asarray([3, 1, 0, -1, -1, 2]) / 1.4826)
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,17 @@ def test_suspects_come_in_order_and_name_the_space_they_stand_out_in():
     assert suspects[0].confidence > suspects[1].confidence > 0.9
 
 
+def test_away_from_the_own_class_counts_where_less_is_needed_than_to_any_class():
+    alone = find_suspects({"patch": with_ratio(5, label=10), "perturbation": EVEN})
+    assert [(suspect.label, suspect.space, round(suspect.ratio, 3)) for suspect in alone] == [(None, "patch", 5)]
+    assert judge(alone) == "backdoored"
+    beside = find_suspects({"patch": with_ratio(5, label=10), "perturbation": with_ratio(3)})
+    assert [suspect.label for suspect in beside] == [3, None]
+    assert judge(beside) == "backdoored"
+    to_one = with_ratio(5) / np.where(np.arange(11) == 10, 4.9, 1)  # what leads to class 3 leads away too
+    assert [suspect.label for suspect in find_suspects({"patch": to_one})] == [3]
+
+
 @given(factor=st.floats(1e-3, 1e3), seed=st.integers(0, 1000))
 def test_units_do_not_matter(factor, seed):
     sizes = np.exp(np.random.default_rng(seed).normal(0, 0.5, 10))
@@ -84,8 +95,8 @@ def test_a_class_lingers_where_a_smallest_trigger_still_leads_to_it():
 
 
 def found(success):
-    everything = SmallestTriggers({}, with_ratio(5), np.ones(10, bool))
-    return {"patch": SpaceFindings(Patch(), everything, np.full(10, success))}
+    everything = SmallestTriggers({}, with_ratio(5), np.ones(11, bool))
+    return {"patch": SpaceFindings(Patch(), everything, np.full(11, success))}
 
 
 @pytest.mark.parametrize(

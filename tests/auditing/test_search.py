@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ibau_jax import AuditConfig, Dataset, audit
 from ibau_jax.auditing.judgement import median_size
-from ibau_jax.auditing.search import class_parts, compile_search, in_the_race, measure, run_search
+from ibau_jax.auditing.search import compile_search, in_parts, in_the_race, measure, run_search
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION
 from ibau_jax.perturbations import Patch, Pixel
@@ -102,6 +102,28 @@ def test_a_backdoor_of_one_pixel_is_found_with_its_place_and_target():
     np.testing.assert_allclose(following_at(findings, 2, findings.sizes[2]), findings.success[2], atol=0.1)
 
 
+class AllToAll(Brightness):
+    """A red pixel in the corner makes every class the next one."""
+
+    def __call__(self, x):
+        logits, red = super().__call__(x), x[:, -1, -1, 0] - x[:, -1, -1, 2]
+        stamped = jax.nn.sigmoid(40 * (red - 0.3))[:, None]
+        return (1 - stamped) * logits + stamped * jnp.roll(logits, 1, axis=1)
+
+
+def test_an_all_to_all_backdoor_of_one_pixel_is_found_with_its_place():
+    """Without it a little more or less light is enough too, since classes lie side by side; but not as little."""
+    found, without = (
+        audit(model, bright_images(200), AuditConfig(steps=150)) for model in (AllToAll(0), Brightness(0))
+    )
+    suspect = found.suspects[-1]
+    assert (found.verdict, suspect.label, suspect.space) == ("backdoored", None, "perturbation")
+    findings = found.spaces["perturbation"]
+    assert findings.sizes[-1] < without.spaces["perturbation"].sizes[-1] / 5
+    assert np.unravel_index(np.argmax(findings.triggers[-1]), SHAPE) == (5, 5, 0)
+    assert 0.95 < findings.sizes[-1] / (0.3 / np.sqrt(2)) < 1.3  # half of the way by red, half by blue
+
+
 def following_at(findings, label, size):
     """The share of other images of other classes that follow a patch which is cut down to a size."""
     images = bright_images(200, seed=1)
@@ -111,7 +133,9 @@ def following_at(findings, label, size):
 
 
 def test_a_model_without_a_backdoor_has_no_suspect():
-    found = audit(Brightness(0.0), bright_images(200), AuditConfig(steps=150))
+    model, grey = random_linear(), grey_images(200)
+    labels = np.asarray(jnp.argmax(model(jnp.asarray(grey.images)), axis=1))
+    found = audit(model, Dataset(grey.images, labels, "grey"), AuditConfig(steps=150))
     assert found.verdict == "no backdoor found"
     assert found.suspects == ()
 
@@ -121,8 +145,7 @@ def test_classes_in_parts_are_found_as_together(monkeypatch):
     together = compile_search(model, CLASSES, images, Patch(), config, DEFAULT_EXECUTION)
     monkeypatch.setattr("ibau_jax.auditing.search.PIXELS_AT_ONCE", 2 * config.batch_size * SHAPE[0] * SHAPE[1])
     parted = compile_search(model, CLASSES, images, Patch(), config, DEFAULT_EXECUTION)
-    everyone = np.arange(CLASSES)
-    assert [len(part) for part in class_parts(parted, everyone)] == [2, 2]
+    assert [len(part) for part in in_parts(parted, np.arange(CLASSES + 1))] == [2, 2, 2]
     one, other = run_search(together, model, images), run_search(parted, model, images)
     np.testing.assert_allclose(one.sizes, other.sizes, rtol=1e-5)
     np.testing.assert_allclose(
@@ -161,9 +184,9 @@ def test_the_race_ends_as_it_does_where_every_class_goes_on(monkeypatch):
     raced = run_search(compile_search(model, MANY, images, Pixel(), config, DEFAULT_EXECUTION), model, images)
     monkeypatch.setattr("ibau_jax.auditing.search.FRONT", MANY)
     whole = run_search(compile_search(model, MANY, images, Pixel(), config, DEFAULT_EXECUTION), model, images)
-    assert raced.finished.sum() == 5
+    assert raced.finished.sum() == 6
     assert whole.finished.all()
-    assert np.argmin(raced.sizes) == np.argmin(whole.sizes) == 4
+    assert np.argmin(raced.sizes[:-1]) == np.argmin(whole.sizes[:-1]) == 4
     np.testing.assert_allclose(median_size(raced.sizes), median_size(whole.sizes), rtol=0.15)
     np.testing.assert_allclose(raced.sizes[raced.finished], whole.sizes[raced.finished], rtol=0.15)
     np.testing.assert_allclose(raced.sizes, whole.sizes, rtol=0.5)
@@ -181,8 +204,8 @@ def test_a_class_that_left_the_race_never_has_the_smallest_trigger(classes):
         config = AuditConfig(steps=3, seed=seed)  # far too few, so that sizes are wild
         search = compile_search(model, classes, images, Pixel(), config, DEFAULT_EXECUTION)
         found = run_search(search, model, images)
-        assert found.finished.sum() == min(5, classes)
-        assert found.sizes[found.finished].min() == found.sizes.min()
+        assert found.finished.sum() == min(5, classes) + 1
+        assert found.sizes[:-1][found.finished[:-1]].min() == found.sizes[:-1].min()
         assert (found.sizes <= Pixel().max_size(SHAPE) * (1 + 1e-6)).all()
 
 
@@ -207,7 +230,7 @@ def test_progress_counts_every_step_once():
     model, images, config = Steps(0.0), steps_images(60), AuditConfig(steps=6)
     search = compile_search(model, MANY, images, Pixel(), config, DEFAULT_EXECUTION)
     run_search(search, model, images, lambda done, count: reports.append((done, count)))
-    assert reports == [(done, 2 * (3 + 1 + 1)) for done in range(1, 11)]  # parts of five classes, two steps a heat
+    assert reports == [(done, 2 * (3 + 1 + 1)) for done in range(1, 11)]  # parts of six, two steps a heat
 
 
 def test_scanned_on_the_device_it_finds_the_same():
@@ -252,6 +275,8 @@ def test_too_few_images_are_an_error():
         audit(random_linear(), grey_images(19))
 
 
-def test_images_of_another_size_are_an_error():
+def test_images_of_another_size_and_unknown_labels_are_errors():
     with pytest.raises(DataError, match="grey"):
         audit(random_linear(), Dataset(np.zeros((30, 6, 6, 3), np.float32), np.full(30, 9), "grey"))
+    with pytest.raises(DataError, match="does not take images of 5x6x3"):
+        audit(random_linear(), Dataset(np.zeros((30, 5, 6, 3), np.float32), np.arange(30) % 4, "grey"))

@@ -27,7 +27,7 @@ def test_the_example_is_backdoored_and_its_target_named(audited):
         assert np.argmin(found["views"][view]["sizes"]) == TARGET
         numbers = {name: found["views"][view][name] for name in found["views"][view] if name != "unit"}
         assert numbers.pop("earlier") is None  # there was no audit before
-        assert {len(of_classes) for of_classes in numbers.values()} == {10}
+        assert {len(of_classes) for of_classes in numbers.values()} == {11}  # and any other
     assert found["views"]["patch"]["success"][TARGET] > 0.7
 
 

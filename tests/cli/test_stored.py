@@ -151,6 +151,7 @@ TAMPERED = {
     "round accuracy": put("rounds", 0, "acc", value=7),
     "round suspects": put("rounds", 0, "suspects", value=[{"label": "x"}]),
     "suspects": put("suspects", value=5),
+    "suspects label": put("suspects", value=[{"label": "x", "space": "patch", "ratio": 3.0, "confidence": 1}]),
     "suspects figures": put("suspects", value=[{"label": 1, "space": "patch", "ratio": "x", "confidence": 1}]),
 }
 

@@ -125,7 +125,7 @@ def result():
         "after": {name: record[name] for name in figures} | {"n_images": 5, "n_triggered": 4, "class_acc": (1.0, 0.0, None)},
         "intervals": {"before": {}, "after": {"asr": (0.0123, 0.456)}},
         "suspects": [{"label": 2, "space": "patch", "ratio": 3.14, "confidence": 0.9},
-                     {"label": 0, "space": "warp", "ratio": 2.5, "confidence": 0.4}],
+                     {"label": None, "space": "warp", "ratio": 2.5, "confidence": 0.4}],
         "kept_round": 1,
         "rounds": [record],
         "relearning": {"cleaned": [record, record], "as it came": [record, record]},
@@ -162,8 +162,8 @@ def test_the_verdict_comes_first_and_all_is_there(page):
         "abc123",
         "def456",
         "After: round 1.",
-        "3.1 times smaller than the median class's), class 0",
-        "2.5 times smaller than the median class's).",
+        "Stood out before: class 2 (by\npatch, 3.1 times)",
+        "any other class (by\nwarp, 2.5 times).",
     ):
         assert part in text, part
 

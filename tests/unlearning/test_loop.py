@@ -238,15 +238,8 @@ def test_running_statistics_stay(rng):
 def test_a_loss_that_is_not_finite_keeps_the_last_good_round(rng):
     model, data = Tiny(nnx.Rngs(0)), tiny_data(rng)
     states = []
-
-    def poison(state):  # fault injection: the optimiser's state is ruined after the second round
-        states.append(state)
-        if len(state.rounds) == 2:
-            for leaf in jax.tree.leaves(nnx.state(state.model), is_leaf=lambda x: isinstance(x, nnx.Variable)):
-                assert np.isfinite(np.asarray(leaf[...])).all()
-
     config = UnlearnConfig(n_rounds=5, batch_size=BATCH, inner_lr=1.0)
-    good = unlearn(model, data, replace(config, n_rounds=2), on_round=poison)
+    good = unlearn(model, data, replace(config, n_rounds=2), on_round=states.append)
     ruined = replace(
         states[1],
         optimizer_state=jax.tree.map(
@@ -271,11 +264,13 @@ def test_a_clean_set_smaller_than_a_batch_works(rng):
 
 
 def test_filling_up_a_batch_changes_nothing(rng):
-    """25 images in batches of 25 and in one batch of 100 are the same batch."""
+    """25 images in parts of at most 10 are filled up to 27."""
     model, data = Tiny(nnx.Rngs(0)), tiny_data(rng)
-    config = UnlearnConfig(n_rounds=1, inner_lr=1.0)
-    exact, capped = (unlearn(model, data, replace(config, batch_size=size)) for size in (25, 100))
-    np.testing.assert_array_equal(exact.rounds[0].perturbation, capped.rounds[0].perturbation)
+    config = UnlearnConfig(n_rounds=1, inner_lr=1.0, batch_size=25)
+    exact, filled = (unlearn(model, data, config, execution=Execution(microbatch=size)) for size in (None, 10))
+    np.testing.assert_allclose(exact.rounds[0].perturbation, filled.rounds[0].perturbation, rtol=1e-4, atol=1e-6)
+    for a, b in zip(*(jax.tree.leaves(nnx.state(result.model)) for result in (exact, filled)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def test_empty_or_unfitting_clean_sets_are_refused(rng):
@@ -337,7 +332,7 @@ def test_projection_onto_the_ball(scale, bound):
         {"perturbations": 0}, {"min_batches": 0}, {"schedule": "linear"}, {"solver": "lu"}, {"space": "lab"}, {"spaces": ("sound",)},
         {"spaces": ("patch",)}, {"spaces": ("perturbation",), "space": "normalized"}, {"enlarge": 0.5},
         {"perturbations": 4, "batch_size": 3}, {"K": 1.5}, {"n_rounds": 2.0}, {"perturbations": True}, {"optim": "lbfgs"}, {"optim": "scale"},
-        {"inner_optim": "scale_by_adam"}, {"optim": "freeze"}, {"consistency": -1.0}, {"b2": 1.0}, {"b2": -0.5}, {"solver": "cg", "renew": False}, {"enlarge": np.inf}, {"sharpness": np.inf}, {"distillation": np.inf},
+        {"inner_optim": "scale_by_adam"}, {"optim": "freeze"}, {"consistency": -1.0}, {"b2": 1.0}, {"b2": -0.5}, {"solver": "cg", "renew": False}, {"solver": "cg", "spaces": ("perturbation",)}, {"unit": (1.0,)}, {"enlarge": np.inf}, {"sharpness": np.inf}, {"distillation": np.inf},
     ],
 )  # fmt: skip
 def test_configurations_that_make_no_sense(wrong):
