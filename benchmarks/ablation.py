@@ -44,6 +44,8 @@ def lines(results: Results) -> Iterator[str]:
 
     kinds = list(dict.fromkeys(kind for of_file in results.values() for kind in of_file))
     unchanged = min(kinds, key=len)
+    if not all(kind.startswith(unchanged) for kind in kinds):
+        raise SystemExit("a table of changes is of one preset and one number of clean images")
     table = [["change", *(f"`{name}`" for name in results), "ΔACC", "ΔASR", "ΔRA"], ["---"] * (len(results) + 4)]
     table.append(["before", *cells(unchanged, "before"), "", "", ""])
     for kind in kinds:

@@ -115,7 +115,8 @@ def shortfall(run: dict[str, Any]) -> tuple[float, float]:
 
     The best one has the largest ACC − ASR, of the rounds that were done; the model as it came is none of them.
     """
-    best = max(run["rounds"], key=lambda figures: figures["acc"] - (figures["asr"] or 0.0))
+    rounds = run["rounds"] or [run["after"]]  # one that diverged at once
+    best = max(rounds, key=lambda figures: figures["acc"] - (figures["asr"] or 0.0))
     return best["acc"] - run["after"]["acc"], (run["after"]["asr"] or 0.0) - (best["asr"] or 0.0)
 
 

@@ -32,7 +32,7 @@ class UnlearnConfig:
     shuffle: bool = False
     """whether the inner maximisation goes through the images in a new order in each round"""
     seed: int = 2
-    """seed of everything random"""
+    """seed of what is random in the rounds; the search that players begin with has AuditConfig's"""
 
     # Untargeted perturbations: the inner maximisation.
     perturbations: int = 1
@@ -57,7 +57,8 @@ class UnlearnConfig:
 
     # Players: perturbations that lead to a class.
     spaces: tuple[SpaceName, ...] = ()
-    """spaces in which one persistent player a class looks for the smallest perturbation that leads there"""
+    """spaces in which one persistent player a class looks for the smallest perturbation that leads there, and one for
+    the smallest that leads to any other class than an image's own"""
     enlarge: float = 1.0
     """where players are, perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: float = 4.0

@@ -28,7 +28,8 @@ class Execution:
     """float32; tf32: products rounded to TensorFloat-32 where the device has it; bfloat16: the whole model computes in
     bfloat16, weights, losses and optimisers stay in float32"""
     microbatch: int | None = None
-    """images that go through the model at a time; the gradients of a batch are summed up over its parts"""
+    """images that go through the model at a time where gradients are computed; those of a batch are summed up over its
+    parts. Players, 16 images each, and what has no gradient are not parted"""
     remat: bool = False
     """compute the linearised model anew for every product of second derivatives, instead of keeping it"""
     devices: int = 1

@@ -56,9 +56,9 @@ class MethodOptions:
     inner_lr: Annotated[float | None, option("X", "gtsrb 1, others 10")] = None
     """learning rate of untargeted perturbations"""
     norm_bound: Annotated[float | None, option("X", "gtsrb 10, others none")] = None
-    """radius of the l2 ball that untargeted perturbations are projected onto"""
+    """radius of the l2 ball that untargeted perturbations are projected onto; with players, the largest norm tried"""
     clip: Annotated[bool | None, option("True|False", "gtsrb True, others False")] = None
-    """clip perturbed images to [0, 1]"""
+    """clip images with an untargeted perturbation to [0, 1]; with one of a player they always are"""
     space: Annotated[Space | None, option("pixel|normalized", "backdoor... normalized, others pixel")] = None
     """what the perturbation is added to: images in [0, 1], or images after --normalize"""
     shuffle: Annotated[bool | None, option("True|False", "backdoor... True, others False")] = None
@@ -66,7 +66,7 @@ class MethodOptions:
     portion: Annotated[float | None, option("X", "robust 0.4, published 0.01")] = None
     """share of each batch that is perturbed"""
     min_batches: Annotated[int | None, option("N", "robust 20, published 1")] = None
-    """a round goes through the clean batches as often as it takes to have so many"""
+    """batches in a round, where images make fewer: they are used again in a new order"""
     b2: Annotated[float | None, option("X", "robust 0.95, published 0.999")] = None
     """decay of Adam's second moment in a step; optimisers without a second moment ignore it"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
@@ -87,8 +87,8 @@ class MethodOptions:
     renew: Annotated[bool | None, option("True|False", "robust False, published True")] = None
     """find untargeted perturbations anew in each round; else those of the first round stay"""
     spaces: Annotated[tuple[SpaceName, ...] | None, option("NAME [NAME ...]", "robust all, published none")] = None
-    """spaces in which one persistent player a class looks for the smallest perturbation that leads there:
-    perturbation, patch, warp, wave (a sum of few plane waves)"""
+    """spaces in which one persistent player a class looks for the smallest perturbation that leads there, and one for
+    any other class than an image's own: perturbation, patch, warp, wave (a sum of few plane waves)"""
     enlarge: Annotated[float | None, option("X", "robust 3, published 1")] = None
     """where players are, perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: Annotated[float | None, option("X", "robust 4")] = None
@@ -101,7 +101,7 @@ class MethodOptions:
     fixed_point_step: Annotated[float | None, option("X", "robust 0.001, others 0.1")] = None
     """step size of the inner gradient step in the hypergradient"""
     seed: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N [N ...]")] = (2,)
-    """seed of the clean set's choice and of everything random; each of several is tried"""
+    """seed of the clean set's choice and of what is random in the rounds; each of several is tried"""
 
     def configs(self) -> list[UnlearnConfig]:
         """The preset with what was given on the command line, for each seed and learning rate.

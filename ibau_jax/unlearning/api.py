@@ -25,6 +25,7 @@ from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.metrics import predict
 from ibau_jax.models.inference import count_classes
 from ibau_jax.models.normalized import Normalized
+from ibau_jax.presets import PRESETS
 from ibau_jax.unlearning.loop import CompiledRound, compile_round, run_stack
 from ibau_jax.unlearning.players import AT_REST, begin_players, outliers
 from ibau_jax.unlearning.stack import Stack
@@ -68,7 +69,7 @@ def unlearn(
         model: a Flax NNX module that maps images, float32 (n, h, w, c) in [0, 1], to logits, float32 (n, classes).
             Its `nnx.Param`s are θ; all other state, such as BatchNorm's statistics, stays as it is. Not changed.
         clean_set: clean images with their true labels.
-        config: the algorithm's constants; the preset `cifar10` by default.
+        config: the algorithm's constants; the preset `robust` by default.
         execution: precision, memory and devices.
         state: where to go on, as `on_round` got it; `model` is still the one that came.
         audit: the audit of `model`, see `Member`.
@@ -81,10 +82,10 @@ def unlearn(
 
     Raises:
         DataError: the clean set is empty, or has a label that is no class of the model.
-        ConfigError: there are not so many devices.
+        ConfigError: there are not so many devices, or fewer images than untargeted perturbations.
         NotFiniteError: the original model computes NaN or infinity for some image, or in the search for small triggers.
     """
-    member = Member(model, clean_set, config or UnlearnConfig(), state, audit)
+    member = Member(model, clean_set, config or PRESETS["robust"], state, audit)
     report = (lambda index, state: on_round(state)) if on_round else None
     result = unlearn_many([member], execution=execution, on_round=report, on_batch=on_batch)[0]
     if not result.rounds:

@@ -43,7 +43,7 @@ def inner_loss(
     """L_in(δ, θ; x, y) = −mean CE(f_θ(T(x; δ)), y) + ρ ‖δ‖², on one batch with its `labels` as y.
 
     T adds δ, and clips where `clip` says so; ρ is `regularization`. Of k perturbations each has every k-th image, and
-    the mean is multiplied by k, so that it is the sum of their own losses.
+    the mean is multiplied by k, so that it is the sum of their own losses (where k divides the number of images).
     """
 
     def losses(delta: Float[Array, "k h w c"], params: Params, part: tuple[Batches, Array]) -> Float[Array, " m"]:

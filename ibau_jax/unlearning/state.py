@@ -88,7 +88,7 @@ class Result:
         model: the cleaned model, after the last good round.
         rounds: the good rounds.
         status: `completed`, or `diverged` where a loss or logit became NaN or infinite.
-        compile_seconds: time taken by compilation; of models that share the compiled steps, the first one's only.
+        compile_seconds: time taken by compilation; of models that go one after the other, the first one's only.
         unlearn_seconds: time taken by the rounds, this process's only.
     """
 
