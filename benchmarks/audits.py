@@ -53,7 +53,7 @@ def row(name: str, seed: int, record: dict[str, Any]) -> str:
             f"{anomaly_index(of_space)[first]:.1f}",
             f"{of_any_other:.2f}",
         ]
-    named = ", ".join("any other" if one.label is None else str(one.label) for one in suspects[:4]) or "–"
+    named = ", ".join("any other class" if one.label is None else str(one.label) for one in suspects[:4]) or "–"
     shown = (
         f"`{name}`",
         str(seed),
@@ -85,12 +85,12 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
     texts = []
     for kind, found in kinds.items():
         if found:
-            count, ratios = sum(right for _, right, _ in found), [ratio for *_, ratio in found]
+            count, largest = sum(right for _, right, _ in found), [ratio for *_, ratio in found]
             what = "the target named" if kind == "backdoored" else "no backdoor found"
             models = len({name for name, *_ in found})
             texts.append(
                 f"{kind}: {what} in **{count} of {len(found)}** audits of {models} models, largest ratios "
-                f"{min(ratios):.2f} to {max(ratios):.2f}"
+                f"{min(largest):.2f} to {max(largest):.2f}"
             )
     return "; ".join(texts) + "."
 

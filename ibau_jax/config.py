@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from ibau_jax.errors import ConfigError
@@ -135,9 +136,9 @@ class UnlearnConfig:
 def _require_optimizer(name: str) -> None:
     """Optax knows the names; importing it, and JAX with it, takes seconds that the presets' need not cost --help."""
     if name.lower() not in ("adam", "amsgrad", "sgd"):
-        from ibau_jax.optimizers import check_optimizer
+        from ibau_jax.optimizers import make_optimizer
 
-        check_optimizer(name)
+        make_optimizer(name, 0.1)
 
 
 @dataclass(frozen=True)
@@ -251,7 +252,8 @@ def _require_whole(config: Any) -> None:
     """Requires whole numbers where a field is one; 20.0 is none, since it can't count."""
     for one in fields(config):
         value = getattr(config, one.name)
-        _require(one.type is not int or type(value) is int, f"{one.name} is {value!r}; it must be a whole number")
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        _require(one.type is not int or whole, f"{one.name} is {value!r}; it must be a whole number")
 
 
 def _require_each(config: object, names: tuple[str, ...], rule: Rule) -> None:

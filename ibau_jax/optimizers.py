@@ -37,14 +37,14 @@ def check_optimizer(name: str) -> None:
     Optax's parts of optimisers, such as `scale` and `scale_by_adam`, leave out the sign, and go uphill.
     """
     optimizer, weights = make_optimizer(name, 0.1), jnp.ones((2, 2))
-    state, way = optimizer.init(weights), jnp.zeros_like(weights)
+    state, change = optimizer.init(weights), jnp.zeros_like(weights)
     try:
         for _ in range(2):  # rprop compares a gradient with the one before
             updates, state = optimizer.update(weights, state, weights, value=jnp.float32(1))
-            way += updates
+            change += updates
     except TypeError as error:
         raise ConfigError(f"optax's {name!r} takes more than a gradient; try {SUGGESTED}") from error
-    if not (way < 0).all():
+    if not (change < 0).all():
         raise ConfigError(f"optax's {name!r} does not go downhill by itself; try {SUGGESTED}")
 
 

@@ -154,7 +154,8 @@ class Auditor:
         values, counts = np.unique(labels, return_counts=True)
         commonest = labels == values[counts.argmax()]
         others = np.count_nonzero(~commonest)
-        kept = ~commonest | (np.cumsum(commonest) <= max(others, self.config.batch_size - others))
+        most = max(min(others, self.config.search_images // 2), self.config.batch_size - others)
+        kept = ~commonest | (np.cumsum(commonest) <= most)
         return images.take(order[kept][: self.config.search_images])
 
     def _divided(self, images: Dataset, held_out: Dataset | None) -> tuple[Dataset, Dataset]:

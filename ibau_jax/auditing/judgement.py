@@ -46,7 +46,12 @@ class Suspect:
     @property
     def name(self) -> str:
         """Names the aim, for a sentence."""
-        return "any other class" if self.label is None else f"class {self.label}"
+        return aim_name(self.label)
+
+
+def aim_name(label: int | None) -> str:
+    """Names what a trigger leads to: a class, or any other than an image's own."""
+    return "any other class" if label is None else f"class {label}"
 
 
 def median_size(sizes: Float[AnyArray, " aims"]) -> Float[AnyArray, ""]:
@@ -81,14 +86,22 @@ def find_suspects(
 ) -> tuple[Suspect, ...]:
     """What stands out in any space: classes, the most suspicious first, then any other class than an image's own.
 
-    What leads to one class leads away from the others, so any other class counts only where less is needed than for the
-    easiest class. `medians` are those of the spaces that classes are compared with, where they are not of these sizes.
+    What leads to one class leads away from the others, so any other class counts only where surely less is needed than
+    for the easiest class; of two classes it is the other one.
+
+    Args:
+        sizes: by space.
+        medians: of the spaces that classes are compared with, where they are not of these sizes.
     """
     below = {space: np.log(ratios(of_space, medians[space] if medians else None)) for space, of_space in sizes.items()}
-    away = {space: of_space for space, of_space in below.items() if np.argmax(of_space) == len(of_space) - 1}
+    any_other = {
+        space: of_space
+        for space, of_space in below.items()
+        if len(of_space) > 3 and of_space[-1] >= of_space[:-1].max() + RESOLUTION
+    }
     suspects = [
         _standing_out(index, spaces)
-        for index, spaces in enumerate([*[below] * (len(next(iter(sizes.values()))) - 1), away])
+        for index, spaces in enumerate([*[below] * (len(next(iter(sizes.values()))) - 1), any_other])
         if max((of_space[index] for of_space in spaces.values()), default=0.0) >= SUSPICIOUS
     ]
     return tuple(sorted(suspects, key=lambda suspect: (suspect.label is None, -suspect.ratio)))

@@ -61,11 +61,14 @@ class SmallestTriggers(NamedTuple):
     sizes: Float[np.ndarray, " aims"]
     finished: Bool[np.ndarray, " aims"]
 
-    def ranking(self) -> list[tuple[int, str]]:
-        """Lists the rows that went on to the end and what they aim at, those with the smallest triggers first."""
+    def ranking(self) -> list[tuple[int, int | None]]:
+        """Lists the rows that went on to the end and what they aim at, those with the smallest triggers first.
+
+        None is any other class than an image's own, as in `Suspect.label`.
+        """
         last = len(self.sizes) - 1
         order = [int(index) for index in np.argsort(self.sizes, kind="stable") if self.finished[index]]
-        return [(index, str(index) if index < last else "any other") for index in order]
+        return [(index, index if index < last else None) for index in order]
 
 
 @dataclass(frozen=True)
@@ -245,10 +248,10 @@ def in_parts(search: Search, aims: Int[np.ndarray, " m"]) -> list[Int[np.ndarray
 def measure(
     search: Search, model: nnx.Module, triggers: Perturbation, images: Dataset, which: Bool[np.ndarray, " aims"]
 ) -> Float[np.ndarray, " aims"]:
-    """The share of images of other classes that a trigger takes to its aim, in [0, 1]; 0 where there are none.
+    """The share of images of other classes that a trigger takes to its aim, in [0, 1]; 0 where there are none. To any
+    other class all images can go, and all count.
 
-    Of those that are not among `which` it is NaN. Away from their own class all images may go, where `Follow.others`
-    does not count all; then it is 1.
+    Of those that are not among `which` it is NaN.
 
     Raises:
         NotFiniteError: logits of triggered images are NaN or infinite.
@@ -268,5 +271,5 @@ def measure(
                 f"the logits of {broken.max():g} of {len(images)} images of {images.name} are not finite (NaN or "
                 "infinity) with a trigger that the search found; no verdict can be had of the model"
             )
-        shares[targets] = np.minimum(follow / np.maximum(count, 1), 1)
+        shares[targets] = follow / np.maximum(np.where(targets == search.classes, len(images), count), 1)
     return shares

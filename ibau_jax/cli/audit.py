@@ -9,7 +9,7 @@ from jaxtyping import Float
 from rich.table import Table
 
 from ibau_jax.auditing import Audit, Auditor
-from ibau_jax.auditing.judgement import median_size, ratios
+from ibau_jax.auditing.judgement import aim_name, median_size, ratios
 from ibau_jax.cli.console import percent, warn
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import AuditConfig
@@ -66,13 +66,13 @@ def audit_task(task: "Task", auditor: Auditor, when: When, model: nnx.Module) ->
 def audit_tables(audit: Audit) -> Iterator[Table]:
     """A table a space: what was searched to the end, the smallest triggers first, and the median class's size."""
     for name, findings in audit.spaces.items():
-        table = Table("class", title=f"Smallest {name} for each class")
+        table = Table("to", title=f"Smallest {name}")
         for heading in (findings.space.unit, "stands out\n(times)", "anomaly\nindex"):
             table.add_column(heading, justify="right")
         table.add_column("held-out images\nthat follow", justify="right")
-        for index, aim in findings.smallest.ranking():
+        for index, label in findings.smallest.ranking():
             table.add_row(
-                aim,
+                aim_name(label),
                 size_text(findings.sizes[index]),
                 f"{ratios(findings.sizes)[index]:.2f}",
                 f"{findings.anomaly_index[index]:.1f}",

@@ -25,7 +25,7 @@ from ibau_jax.execution import Execution
 from ibau_jax.files import check_free
 from ibau_jax.metrics import check_measurable
 from ibau_jax.triggers import Attack
-from ibau_jax.unlearning import initial_state
+from ibau_jax.unlearning import check_feasible, initial_state
 
 BYTES_A_WEIGHT = 20  # on the disk, in float32: results hold it twice, and a state with the two averages of Adam
 
@@ -54,6 +54,8 @@ def prepare(planned: Planned, options: UnlearnOptions, execution: Execution, *, 
         config, constants = UnlearnConfig(n_rounds=1, seed=planned.config.seed), asdict(tuning)
         if options.output.resume:
             raise ConfigError(f"--method {defence.name} keeps no state to --resume from")
+    else:
+        check_feasible(config, split.clean_set)
     shown, classes = len(np.unique(split.clean_set.labels)), subject.checkpoint.num_classes
     if 2 * shown < classes:
         console.warn(

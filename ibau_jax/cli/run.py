@@ -6,6 +6,8 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import jax
+
 from ibau_jax.cli import console
 from ibau_jax.cli.audit import audit_task, make_auditor, verdict_lines
 from ibau_jax.cli.defend import defend
@@ -188,6 +190,10 @@ def _run_together(tasks: list[Task], execution: Execution, count: int) -> dict[s
     def on_round(index: int, state: State) -> None:
         bar.on_evaluation()
         task = tasks[index]
+        if task.name in failures:  # it ends here, but where other processes go on with it
+            if jax.process_count() > 1:
+                return
+            raise NotFiniteError("it failed in a round before")
         try:
             task.take_in(state, bar)
         except NotFiniteError:  # the run ends with the round before

@@ -107,7 +107,7 @@ def write_summary(folder: Path, records: list[dict[str, Any]]) -> None:
 
 
 def suspects_record(suspects: Sequence[Suspect]) -> list[dict[str, Any]]:
-    """The classes that stand out, as result.json has them."""
+    """What stands out, as result.json has it."""
     return [asdict(suspect) for suspect in suspects]
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ibau_jax.errors import DataError
+from ibau_jax.errors import DataError, shortened
 
 NO_CLASS = -1
 
@@ -22,7 +22,7 @@ def count_classes(model: nnx.Module, input_shape: tuple[int, ...]) -> int:
         logits = jax.eval_shape(lambda state, images: nnx.merge(graph, state)(images), state, image)
     except (TypeError, ValueError) as error:
         size = "x".join(map(str, input_shape))
-        raise DataError(f"the model does not take images of {size}: {str(error).splitlines()[0]}") from error
+        raise DataError(f"the model does not take images of {size}: {shortened(error)}") from error
     return int(logits.shape[-1])
 
 

@@ -1,7 +1,7 @@
 """Players: universal perturbations that lead to a class, or away from each image's own, and the size each is allowed.
 
 As in DDN (Rony et al., CVPR 2019) direction and size are decoupled. Each step moves the perturbation along the gradient
-of the cross-entropy to the class and projects it onto the size allowed; that shrinks after a step in which enough
+of the loss and projects it onto the size allowed; that shrinks after a step in which enough
 images followed, and grows after one in which they did not. So it settles where about as many follow as are asked for,
 and no weight between success and size has to be chosen.
 """

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ibau_jax.auditing import Audit
-from ibau_jax.auditing.judgement import ratios
+from ibau_jax.auditing.judgement import aim_name, ratios
 from ibau_jax.perturbations import Pixel, size_text
 from ibau_jax.report.conclusion import Conclusion
 from ibau_jax.report.evidence import Evidence
@@ -33,7 +33,13 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
         loader=PackageLoader("ibau_jax.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.finalize = _shown
-    environment.filters |= {"percent": _percent, "value": _value, "interval": _interval, "size": size_text}
+    environment.filters |= {
+        "percent": _percent,
+        "value": _value,
+        "interval": _interval,
+        "size": size_text,
+        "aim": aim_name,
+    }
     return environment.get_template("report.html.j2").render(
         result=result,
         conclusion=conclusion,
@@ -96,13 +102,13 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
         after = audits["after"].spaces[name] if "after" in audits else None
         rows = [
             {
-                "aim": aim,
+                "aim": aim_name(label),
                 "ratio": float(ratios(findings.sizes)[index]),
                 "before": _finding(findings, index),
                 "after": _finding(after, index) if after else None,
                 "same": None if after is None or after.earlier is None else float(after.earlier[index]),
             }
-            for index, aim in findings.smallest.ranking()
+            for index, label in findings.smallest.ranking()
         ]
         tables.append({"name": name, "unit": findings.space.unit, "rows": rows})
     return tables

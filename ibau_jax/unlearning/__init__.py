@@ -1,6 +1,6 @@
 """I-BAU's minimax: from a model and clean images to a cleaned model."""
 
-from ibau_jax.unlearning.api import Member, stackable, unlearn, unlearn_many
+from ibau_jax.unlearning.api import Member, check_feasible, stackable, unlearn, unlearn_many
 from ibau_jax.unlearning.state import OnBatch, Phase, Result, Round, State, Status, initial_state
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Round",
     "State",
     "Status",
+    "check_feasible",
     "initial_state",
     "stackable",
     "unlearn",

@@ -20,11 +20,12 @@ from ibau_jax.auditing.auditor import Audit, Auditor
 from ibau_jax.augmentation import may_mirror
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.errors import ConfigError, NotFiniteError
+from ibau_jax.errors import ConfigError, DataError, NotFiniteError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.metrics import predict
 from ibau_jax.models.inference import count_classes
 from ibau_jax.models.normalized import Normalized
+from ibau_jax.optimizers import check_optimizer
 from ibau_jax.presets import PRESETS
 from ibau_jax.unlearning.loop import CompiledRound, compile_round, run_stack
 from ibau_jax.unlearning.players import AT_REST, begin_players, outliers
@@ -81,7 +82,7 @@ def unlearn(
         The cleaned model and what happened.
 
     Raises:
-        DataError: the clean set is empty, or has a label that is no class of the model.
+        DataError: the clean set is empty, has a label that is no class of the model, or images that it does not take.
         ConfigError: there are not so many devices, or fewer images than untargeted perturbations.
         NotFiniteError: the original model computes NaN or infinity for some image, or in the search for small triggers.
     """
@@ -186,17 +187,28 @@ def _in_its_space(config: UnlearnConfig, model: nnx.Module) -> UnlearnConfig:
     return replace(config, unit=model.normalization.std)
 
 
+def check_feasible(config: UnlearnConfig, clean_set: Dataset) -> None:
+    """Raises ConfigError where the constants do not fit the images, or name an optimiser that is none."""
+    if len(clean_set) < config.perturbations:
+        raise ConfigError(
+            f"each of {config.perturbations} untargeted perturbations takes clean images of its own, and there are "
+            f"{len(clean_set)}; give more, or a smaller --perturbations"
+        )
+    for name in {config.optim, config.inner_optim} - {"adam", "amsgrad", "sgd"}:  # the presets' are known
+        check_optimizer(name)
+
+
 def _check(members: Sequence[Member]) -> None:
     if not members:
         raise ConfigError("there is no model to unlearn")
     for member in members:
         image_shape = member.clean_set.images.shape[1:]
-        member.clean_set.check_fits(image_shape, count_classes(member.model, image_shape))
-        if len(member.clean_set) < member.config.perturbations:
-            raise ConfigError(
-                f"each of {member.config.perturbations} untargeted perturbations takes clean images of its own, and "
-                f"there are {len(member.clean_set)}; give more, or a smaller --perturbations"
-            )
+        classes = count_classes(member.model, image_shape)
+        member.clean_set.check_fits(image_shape, classes)
+        if classes < 2:
+            raise DataError("the model has a single logit; it takes one a class")
+        if len(member.clean_set):
+            check_feasible(member.config, member.clean_set)
         if not stackable(members[0], member):
             raise ConfigError("models that unlearn together have one architecture, and clean sets of one size")
 

@@ -109,7 +109,7 @@ def like_players(config: UnlearnConfig, classes: int, shape: Shape) -> Players:
 
 
 def outliers(players: Players) -> tuple[Suspect, ...]:
-    """Finds what stands out now, the most prominent first."""
+    """Finds what stands out now: the most prominent class first, any other class than an image's own last."""
     sizes = {name: np.asarray(player.size, np.float64) for name, player in players.of_space.items()}
     return find_suspects(sizes, {name: float(median) for name, median in players.medians.items()})
 
@@ -204,7 +204,7 @@ def deal(
 def aiming_loss(
     forward: Forward, drawn: dict[str, Drawn], perturbations: dict[str, Perturbation], params: Params, batch: Batches
 ) -> Float[Array, ""]:
-    """Computes the inner loss: the sum of the mean cross-entropies to their classes of the first player of each space.
+    """Computes the inner loss: the sum of the losses (`towards`) of the first player of each space.
 
     Through all drawn players the implicit term takes twice as long as the rest of the step, and its effect could not be
     measured either.

@@ -31,7 +31,7 @@ class Round:
         inner_loss: mean of L_in over the batches, in the round that found `perturbation`.
         outer_loss: mean of L_out over the batches.
         seconds: wall time without compilation and evaluation; of models that unlearn together, their share of it.
-        outliers: classes that stand out after it, as the players see it, the most prominent first.
+        outliers: what stands out after it, as the players see it, the most prominent class first.
     """
 
     number: int
@@ -60,7 +60,7 @@ class State:
         players: of every space that the configuration names; None where it names none, and before the search that they
             begin with.
         mirrored: whether images that unlearn are mirrored.
-        outliers: classes that stood out in the original model, the most prominent first.
+        outliers: what stood out in the original model, the most prominent class first.
     """
 
     model: nnx.Module

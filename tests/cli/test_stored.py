@@ -16,6 +16,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ibau_jax.auditing import Suspect
 from ibau_jax.cli.run_folder import suspects_record
 from ibau_jax.cli.stored_run import StoredRun
 from ibau_jax.errors import ConfigError
@@ -74,9 +75,11 @@ def fresh(states):
 
 def test_the_last_state_comes_back_and_goes_on_bit_by_bit(tmp_path, states):
     model, data, done = states
-    run = stored_run(tmp_path, done[:2])
+    suspects = (Suspect(1, "patch", 4.0, 0.9), Suspect(None, "wave", 3.0, 0.5))
+    second = replace(done[1], outliers=suspects)
+    run = stored_run(tmp_path, [done[0], second])
     state, before, records = run.restore_state(fresh(states), CONFIG)
-    assert_same(state, done[1])
+    assert_same(state, second)
     assert (before.acc, before.n_images, before.asr) == (0.5, 40, None)
     assert [record["round"] for record in records] == [1, 2]
     went_on = []

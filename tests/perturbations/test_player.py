@@ -1,7 +1,5 @@
 """What a player aims at, by hand."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,6 +57,6 @@ def test_what_surely_stays_has_a_gradient():
     def loss(delta):
         return towards(forward, Pixel(clip=False), delta, 200.0, batch, jnp.asarray(2))[0]
 
-    value, gradient = jax.value_and_grad(partial(loss))(jnp.zeros((1, 1, 3)))
+    value, gradient = jax.value_and_grad(loss)(jnp.zeros((1, 1, 3)))
     assert float(value) == pytest.approx(200)
     np.testing.assert_allclose(np.asarray(gradient)[0, 0], [200, -200, 0], rtol=1e-5)

@@ -331,8 +331,7 @@ def test_projection_onto_the_ball(scale, bound):
         {"portion": 1.5}, {"norm_bound": 0.0}, {"optim": "nosuch"}, {"optim": "apply_updates"}, {"regularization": -1.0},
         {"perturbations": 0}, {"min_batches": 0}, {"schedule": "linear"}, {"solver": "lu"}, {"space": "lab"}, {"spaces": ("sound",)},
         {"spaces": ("patch",)}, {"spaces": ("perturbation",), "space": "normalized"}, {"enlarge": 0.5},
-        {"perturbations": 4, "batch_size": 3}, {"K": 1.5}, {"n_rounds": 2.0}, {"perturbations": True}, {"optim": "lbfgs"}, {"optim": "scale"},
-        {"inner_optim": "scale_by_adam"}, {"optim": "freeze"}, {"consistency": -1.0}, {"b2": 1.0}, {"b2": -0.5}, {"solver": "cg", "renew": False}, {"solver": "cg", "spaces": ("perturbation",)}, {"unit": (1.0,)}, {"enlarge": np.inf}, {"sharpness": np.inf}, {"distillation": np.inf},
+        {"perturbations": 4, "batch_size": 3}, {"K": 1.5}, {"n_rounds": 2.0}, {"perturbations": True}, {"optim": "magic"}, {"consistency": -1.0}, {"b2": 1.0}, {"b2": -0.5}, {"solver": "cg", "renew": False}, {"solver": "cg", "spaces": ("perturbation",)}, {"unit": (1.0,)}, {"enlarge": np.inf}, {"sharpness": np.inf}, {"distillation": np.inf},
     ],
 )  # fmt: skip
 def test_configurations_that_make_no_sense(wrong):
@@ -367,6 +366,19 @@ def unlearned_by(name, b2):
     for scale in (1.0, 9.0):
         updates, state = optimizer.update(scale * params, state, params)
     return updates.tolist()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"optim": "lbfgs"}, {"optim": "scale"}, {"inner_optim": "scale_by_adam"}, {"optim": "freeze"}]
+)
+def test_what_is_no_optimiser_is_refused(rng, wrong):
+    with pytest.raises(ConfigError, match=next(iter(wrong.values()))):
+        unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 4), UnlearnConfig(n_rounds=1, **wrong))
+
+
+def test_fewer_images_than_untargeted_perturbations_are_refused(rng):
+    with pytest.raises(ConfigError, match="there are 3"):
+        unlearn(Tiny(nnx.Rngs(0)), tiny_data(rng, 3), UnlearnConfig(perturbations=4))
 
 
 def test_optimisers_by_optax_name(rng):

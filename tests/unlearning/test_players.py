@@ -445,3 +445,7 @@ def test_where_images_are_few_all_batches_are_full_and_all_images_come_as_often(
     else:
         assert real.all()
         assert np.ptp(times) <= 1
+        other = Stack([initial_state(model, config)], [data], [replace(config, seed=9)], DEFAULT_EXECUTION)
+        assert not np.array_equal(stack.batches.images, other.batches.images)
+        if 7 < count < 80:
+            assert not np.array_equal(stack.batches.images[0], stack.batches.images[1])
