@@ -106,6 +106,7 @@ ZOO = (
     "cifar-sig-2-20",
     "cifar-sig-8-corner-3-l0_inv-6-21",
     "cifar-all2all-22",
+    "gtsrb-all2all-23",
     "cifar-preact_resnet18-clean-0",
     "cifar-preact_resnet18-trojan_sq-6-1",
     "gtsrb-preact_resnet18-clean-0",
