@@ -175,16 +175,21 @@ class Stack:
 
 
 def in_batches(clean_set: Dataset, config: UnlearnConfig, size: int) -> Dataset:
-    """The images of a round's batches of `size`: once in order, or `min_batches` full ones of them anew, each pass
-    over the images in an order of its own.
+    """The images of a round's batches of `size`: once in order; or, where that makes fewer, `min_batches` full ones.
 
-    A last batch of few images would be one in two where images are few and batches many.
+    Then images come in a new order each time they are used up, so that no batch is a remainder of few. An untargeted
+    perturbation keeps its own images, those at every k-th place: ones that all answer the same images are alike.
     """
     if len(clean_set) > size * (config.min_batches - 1):
         return clean_set
-    rng, count = np.random.default_rng((config.seed, ORDER)), size * config.min_batches
-    passes = [rng.permutation(len(clean_set)) for _ in range(-(-count // len(clean_set)))]
-    return clean_set.take(np.concatenate(passes)[:count])
+    rng, count = np.random.default_rng((config.seed, ORDER)), config.perturbations
+    place = np.tile(np.arange(size) % count, config.min_batches)
+    order = np.empty(len(place), np.int64)
+    for which in range(count):
+        own, places = np.arange(which, len(clean_set), count), np.flatnonzero(place == which)
+        passes = [rng.permutation(own) for _ in range(-(-len(places) // len(own)))]
+        order[places] = np.concatenate(passes)[: len(places)]
+    return clean_set.take(order)
 
 
 def learning_rates(config: UnlearnConfig, number: int, count: int) -> Float[np.ndarray, " b"]:

@@ -432,7 +432,7 @@ def test_batches_of_a_round_and_the_learning_rate(rng):
 
 
 @pytest.mark.parametrize("count", [7, 40, 41, 119, 121])
-def test_where_images_are_few_all_batches_are_full_and_all_images_come_as_often(rng, count):
+def test_where_images_are_few_all_batches_are_full_and_each_perturbation_has_its_own_images(rng, count):
     config = replace(CONFIG, batch_size=40, min_batches=4)
     data = Dataset(rng.random((count, 4, 4, 3), np.float32), rng.integers(0, 3, count))
     model = Tiny(nnx.Rngs(0))
@@ -445,6 +445,9 @@ def test_where_images_are_few_all_batches_are_full_and_all_images_come_as_often(
     else:
         assert real.all()
         assert np.ptp(times) <= 1
+        place = np.arange(min(40, count)) % config.perturbations
+        seen = [{image.tobytes() for image in stack.batches.images[:, 0, place == k].reshape(-1, 48)} for k in range(4)]
+        assert sum(len(images) for images in seen) == count
         other = Stack([initial_state(model, config)], [data], [replace(config, seed=9)], DEFAULT_EXECUTION)
         assert not np.array_equal(stack.batches.images, other.batches.images)
         if 7 < count < 80:
