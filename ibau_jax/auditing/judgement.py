@@ -99,11 +99,11 @@ def find_suspects(
         for space, of_space in below.items()
         if len(of_space) > 3 and of_space[-1] >= of_space[:-1].max() + RESOLUTION
     }
-    suspects = [
-        _standing_out(index, spaces)
-        for index, spaces in enumerate([*[below] * (len(next(iter(sizes.values()))) - 1), any_other])
-        if max((of_space[index] for of_space in spaces.values()), default=0.0) >= SUSPICIOUS
-    ]
+    classes = len(next(iter(sizes.values()))) - 1
+    all_of_them = [_standing_out(label, below) for label in range(classes)]
+    if any_other:
+        all_of_them.append(_standing_out(classes, any_other))
+    suspects = [one for one in all_of_them if math.log(one.ratio) >= SUSPICIOUS]
     return tuple(sorted(suspects, key=lambda suspect: (suspect.label is None, -suspect.ratio)))
 
 

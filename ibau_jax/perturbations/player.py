@@ -1,4 +1,4 @@
-"""Players: universal perturbations that lead to a class, or away from each image's own, and the size each is allowed.
+"""Players: universal perturbations that lead to a class, or to any other than an image's own, and their sizes.
 
 As in DDN (Rony et al., CVPR 2019) direction and size are decoupled. Each step moves the perturbation along the gradient
 of the loss and projects it onto the size allowed; that shrinks after a step in which enough
@@ -25,7 +25,7 @@ FIRST = 0.05  # of the largest size, where a player begins (benchmarks/NOTEBOOK.
 
 
 class Player(NamedTuple):
-    """What a step updates. With a leading axis everywhere it is one player a class, and last the one that leads away.
+    """What a step updates. With a leading axis everywhere it is one player a class, and last one for any other class.
 
     Attributes:
         perturbation: φ, of the player's space.

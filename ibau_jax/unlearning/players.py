@@ -1,5 +1,5 @@
 """Persistent players: in every space, one perturbation a class that looks for the smallest way to that class, and one
-that looks for the smallest away from each image's own.
+that looks for the smallest way to any other class than an image's own.
 
 They begin where a search of the original model ends. Before each outer step some are drawn, the more a class stands out
 now the likelier, and take a step of their own against the weights as they are; so what stands out is asked of the model
@@ -124,7 +124,7 @@ def take_turn(
     Args:
         forward: the model as a function of its parameters and images.
         config: the constants.
-        players: of all classes.
+        players: all of them.
         params: θ as it is.
         batch: clean images that the players see.
         key: decides which are drawn.
