@@ -36,9 +36,14 @@ def judged(name: str, record: dict[str, Any]) -> tuple[dict[str, np.ndarray], tu
     """An audit's sizes by space, today's suspects on them, and whether those are right of the model."""
     sizes = {space: np.asarray(findings["sizes"]) for space, findings in record["views"].items()}
     targets, suspects = targets_of(name), find_suspects(sizes)
-    if len(targets) == len(next(iter(sizes.values()))) - 1:  # all to all
+    if is_all_to_all(name, sizes):
         return sizes, suspects, any(one.label is None for one in suspects)
     return sizes, suspects, bool(suspects) and suspects[0].label in targets if targets else not suspects
+
+
+def is_all_to_all(name: str, sizes: dict[str, np.ndarray]) -> bool:
+    """Whether every class of a model is a target."""
+    return len(targets_of(name)) == len(next(iter(sizes.values()))) - 1
 
 
 def row(name: str, seed: int, record: dict[str, Any]) -> str:
@@ -57,7 +62,7 @@ def row(name: str, seed: int, record: dict[str, Any]) -> str:
     shown = (
         f"`{name}`",
         str(seed),
-        ", ".join(map(str, targets)) or "–",
+        "all to all" if is_all_to_all(name, sizes) else ", ".join(map(str, targets)) or "–",
         verdict + ("" if right else " **(wrong)**"),
     )
     return "| " + " | ".join((*shown, named, *most, f"{record['seconds']:.0f}")) + " |"
