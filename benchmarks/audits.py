@@ -58,7 +58,7 @@ def row(name: str, seed: int, record: dict[str, Any]) -> str:
             f"{anomaly_index(of_space)[first]:.1f}",
             f"{of_any_other:.2f}",
         ]
-    named = ", ".join("any other class" if one.label is None else str(one.label) for one in suspects[:4]) or "–"
+    named = ", ".join(one.name if one.label is None else str(one.label) for one in suspects[:4]) or "–"
     shown = (
         f"`{name}`",
         str(seed),

@@ -12,6 +12,7 @@ Schedule = Literal["constant", "cosine"]
 Mirror = Literal["never", "tolerated", "always"]
 Space = Literal["pixel", "normalized"]
 SpaceName = Literal["perturbation", "patch", "warp", "wave"]
+OPTIMIZERS = ("adam", "amsgrad", "sgd")  # of the presets, known without asking optax
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 
@@ -135,7 +136,7 @@ class UnlearnConfig:
 
 def _require_optimizer(name: str) -> None:
     """Optax knows the names; importing it, and JAX with it, takes seconds that the presets' need not cost --help."""
-    if name.lower() not in ("adam", "amsgrad", "sgd"):
+    if name.lower() not in OPTIMIZERS:
         from ibau_jax.optimizers import make_optimizer
 
         make_optimizer(name, 0.1)

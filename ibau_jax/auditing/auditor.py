@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Float, Int
 
-from ibau_jax.auditing.judgement import UNDECIDED, Suspect, Verdict, anomaly_index, find_suspects, judge
+from ibau_jax.auditing.judgement import UNDECIDED, Suspect, Verdict, anomaly_index, find_suspects, judge, ratios
 from ibau_jax.auditing.search import Search, SmallestTriggers, compile_search, measure, run_search
 from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
@@ -52,6 +52,11 @@ class SpaceFindings:
     def triggers(self) -> Perturbation:
         """The triggers, a pytree of arrays with a leading axis of aims."""
         return self.smallest.triggers
+
+    @property
+    def ratios(self) -> Float[np.ndarray, " aims"]:
+        """See `ibau_jax.auditing.judgement.ratios`."""
+        return ratios(self.sizes)
 
     @property
     def anomaly_index(self) -> Float[np.ndarray, " aims"]:
@@ -201,14 +206,14 @@ def _verdict(
     """The verdict; of few images only what most images that did not search confirm."""
     if min(len(searched), len(measured)) >= ENOUGH:
         return judge(suspects)
-    confirmed = tuple(one for one in suspects if _confirmed(spaces[one.space].success, one.label, measured))
+    confirmed = tuple(one for one in suspects if _confirmed(one, spaces, measured))
     return judge(confirmed) if confirmed else UNDECIDED
 
 
-def _confirmed(success: Float[np.ndarray, " aims"], label: int | None, measured: Dataset) -> bool:
+def _confirmed(suspect: Suspect, spaces: dict[str, SpaceFindings], measured: Dataset) -> bool:
     """Says whether most images surely follow."""
-    share = float(success[-1 if label is None else label])
-    others = len(measured) if label is None else int(np.count_nonzero(measured.labels != label))
+    share = float(spaces[suspect.space].success[suspect.index])
+    others = len(measured) if suspect.label is None else int(np.count_nonzero(measured.labels != suspect.label))
     return not np.isnan(share) and confidence_interval(share, others)[0] >= MAJORITY
 
 

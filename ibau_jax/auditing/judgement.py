@@ -44,6 +44,11 @@ class Suspect:
     confidence: float
 
     @property
+    def index(self) -> int:
+        """Gives the aim's row in arrays of aims."""
+        return -1 if self.label is None else self.label
+
+    @property
     def name(self) -> str:
         """Names the aim, for a sentence."""
         return aim_name(self.label)

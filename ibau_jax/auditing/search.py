@@ -179,7 +179,7 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
     players = _first_players(search)
     first, *heats = heat_batches(images, search.config)
     going_on = min(search.classes, FRONT + MIDDLE) + 1
-    parts = [len(in_parts(search, aims[:count])) for count in (len(aims), *[going_on] * len(heats))]
+    parts = [len(aim_parts(search, aims[:count])) for count in (len(aims), *[going_on] * len(heats))]
     steps = len(first.labels) * np.cumsum([0, *parts])
 
     def report(heats_before: int, parts_before: int, done: int) -> None:
@@ -207,7 +207,7 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
 def _first_players(search: Search) -> Player:
     """Makes the players of all aims, in NumPy arrays: the device holds those that go through steps together."""
     keys = jax.random.split(jax.random.key(search.config.seed), search.classes + 1)
-    parts = [search.begin(keys[targets]) for targets in in_parts(search, np.arange(len(keys)))]
+    parts = [search.begin(keys[targets]) for targets in aim_parts(search, np.arange(len(keys)))]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(keys)], *parts)
 
 
@@ -222,7 +222,7 @@ def _heat(
     """Takes the players `racing` through a heat: all players after it, and sizes, 1 of the others."""
     place, after, sizes = Placement.one_device(), jax.tree.map(np.copy, players), np.ones(search.classes + 1)
     steps = len(batches.labels)
-    for part, targets in enumerate(in_parts(search, racing)):
+    for part, targets in enumerate(aim_parts(search, racing)):
         constants = place.members(Constants(weights, jnp.asarray(targets)))
         some = jax.tree.map(lambda leaf, targets=targets: leaf[targets], players)
         moved, sizes_of_steps = search.loop.run(place.members(some), batches, constants, partial(report, part * steps))
@@ -240,7 +240,7 @@ def in_the_race(sizes: Float[np.ndarray, " classes"]) -> tuple[Int[np.ndarray, "
     return order[:FRONT], order[FRONT:][np.argsort(from_median, kind="stable")[:MIDDLE]]
 
 
-def in_parts(search: Search, aims: Int[np.ndarray, " m"]) -> list[Int[np.ndarray, " at_once"]]:
+def aim_parts(search: Search, aims: Int[np.ndarray, " m"]) -> list[Int[np.ndarray, " at_once"]]:
     """The aims that go through the steps together; the last part is filled up with some that were there."""
     return list(np.resize(aims, (-(-len(aims) // search.at_once), search.at_once)))
 
@@ -258,7 +258,7 @@ def measure(
     """
     batches = make_batches(images, search.config.batch_size)
     weights, shares = split_weights(model), np.full(len(which), np.nan)
-    for targets in in_parts(search, np.flatnonzero(which)):
+    for targets in aim_parts(search, np.flatnonzero(which)):
         some = jax.tree.map(lambda array, targets=targets: array[targets], triggers)
         constants = Constants(weights, jnp.asarray(targets))
         counts = [

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from rich.table import Table
 
 from ibau_jax.auditing import Audit, Auditor
-from ibau_jax.auditing.judgement import aim_name, median_size, ratios
+from ibau_jax.auditing.judgement import aim_name, median_size
 from ibau_jax.cli.console import percent, warn
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import AuditConfig
@@ -74,7 +74,7 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
             table.add_row(
                 aim_name(label),
                 size_text(findings.sizes[index]),
-                f"{ratios(findings.sizes)[index]:.2f}",
+                f"{findings.ratios[index]:.2f}",
                 f"{findings.anomaly_index[index]:.1f}",
                 percent(findings.success[index]),
             )
@@ -96,7 +96,7 @@ def verdict_lines(audit: Audit) -> Iterator[str]:
             "an audit is uncertain"
         )
     for suspect in audit.suspects:
-        findings, index = audit.spaces[suspect.space], -1 if suspect.label is None else suspect.label
+        findings, index = audit.spaces[suspect.space], suspect.index
         yield (
             f"{suspect.name} (confidence {100 * suspect.confidence:.0f} %): a {suspect.space} of "
             f"{size_text(findings.sizes[index])} {findings.space.unit} leads there, {suspect.ratio:.1f} times smaller "

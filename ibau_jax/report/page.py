@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ibau_jax.auditing import Audit
-from ibau_jax.auditing.judgement import aim_name, ratios
+from ibau_jax.auditing.judgement import aim_name
 from ibau_jax.perturbations import Pixel, size_text
 from ibau_jax.report.conclusion import Conclusion
 from ibau_jax.report.evidence import Evidence
@@ -103,7 +103,7 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
         rows = [
             {
                 "aim": aim_name(label),
-                "ratio": float(ratios(findings.sizes)[index]),
+                "ratio": float(findings.ratios[index]),
                 "before": _finding(findings, index),
                 "after": _finding(after, index) if after else None,
                 "same": None if after is None or after.earlier is None else float(after.earlier[index]),

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from ibau_jax.auditing.auditor import Audit, Auditor
 from ibau_jax.augmentation import may_mirror
-from ibau_jax.config import UnlearnConfig
+from ibau_jax.config import OPTIMIZERS, UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError, DataError, NotFiniteError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
@@ -194,7 +194,7 @@ def check_feasible(config: UnlearnConfig, clean_set: Dataset) -> None:
             f"each of {config.perturbations} untargeted perturbations takes clean images of its own, and there are "
             f"{len(clean_set)}; give more, or a smaller --perturbations"
         )
-    for name in {config.optim, config.inner_optim} - {"adam", "amsgrad", "sgd"}:  # the presets' are known
+    for name in {config.optim, config.inner_optim}.difference(OPTIMIZERS):
         check_optimizer(name)
 
 
@@ -207,8 +207,7 @@ def _check(members: Sequence[Member]) -> None:
         member.clean_set.check_fits(image_shape, classes)
         if classes < 2:
             raise DataError("the model has a single logit; it takes one a class")
-        if len(member.clean_set):
-            check_feasible(member.config, member.clean_set)
+        check_feasible(member.config, member.clean_set)
         if not stackable(members[0], member):
             raise ConfigError("models that unlearn together have one architecture, and clean sets of one size")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ibau_jax import AuditConfig, Dataset, audit
 from ibau_jax.auditing.judgement import median_size
-from ibau_jax.auditing.search import compile_search, in_parts, in_the_race, measure, run_search
+from ibau_jax.auditing.search import aim_parts, compile_search, in_the_race, measure, run_search
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION
 from ibau_jax.perturbations import Patch, Pixel
@@ -145,7 +145,7 @@ def test_classes_in_parts_are_found_as_together(monkeypatch):
     together = compile_search(model, CLASSES, images, Patch(), config, DEFAULT_EXECUTION)
     monkeypatch.setattr("ibau_jax.auditing.search.PIXELS_AT_ONCE", 2 * config.batch_size * SHAPE[0] * SHAPE[1])
     parted = compile_search(model, CLASSES, images, Patch(), config, DEFAULT_EXECUTION)
-    assert [len(part) for part in in_parts(parted, np.arange(CLASSES + 1))] == [2, 2, 2]
+    assert [len(part) for part in aim_parts(parted, np.arange(CLASSES + 1))] == [2, 2, 2]
     one, other = run_search(together, model, images), run_search(parted, model, images)
     np.testing.assert_allclose(one.sizes, other.sizes, rtol=1e-5)
     np.testing.assert_allclose(
