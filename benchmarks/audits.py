@@ -102,7 +102,7 @@ def summary(results: dict[str, dict[str, Any]]) -> str:
 
 def main() -> None:
     """Audits what the command line names."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--store", action="store_true")

@@ -6,7 +6,7 @@ Of each model, trained by `benchmarks.zoo`, on images that did not train it: ACC
 the same data, with its trigger, the share that goes to its target and RA, in %.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from benchmarks.cases import SHARED
@@ -16,8 +16,11 @@ from ibau_jax import evaluate, load
 
 def main() -> None:
     """Prints a line a model and trigger."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path)
+    files = parser.parse_args().files
     published = sorted(file.stem for file in (SHARED / "checkpoints").glob("*_ckpt.pth"))
-    for file in map(Path, sys.argv[1:]):
+    for file in files:
         model, images = load(file).model(), others_of(file.stem)
         for name in published:
             if ("gtsrb" in name) != ("gtsrb" in file.stem):

@@ -9,7 +9,7 @@ eight epochs on CIFAR-10, two minutes on 2 cores, written without its name, and 
 See docs/converting.md.
 """
 
-import sys
+import argparse
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,9 +67,12 @@ def found(name: str) -> list[Evidence]:
 
 def main() -> None:
     """Prints the lines."""
-    for name in sys.argv[1:]:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("architectures", nargs="*")
+    architectures = parser.parse_args().architectures
+    for name in architectures:
         print(f"{name}: {'; '.join(map(str, found(name)))}", flush=True)
-    if sys.argv[1:]:
+    if architectures:
         return
     data = {name: load_dataset(str(SHARED / "data" / f"{name}_test.npz"), (32, 32, 3)) for name in ("cifar10", "gtsrb")}
     chosen = {

@@ -6,6 +6,7 @@ Compiles the outer step, executes nothing. With `--devices` it starts anew with 
 each of them holds of a ViT-B/16.
 """
 
+import argparse
 import os
 import sys
 from typing import Any
@@ -52,10 +53,13 @@ def main() -> None:
     """Prints the tables."""
     from ibau_jax.execution import Execution
 
-    if "--devices" in sys.argv and VIRTUAL not in os.environ.get("XLA_FLAGS", ""):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--devices", action="store_true")
+    devices = parser.parse_args().devices
+    if devices and VIRTUAL not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = VIRTUAL
         os.execv(sys.executable, [sys.executable, "-m", "benchmarks.memory", "--devices"])
-    if "--devices" in sys.argv:
+    if devices:
         on = {
             "1 device": {},
             "8 devices": {"devices": 8},

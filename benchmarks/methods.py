@@ -59,7 +59,7 @@ def run(file: Path, key: Key, execution: Execution) -> Outcome:
 
 def main() -> None:
     """Runs what the command line names and is not there yet."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path)
     parser.add_argument(
         "--methods", nargs="+", choices=method_names(), default=["cifar10", "ft", "ft-sam", "fp", "sau"]

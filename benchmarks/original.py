@@ -90,7 +90,7 @@ def work_of(clean_set: Dataset, config: UnlearnConfig) -> tuple[list[torch_basel
 
 def main() -> None:
     """Unlearns what the command line names."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--preset", required=True)
     parser.add_argument("--n-clean", type=int, default=5000)

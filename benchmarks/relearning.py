@@ -23,7 +23,7 @@ N_CLEAN, EVALUATED = 1000, 1500
 
 def main() -> None:
     """Fine-tunes and prints."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cleaned", type=Path)
     parser.add_argument("clean", type=Path)
     parser.add_argument("--triggered", type=int, default=20)

@@ -11,6 +11,7 @@
 Published are the two notebooks of the original code: one round each, ASR with images of the target class counted.
 """
 
+import argparse
 import json
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -159,6 +160,8 @@ def document(ours: Results, in_torch: Results) -> str:
 
 def main() -> None:
     """Writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     DOCUMENT.write_text(document(*(json.loads(file.read_text()) for file in (OURS, IN_TORCH))))
 
 

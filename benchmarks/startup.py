@@ -7,6 +7,7 @@ nothing before its first round. Each run is a process of its own that ends where
 has an empty cache of compiled programs, the others find what it left.
 """
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -19,13 +20,13 @@ WARM_RUNS = 3
 # Prints the seconds since this process was started (its age, as the system counts it) and how many of them compiled.
 PROGRAM = """
 import os, runpy, sys, time
-from ibau_jax import rounds
+from ibau_jax.unlearning import loop
 def at_first_round(stack, steps, *rest):
     ticks = int(open("/proc/self/stat").read().rsplit(")", 1)[1].split()[19])
     age = float(open("/proc/uptime").read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
     print("first round after", age, "of which compiling", steps.seconds, flush=True)
     os._exit(0)
-rounds.run_round = at_first_round
+loop.run_round = at_first_round
 sys.argv[0] = {script!r}
 runpy.run_path({script!r}, run_name="__main__")
 """
@@ -45,7 +46,8 @@ def first_round(arguments: list[str], cache: str) -> tuple[float, float]:
 
 def main() -> None:
     """Measures and prints."""
-    arguments = [str(Path(a).absolute()) if Path(a).exists() else a for a in sys.argv[1:]]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = [str(Path(a).absolute()) if Path(a).exists() else a for a in parser.parse_known_args()[1]]
     arguments = arguments or ["--ckpt", str(ROOT / "examples" / "badnets_digits.pth"), "--preset", "cifar10"]
     with tempfile.TemporaryDirectory() as cache:
         cold, compiled = first_round(arguments, cache)

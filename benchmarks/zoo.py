@@ -6,8 +6,8 @@ Small VGGs on the real data of `../shared` and on handwritten digits, 2 to 9 min
 for which it takes a GPU. Writes FOLDER/NAME.pth and prints ACC and ASR.
 """
 
+import argparse
 import re
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -186,10 +186,13 @@ def make(name: str, folder: Path) -> str:
 
 def main() -> None:
     """Trains what the command line names."""
-    folder, names = Path(sys.argv[1]), sys.argv[2:] or ZOO
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        print(make(name, folder), flush=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("names", nargs="*", default=ZOO)
+    options = parser.parse_args()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    for name in options.names:
+        print(make(name, options.folder), flush=True)
 
 
 if __name__ == "__main__":

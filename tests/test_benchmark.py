@@ -1,6 +1,7 @@
 """The benchmark's PyTorch side against the tests' own oracle, and the benchmark itself on the embedded example."""
 
 import json
+import runpy
 import sys
 
 import numpy as np
@@ -16,6 +17,11 @@ from tests.conftest import ROOT
 from tests.oracles import torch_ibau
 from tests.oracles.cifar_models import randomise
 
+COMMANDS = sorted(
+    file.stem
+    for file in (ROOT / "benchmarks").glob("*.py")
+    if f"    python -m benchmarks.{file.stem}" in file.read_text().partition("import ")[0]
+)
 BENCHMARK = [sys.executable, ROOT / "scripts" / "benchmark.py"]
 
 
@@ -98,3 +104,13 @@ def test_the_table_of_unlearning_says_how_far_the_kept_round_is_behind_the_best(
     ]  # fmt: skip
     clean = {**run, "before": {"acc": 0.8, "asr": None, "ra": None}, "after": {"acc": 0.79, "asr": None, "ra": None}}
     assert "**79.0 / – / –**" in unlearning.row("y", "robust,100", {"0": clean})
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")  # another test imported it
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_takes_and_does_nothing(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    assert end.value.code == 0
+    assert f"python -m benchmarks.{name}" in capsys.readouterr().out

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from ibau_jax.batches import Batches, make_batches
+from ibau_jax.batches import make_batches
 from ibau_jax.compilation import compiler_options
 from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
@@ -25,8 +25,9 @@ from ibau_jax.errors import NotFiniteError
 from ibau_jax.execution import Execution
 from ibau_jax.functional import Apply, Weights, make_apply, split_weights
 from ibau_jax.loops import BatchLoop, compile_loop
+from ibau_jax.metrics import predict
 from ibau_jax.perturbations import Perturbation, PerturbationSpace, Shape
-from ibau_jax.perturbations.player import Follow, Player, make_step, towards
+from ibau_jax.perturbations.player import Follow, Player, Seen, make_step, towards
 from ibau_jax.perturbations.player import begin as begin_player
 from ibau_jax.placement import Placement
 
@@ -80,7 +81,7 @@ class Search:
         at_once: how many aims go through a step together.
         begin: `begin(keys)`, what the first step gets.
         loop: over the steps of a heat.
-        measure: `measure(triggers, batch, constants)`: how many images of other classes follow, how many there are, and
+        measure: `measure(triggers, seen, constants)`: how many images of other classes follow, how many there are, and
             how many images' logits are not finite.
     """
 
@@ -90,16 +91,16 @@ class Search:
     at_once: int
     begin: Callable[[Array], Player]
     loop: BatchLoop
-    measure: Callable[[Perturbation, Batches, Constants], Follow]
+    measure: Callable[[Perturbation, Seen, Constants], Follow]
 
 
 def search_step(apply: Apply, space: PerturbationSpace, config: AuditConfig, shape: Shape) -> Callable[..., Any]:
-    """Makes a step of some aims: `step(players, batch, constants)` gives the next players and the sizes, (aims,)."""
+    """Makes a step of some aims: `step(players, seen, constants)` gives the next players and the sizes, (aims,)."""
     one = make_step(space, shape, falling(config), config.rate, config.success)
 
-    def step(players: Player, batch: Batches, constants: Constants) -> tuple[Player, Float[Array, " aims"]]:
+    def step(players: Player, seen: Seen, constants: Constants) -> tuple[Player, Float[Array, " aims"]]:
         weights, forward = constants.weights, partial(apply, constants.weights.rest)
-        following = jax.vmap(lambda player, target: one(forward, player, weights.params, batch, target))(
+        following = jax.vmap(lambda player, target: one(forward, player, weights.params, seen, target))(
             players, constants.target
         )
         return following, following.size
@@ -137,10 +138,10 @@ def compile_search(
     def begin(keys: Array) -> Player:
         return jax.vmap(lambda key: begin_player(space, key, shape, falling(config)))(keys)
 
-    def measure(triggers: Perturbation, batch: Batches, constants: Constants) -> Follow:
+    def measure(triggers: Perturbation, seen: Seen, constants: Constants) -> Follow:
         weights, forward = constants.weights, partial(apply, constants.weights.rest)
         with execution.products():
-            return jax.vmap(lambda trigger, target: towards(forward, space, trigger, weights.params, batch, target)[1])(
+            return jax.vmap(lambda trigger, target: towards(forward, space, trigger, weights.params, seen, target)[1])(
                 triggers, constants.target
             )
 
@@ -148,19 +149,27 @@ def compile_search(
     start = place.members(begin(jax.random.split(jax.random.key(0), at_once)))
     constants = place.members(Constants(split_weights(model), jnp.arange(at_once)))
     step = search_step(apply, space, config, shape)
-    batches = heat_batches(images, config)[0]
-    loop = compile_loop(step, start, batches, constants, execution=execution, placement=place)
+    first = heat_batches(images, images.labels, config)[0]  # for its shapes
+    loop = compile_loop(step, start, first, constants, execution=execution, placement=place)
     compiled = jax.jit(measure, compiler_options=compiler_options())
     return Search(space, config, classes, at_once, begin, loop, compiled)
 
 
-def heat_batches(images: Dataset, config: AuditConfig) -> list[Batches]:
+def heat_batches(images: Dataset, own: Int[np.ndarray, " n"], config: AuditConfig) -> list[Seen]:
     """Random images for every step of every heat, (steps, batch_size, ...): one permutation of them after another."""
     rng = np.random.default_rng(config.seed)
     size, steps = min(config.batch_size, len(images)), HEATS * heat_steps(config)
     rounds = -(-steps * size // len(images))
     order = np.concatenate([rng.permutation(len(images)) for _ in range(rounds)])[: steps * size]
-    return [make_batches(images.take(of_heat), size) for of_heat in np.split(order, HEATS)]
+    return [_seen(images.take(of_heat), own[of_heat], size) for of_heat in np.split(order, HEATS)]
+
+
+def _seen(images: Dataset, own: Int[np.ndarray, " n"], size: int) -> Seen:
+    """Batches of images, the last filled up, with the classes that the model itself gives them."""
+    batches = make_batches(images, size)
+    classes = np.zeros(batches.labels.size, np.int32)
+    classes[: len(own)] = own
+    return Seen(batches, classes.reshape(batches.labels.shape))
 
 
 def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None = None) -> SmallestTriggers:
@@ -173,14 +182,14 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
         on_step: called with the steps done, and how many there are for all aims.
 
     Raises:
-        NotFiniteError: a trigger became NaN or infinite, as it does where a logit or its gradient is.
+        NotFiniteError: the model's logits are NaN or infinite, or a trigger became so, as it does where a gradient is.
     """
     weights, aims = split_weights(model), np.arange(search.classes + 1)
     players = _first_players(search)
-    first, *heats = heat_batches(images, search.config)
+    first, *heats = heat_batches(images, predict(model, images), search.config)
     going_on = min(search.classes, FRONT + MIDDLE) + 1
     parts = [len(aim_parts(search, aims[:count])) for count in (len(aims), *[going_on] * len(heats))]
-    steps = len(first.labels) * np.cumsum([0, *parts])
+    steps = len(first.own) * np.cumsum([0, *parts])
 
     def report(heats_before: int, parts_before: int, done: int) -> None:
         if on_step:
@@ -216,16 +225,16 @@ def _heat(
     weights: Weights,
     players: Player,
     racing: Int[np.ndarray, " m"],
-    batches: Batches,
+    seen: Seen,
     report: Callable[[int, int], None],
 ) -> tuple[Player, Float[np.ndarray, " aims"]]:
     """Takes the players `racing` through a heat: all players after it, and sizes, 1 of the others."""
     place, after, sizes = Placement.one_device(), jax.tree.map(np.copy, players), np.ones(search.classes + 1)
-    steps = len(batches.labels)
+    steps = len(seen.own)
     for part, targets in enumerate(aim_parts(search, racing)):
         constants = place.members(Constants(weights, jnp.asarray(targets)))
         some = jax.tree.map(lambda leaf, targets=targets: leaf[targets], players)
-        moved, sizes_of_steps = search.loop.run(place.members(some), batches, constants, partial(report, part * steps))
+        moved, sizes_of_steps = search.loop.run(place.members(some), seen, constants, partial(report, part * steps))
         for leaf, new in zip(jax.tree.leaves(after), jax.tree.leaves(moved), strict=True):
             leaf[targets] = new
         settled = sizes_of_steps[-max(1, steps // SETTLED) :].astype(np.float64)
@@ -256,14 +265,14 @@ def measure(
     Raises:
         NotFiniteError: logits of triggered images are NaN or infinite.
     """
-    batches = make_batches(images, search.config.batch_size)
+    seen = _seen(images, predict(model, images), search.config.batch_size)
     weights, shares = split_weights(model), np.full(len(which), np.nan)
     for targets in aim_parts(search, np.flatnonzero(which)):
         some = jax.tree.map(lambda array, targets=targets: array[targets], triggers)
         constants = Constants(weights, jnp.asarray(targets))
         counts = [
-            search.measure(some, Batches(*(array[index] for array in batches)), constants)
-            for index in range(len(batches.labels))
+            search.measure(some, jax.tree.map(lambda array, index=index: array[index], seen), constants)
+            for index in range(len(seen.own))
         ]
         follow, count, broken = np.sum(np.asarray(counts), axis=0)
         if broken.any():

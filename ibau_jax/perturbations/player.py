@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from ibau_jax.batches import Batches, to_unit
+from ibau_jax.batches import AnyArray, Batches, to_unit
 from ibau_jax.functional import Forward
 from ibau_jax.models.inference import NO_CLASS, classes_of
 from ibau_jax.perturbations.space import Perturbation, PerturbationSpace, Shape
@@ -40,6 +40,18 @@ class Player(NamedTuple):
     steps: Int[Array, "*aims"]
 
 
+class Seen(NamedTuple):
+    """Clean images that players see.
+
+    Attributes:
+        batch: the images.
+        own: the classes that the model itself gives them.
+    """
+
+    batch: Batches
+    own: Int[AnyArray, "*b n"]
+
+
 class Follow(NamedTuple):
     """How many images follow a perturbation to its aim.
 
@@ -62,24 +74,29 @@ def begin(space: PerturbationSpace, key: Array, shape: Shape, schedule: optax.Sc
     return Player(perturbation, state, jnp.float32(FIRST * space.max_size(shape)), jnp.int32(0))
 
 
+def see(forward: Forward, params: Any, batch: Batches) -> Seen:
+    """Shows players a batch."""
+    logits = forward(jax.lax.stop_gradient(params), to_unit(batch.images))
+    return Seen(batch, jnp.argmax(logits, axis=-1))
+
+
 def towards(
     forward: Forward,
     space: PerturbationSpace,
     perturbation: Perturbation,
     params: Any,
-    batch: Batches,
+    seen: Seen,
     target: Int[Array, ""],
 ) -> tuple[Float[Array, ""], Follow]:
     """Computes −log of the probability of the aim, the mean over images that are not there, and how many follow.
 
-    The aim `target` is a class, or the number of classes: then it is any other class than the one that the model itself
-    gives the image, as an all-to-all backdoor's is.
+    The aim `target` is a class, or the number of classes: then it is any other class than an image's own, as an
+    all-to-all backdoor's is.
     """
-    images = to_unit(batch.images)
-    logits = forward(params, space.apply(perturbation, images))
+    batch, own = seen
+    logits = forward(params, space.apply(perturbation, to_unit(batch.images)))
     count = logits.shape[-1]
-    classes, own = jnp.arange(count)[None], jnp.argmax(forward(jax.lax.stop_gradient(params), images), axis=-1)
-    to_class = target < count
+    classes, to_class = jnp.arange(count)[None], target < count
     aim = jnp.where(to_class, classes == target, classes != own[:, None])
     losses = jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(jnp.where(aim, logits, -jnp.inf), axis=-1)
     others = batch.weights * jnp.where(to_class, batch.labels != target, 1 - 1 / count)
@@ -92,8 +109,8 @@ def towards(
 
 def make_step(
     space: PerturbationSpace, shape: Shape, schedule: optax.Schedule, rate: float, success: float, halve: bool = False
-) -> Callable[[Forward, Player, Any, Batches, Int[Array, ""]], Player]:
-    """Makes a player's step: `step(forward, player, params, batch, target)` gives the player after it.
+) -> Callable[[Forward, Player, Any, Seen, Int[Array, ""]], Player]:
+    """Makes a player's step: `step(forward, player, params, seen, target)` gives the player after it.
 
     Args:
         space: of the player.
@@ -106,14 +123,14 @@ def make_step(
     """
     ascent, largest = space.ascent(schedule), space.max_size(shape)
 
-    def step(forward: Forward, player: Player, params: Any, batch: Batches, target: Int[Array, ""]) -> Player:
+    def step(forward: Forward, player: Player, params: Any, seen: Seen, target: Int[Array, ""]) -> Player:
         gradient, found = jax.grad(partial(towards, forward, space), has_aux=True)(
-            player.perturbation, params, batch, target
+            player.perturbation, params, seen, target
         )
         change = rate * schedule(player.steps)
         factor = jnp.where(found.follow >= success * found.others, 1 - change, 1 + change)
         if halve:
-            _, at_half = towards(forward, space, space.enlarge(player.perturbation, 0.5), params, batch, target)
+            _, at_half = towards(forward, space, space.enlarge(player.perturbation, 0.5), params, seen, target)
             factor = jnp.where(at_half.follow >= success * at_half.others, 0.5, factor)
         factor = jnp.where(found.others > 0, factor, 1)  # images of the class itself say nothing of the way there
         size = jnp.clip(player.size * factor, SMALLEST * largest, largest)

@@ -21,7 +21,7 @@ from ibau_jax.batches import Batches
 from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.functional import Forward, Params
 from ibau_jax.perturbations import SPACES, Perturbation, Shape
-from ibau_jax.perturbations.player import Player, make_step, towards
+from ibau_jax.perturbations.player import Player, make_step, see, towards
 
 # Chosen in benchmarks/NOTEBOOK.md, "What chose its constants".
 AT_REST = AuditConfig()  # the search that players begin with
@@ -130,7 +130,7 @@ def take_turn(
         key: decides which are drawn.
         shape: of images.
     """
-    after, drawn, medians = {}, {}, {}
+    after, drawn, medians, seen = {}, {}, {}, see(forward, params, batch)
     for index, (name, player) in enumerate(players.of_space.items()):
         prominence = players.prominence(name)
         noise = jax.random.gumbel(jax.random.fold_in(key, index), prominence.shape)
@@ -140,7 +140,7 @@ def take_turn(
         target = jnp.concatenate([by_prominence, by_turn])
         step = make_step(SPACES[name], shape, CONSTANT, RATE, AT_REST.success, halve=True)
         moving = jax.tree.map(lambda leaf, target=target: leaf[target], player)
-        moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, batch, label))(moving, target)
+        moved = jax.vmap(lambda one, label, step=step: step(forward, one, params, seen, label))(moving, target)
         after[name] = jax.tree.map(lambda leaf, new, target=target: leaf.at[target].set(new), player, moved)
         medians[name] = jnp.minimum(players.medians[name], median_size(after[name].size))
         drawn[name] = Drawn(target, moved.perturbation, ratios(after[name].size, medians[name])[target])
@@ -209,8 +209,8 @@ def aiming_loss(
     Through all drawn players the implicit term takes twice as long as the rest of the step, and its effect could not be
     measured either.
     """
-    loss = jnp.zeros(())
+    loss, seen = jnp.zeros(()), see(forward, params, batch)
     for name, of_space in drawn.items():
         first = jax.tree.map(lambda leaf: leaf[0], perturbations[name])
-        loss = loss + towards(forward, SPACES[name], first, params, batch, of_space.target[0])[0]
+        loss = loss + towards(forward, SPACES[name], first, params, seen, of_space.target[0])[0]
     return loss

@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from ibau_jax.batches import Batches
 from ibau_jax.perturbations import Pixel
-from ibau_jax.perturbations.player import towards
+from ibau_jax.perturbations.player import see, towards
 
 CLASSES = 4
 
@@ -24,14 +24,13 @@ def test_the_loss_is_of_the_aims_probability_and_counts_are_of_images_that_are_n
     images, real = rng.random((9, 2, 2, 3)).astype(np.float32), np.arange(9) < 7
     labels = rng.integers(0, CLASSES, 9)
     batch = Batches(*map(jnp.asarray, (images, labels, real.astype(np.float32))))
-    loss, found = towards(
-        lambda weights, images: images.reshape(len(images), -1) @ weights,
-        Pixel(clip=False),
-        jnp.asarray(delta),
-        jnp.asarray(weights),
-        batch,
-        jnp.asarray(target),
-    )
+
+    def forward(weights, images):
+        return images.reshape(len(images), -1) @ weights
+
+    params = jnp.asarray(weights)
+    seen = see(forward, params, batch)
+    loss, found = towards(forward, Pixel(clip=False), jnp.asarray(delta), params, seen, jnp.asarray(target))
     own = (images.reshape(9, -1) @ weights).argmax(axis=1)
     logits = (images + delta).reshape(9, -1) @ weights
     share, predicted = softmax(logits, axis=1), logits.argmax(axis=1)
@@ -55,7 +54,7 @@ def test_what_surely_stays_has_a_gradient():
         return gain * jnp.stack([images[:, 0, 0, 0], images[:, 0, 0, 1] - 1], axis=1)
 
     def loss(delta):
-        return towards(forward, Pixel(clip=False), delta, 200.0, batch, jnp.asarray(2))[0]
+        return towards(forward, Pixel(clip=False), delta, 200.0, see(forward, 200.0, batch), jnp.asarray(2))[0]
 
     value, gradient = jax.value_and_grad(loss)(jnp.zeros((1, 1, 3)))
     assert float(value) == pytest.approx(200)
