@@ -32,7 +32,8 @@ def make_batches(dataset: Dataset, batch_size: int, *, filled: int | None = None
     Args:
         dataset: the images.
         batch_size: real images in a batch.
-        filled: length to fill every batch up to, at least `batch_size` and the data set's; by default its own.
+        filled: length to fill every batch up to, by default, and at least, the smaller of `batch_size` and the
+            data set's.
     """
     size = min(batch_size, len(dataset))
     count = -(-len(dataset) // size)

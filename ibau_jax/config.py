@@ -30,7 +30,7 @@ class UnlearnConfig:
     batch_size: int = 100
     """clean images in a batch; the last batch may be smaller"""
     min_batches: int = 1
-    """where images make fewer, a round has so many full batches, of images in a new order each time they are used up"""
+    """if more than 1, a round has at least so many batches and all are full: images are drawn anew when used up"""
     shuffle: bool = False
     """whether the inner maximisation goes through the images in a new order in each round"""
     seed: int = 2
@@ -64,8 +64,8 @@ class UnlearnConfig:
     enlarge: float = 1.0
     """where players are, perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: float = 4.0
-    """exponent p of r = (median size) / (size): a player is drawn with odds r^p; an image's loss counts
-    min(1, log2 r)^p where a player perturbs it, and min(1, r)^p where an untargeted perturbation does"""
+    """exponent p of r = (median size) / (size): half of the players that move are drawn with odds r^p; an image's loss
+    counts min(1, log2 r)^p where a player perturbs it, and min(1, r)^p where an untargeted perturbation does"""
 
     # The outer minimisation.
     optim: str = "adam"

@@ -1,6 +1,6 @@
 """A model as a pure function of its weights and images, and means over images that spare memory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import jax
@@ -30,6 +30,14 @@ def split_weights(model: nnx.Module) -> Weights:
     """The arrays of a model."""
     _, params, rest = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     return Weights(params, rest)
+
+
+def structure(model: nnx.Module) -> Hashable:
+    """What two models have in common that the same compiled program computes: their layers, and their arrays' shapes
+    and dtypes.
+    """
+    graph, state = nnx.split(model)
+    return graph, tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(state))
 
 
 def make_apply(model: nnx.Module, execution: Execution) -> Apply:

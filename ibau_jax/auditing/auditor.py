@@ -16,9 +16,10 @@ from ibau_jax.config import AuditConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.functional import structure
 from ibau_jax.metrics import ENOUGH, MAJORITY, confidence_interval
 from ibau_jax.models.inference import count_classes
-from ibau_jax.perturbations import SPACES, Perturbation, PerturbationSpace
+from ibau_jax.perturbations import SPACES, Perturbation, PerturbationSpace, Shape
 
 OnStep = Callable[[str, int, int], None]
 MIN_IMAGES = 10  # to search on, and as many to measure on
@@ -72,6 +73,7 @@ class Audit:
         verdict: `backdoored`, `suspicious`, `no backdoor found` or `not enough images to say`.
         suspects: what stands out, the likeliest target first.
         spaces: by name.
+        shape: of the images.
         seconds: wall time, without compiling the search.
         n_searched, n_measured: how many images the triggers were searched and measured on.
         config: its constants.
@@ -80,10 +82,11 @@ class Audit:
     verdict: Verdict
     suspects: tuple[Suspect, ...]
     spaces: dict[str, SpaceFindings] = field(repr=False)
-    seconds: float = 0.0
-    n_searched: int | None = None
-    n_measured: int | None = None
-    config: AuditConfig = field(default_factory=AuditConfig)
+    shape: Shape
+    seconds: float
+    n_searched: int
+    n_measured: int
+    config: AuditConfig
 
     def smallest(self) -> dict[str, SmallestTriggers]:
         """Collects the smallest triggers by space."""
@@ -133,7 +136,8 @@ class Auditor:
         suspects = find_suspects({name: findings.sizes for name, findings in spaces.items()})
         verdict = _verdict(suspects, spaces, searched, measured)
         seconds = time.perf_counter() - start
-        return Audit(verdict, suspects, spaces, seconds, len(searched), len(measured), self.config)
+        shape = images.images.shape[1:]
+        return Audit(verdict, suspects, spaces, shape, seconds, len(searched), len(measured), self.config)
 
     def search(
         self, model: nnx.Module, images: Dataset, spaces: Collection[str] = SPACES.keys(), on_step: OnStep | None = None
@@ -166,7 +170,7 @@ class Auditor:
     def _divided(self, images: Dataset, held_out: Dataset | None) -> tuple[Dataset, Dataset]:
         order = self._order(images)
         half = len(images) // 2
-        rest = order[:half] if held_out is None else np.arange(len(held_out))
+        rest = order[:half] if held_out is None else self._order(held_out)
         some = order[half:] if held_out is None else order
         if min(len(some), len(rest)) < MIN_IMAGES:
             raise DataError(
@@ -178,7 +182,7 @@ class Auditor:
 
     def _searches(self, model: nnx.Module, images: Dataset, spaces: Collection[str]) -> dict[str, Search]:
         shape, batch = images.images.shape[1:], min(len(images), self.config.batch_size)
-        searches = self._compiled.setdefault((nnx.split(model)[0], shape, images.images.dtype, batch), {})
+        searches = self._compiled.setdefault((structure(model), shape, images.images.dtype, batch), {})
         for name in spaces:
             if name not in searches:
                 classes = count_classes(model, shape)

@@ -86,11 +86,7 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
 def verdict_lines(audit: Audit) -> Iterator[str]:
     """The verdict, and a line of evidence for every suspect."""
     yield audit.verdict
-    if (
-        audit.n_searched is not None
-        and audit.n_measured is not None
-        and min(audit.n_searched, audit.n_measured) < ENOUGH
-    ):
+    if min(audit.n_searched, audit.n_measured) < ENOUGH:
         yield (
             f"searched on {audit.n_searched} images and measured on {audit.n_measured}: on fewer than {ENOUGH} of each "
             "an audit is uncertain"

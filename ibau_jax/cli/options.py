@@ -170,7 +170,7 @@ class AttackOptions:
 
 @dataclass(frozen=True)
 class AuditOptions:
-    """The audit. What is not given is as chosen on the models of docs/experiments.md."""
+    """The audit. The defaults were chosen on four models (benchmarks/NOTEBOOK.md)."""
 
     audit_steps: Annotated[int | None, option("N", "51")] = None
     """steps of the search for the smallest triggers; classes that can't decide the audit do a third of them"""

@@ -45,7 +45,7 @@ class Task:
         settings: what result.json's `config` holds, and what tells an interrupted run from another.
         state: where it stands.
         records: the rounds as result.json has them; figures of rounds before the last are of a sample.
-        before: the figures of the model as it came; measured beside the first round's, so that work starts at once.
+        before: the figures of the model as it came; measured when the first round has ended.
         result: how it ended.
         audits: of the model as it came (`before`) and of the cleaned one (`after`), where they were asked for.
         reference: a model that never had the backdoor, where one was named.

@@ -92,8 +92,8 @@ class MethodOptions:
     enlarge: Annotated[float | None, option("X", "robust 3, published 1")] = None
     """where players are, perturbations in the outer step are made up to so many times as large as they need to be"""
     sharpness: Annotated[float | None, option("X", "robust 4")] = None
-    """how much more prominent players matter, p: with r = (median size) / (size), a player is drawn with odds r^p, and
-    the loss of an image counts (log2 r)^p that it perturbs, r^p that an untargeted perturbation does, at most 1"""
+    """how much more prominent players matter, p: with r = (median size) / (size), half of the players that move are
+    drawn with odds r^p; an image's loss counts (log2 r)^p if one perturbs it, r^p if an untargeted δ does, at most 1"""
     regularization: Annotated[float | None, option("X", "0.001")] = None
     """weight of an untargeted perturbation's squared norm in the inner loss"""
     solver: Annotated[Solver | None, option("neumann|cg|normal_cg|gmres|bicgstab", "neumann")] = None

@@ -1,7 +1,7 @@
 """What may be done to all images at once, and how large it is: the spaces that players move in.
 
 The audit, the minimax, Neural Cleanse and the report use the same objects. To add a space, write a file with a frozen
-dataclass that has what `PerturbationSpace` says, and add it to `SPACES`.
+dataclass that has what `PerturbationSpace` says, and add it to `SPACES` and its name to `ibau_jax.config.SpaceName`.
 """
 
 from types import MappingProxyType

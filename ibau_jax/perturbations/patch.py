@@ -78,7 +78,7 @@ class Patch:
             {"mask": "mask", "pattern": "pattern"},
         )
 
-    def to_image(self, delta: MaskAndPattern) -> Float[np.ndarray, "h w c"]:
+    def to_image(self, delta: MaskAndPattern, shape: Shape) -> Float[np.ndarray, "h w c"]:
         """Draws the patch on grey."""
         mask, pattern = np.asarray(delta["mask"]), np.asarray(delta["pattern"])
         return 0.5 * (1 - mask) + mask * pattern

@@ -60,7 +60,7 @@ class Pixel:
         """Steps along the gradient, by a share of the size. Adam's steps, nearly ±1 a pixel, end at larger norms."""
         return along_gradient(jnp.linalg.norm, scaled(schedule, STRIDE), in_sizes=True)
 
-    def to_image(self, delta: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
+    def to_image(self, delta: Float[np.ndarray, "h w c"], shape: Shape) -> Float[np.ndarray, "h w c"]:
         """Draws 0 as grey, and δ's largest component as black or white."""
         delta = np.asarray(delta)
         return 0.5 + delta / (2 * max(float(np.abs(delta).max()), TINY))

@@ -57,8 +57,8 @@ class Follow(NamedTuple):
 
     Attributes:
         follow: of images of other classes, those that do.
-        others: how many of those there are. Away from the own class all images can go, but what leads all others to one
-            class does not move that class's: so many as it moves on the average count.
+        others: how many of those there are. For any other class all images can follow, but what leads the others to one
+            class does not move that class's own: so the n images count as n (1 - 1 / classes).
         broken: of all images, those whose logits are not finite.
     """
 
@@ -68,7 +68,7 @@ class Follow(NamedTuple):
 
 
 def begin(space: PerturbationSpace, key: Array, shape: Shape, schedule: optax.Schedule) -> Player:
-    """Makes a player that has done no step."""
+    """Makes a player that has done no step; the first one projects its perturbation onto the size allowed."""
     perturbation = space.init(key, shape)
     state = space.ascent(schedule).init(perturbation)
     return Player(perturbation, state, jnp.float32(FIRST * space.max_size(shape)), jnp.int32(0))
@@ -88,10 +88,10 @@ def towards(
     seen: Seen,
     target: Int[Array, ""],
 ) -> tuple[Float[Array, ""], Follow]:
-    """Computes −log of the probability of the aim, the mean over images that are not there, and how many follow.
+    """Computes −log of the probability of the aim, the mean over images of other classes, and how many of them follow.
 
     The aim `target` is a class, or the number of classes: then it is any other class than an image's own, as an
-    all-to-all backdoor's is.
+    all-to-all backdoor's is, and the mean is over all images.
     """
     batch, own = seen
     logits = forward(params, space.apply(perturbation, to_unit(batch.images)))

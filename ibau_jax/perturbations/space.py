@@ -54,8 +54,8 @@ class PerturbationSpace(Protocol):
             schedule: maps the number of steps done to what the steps are multiplied by, 1 for a full one.
         """
 
-    def to_image(self, delta: Perturbation) -> Float[np.ndarray, "h w c"]:
-        """Draws a perturbation for a person, in [0, 1]."""
+    def to_image(self, delta: Perturbation, shape: Shape) -> Float[np.ndarray, "h w c"]:
+        """Draws a perturbation of images of `shape` for a person, in [0, 1]; in their channels, or in one."""
 
 
 def size_text(size: float) -> str:

@@ -13,7 +13,7 @@ from ibau_jax.perturbations.ascent import STRIDE, along_gradient, into_ball, sca
 from ibau_jax.perturbations.space import Images, Shape
 
 SHARPNESS = -0.75  # of Keys's cubic kernel: PyTorch's, which WaNet enlarges its flows with
-SIDE, SQUARE = 32, 4  # pixels, of the board that a flow is drawn on, and of its squares
+SQUARES = 8  # along the shorter side of the board that a flow is drawn on
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,10 @@ class Warp:
         """Steps along the gradient, a share of the size long."""
         return along_gradient(self.size, scaled(schedule, STRIDE), in_sizes=True)
 
-    def to_image(self, delta: Float[np.ndarray, "k k 2"]) -> Float[np.ndarray, "32 32 1"]:
+    def to_image(self, delta: Float[np.ndarray, "k k 2"], shape: Shape) -> Float[np.ndarray, "h w 1"]:
         """Draws a chessboard with the flow applied."""
-        board = np.sum(np.indices((SIDE, SIDE)) // SQUARE, axis=0, keepdims=True) % 2
+        square = max(1, min(shape[:2]) // SQUARES)
+        board = np.sum(np.indices(shape[:2]) // square, axis=0, keepdims=True) % 2
         return np.asarray(self.apply(jnp.asarray(delta), jnp.asarray(board[..., None], jnp.float32))[0])
 
 

@@ -94,7 +94,7 @@ def plot_perturbations(rounds: Sequence[Round], file: Path) -> None:
         axis.axis("off")
     for row, done in zip(axes, rounds, strict=True):
         for axis, delta in zip(row, done.perturbation, strict=False):
-            image = Pixel().to_image(delta)
+            image = Pixel().to_image(delta, delta.shape)
             axis.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray", vmin=0, vmax=1)
             norm, largest = np.linalg.norm(delta), np.abs(delta).max()
             axis.set_title(f"round {done.number}\n‖δ‖ = {norm:.3g}\nmax |δ| = {largest:.3g}", fontsize=9)

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from ibau_jax.auditing import Audit
 from ibau_jax.auditing.judgement import aim_name
-from ibau_jax.perturbations import Pixel, size_text
+from ibau_jax.perturbations import Pixel, Shape, size_text
 from ibau_jax.report.conclusion import Conclusion
 from ibau_jax.report.evidence import Evidence
 from ibau_jax.report.figures import curves, picture
@@ -85,7 +85,7 @@ def _unlearned(entry: Any) -> dict[str, Any]:
     label = int(np.argmax(entry.share.before))
     return {
         "round": entry.round,
-        "picture": picture(Pixel().to_image(entry.perturbation)),
+        "picture": picture(Pixel().to_image(entry.perturbation, entry.perturbation.shape)),
         "norm": float(np.linalg.norm(entry.perturbation)),
         "label": label,
         "before": float(entry.share.before[label]),
@@ -97,15 +97,15 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
     """A table a space, of what was searched to the end before, as it stood out."""
     if "before" not in audits:
         return []
-    tables = []
+    tables, shape = [], audits["before"].shape
     for name, findings in audits["before"].spaces.items():
         after = audits["after"].spaces[name] if "after" in audits else None
         rows = [
             {
                 "aim": aim_name(label),
                 "ratio": float(findings.ratios[index]),
-                "before": _finding(findings, index),
-                "after": _finding(after, index) if after else None,
+                "before": _finding(findings, index, shape),
+                "after": _finding(after, index, shape) if after else None,
                 "same": None if after is None or after.earlier is None else float(after.earlier[index]),
             }
             for index, label in findings.smallest.ranking()
@@ -114,10 +114,10 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
     return tables
 
 
-def _finding(findings: Any, index: int) -> dict[str, Any]:
+def _finding(findings: Any, index: int, shape: Shape) -> dict[str, Any]:
     trigger = jax.tree.map(lambda array: array[index], findings.triggers)
     return {
-        "picture": picture(findings.space.to_image(trigger)),
+        "picture": picture(findings.space.to_image(trigger, shape)),
         "size": float(findings.sizes[index]),
         "success": float(findings.success[index]),
     }

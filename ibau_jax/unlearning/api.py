@@ -22,6 +22,7 @@ from ibau_jax.config import OPTIMIZERS, UnlearnConfig
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import ConfigError, DataError, NotFiniteError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
+from ibau_jax.functional import structure
 from ibau_jax.metrics import predict
 from ibau_jax.models.inference import count_classes
 from ibau_jax.models.normalized import Normalized
@@ -218,6 +219,6 @@ def stackable(one: Member, other: Member) -> bool:
     def what_counts(member: Member) -> tuple[object, ...]:
         rounds = len(member.state.rounds) if member.state else 0
         images = member.clean_set.images
-        return replace(member.config, seed=0, lr=1.0), nnx.split(member.model)[0], images.shape, images.dtype, rounds
+        return replace(member.config, seed=0, lr=1.0), structure(member.model), images.shape, images.dtype, rounds
 
     return what_counts(one) == what_counts(other)

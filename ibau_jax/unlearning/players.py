@@ -1,9 +1,10 @@
 """Persistent players: in every space, one perturbation a class that looks for the smallest way to that class, and one
 that looks for the smallest way to any other class than an image's own.
 
-They begin where a search of the original model ends. Before each outer step some are drawn, the more a class stands out
-now the likelier, and take a step of their own against the weights as they are; so what stands out is asked of the model
-while it unlearns, and no class is suspected in advance. The rest wait, so the cost does not grow with the classes.
+They begin where a search of the original model ends. Before each outer step some take a step of their own against the
+weights as they are: half of them drawn, the more a class stands out now the likelier, half those that have waited
+longest. So what stands out is asked of the model while it unlearns, and no class is suspected in advance. The rest
+wait, so that the time of a step does not grow with the classes; memory does, by one φ an aim and space.
 """
 
 from collections.abc import Mapping
@@ -119,7 +120,8 @@ def take_turn(
 ) -> tuple[Players, dict[str, Drawn]]:
     """Lets some players take a step against the weights, and returns all and those that did.
 
-    Half are drawn by how far they stand out; the others have taken the fewest steps, so that no size becomes outdated.
+    Half are drawn by how far they stand out; the others have taken the fewest steps. So no size is older than half as
+    many steps as there are aims, where four move; of more than 120 classes and few images some are not asked again.
 
     Args:
         forward: the model as a function of its parameters and images.

@@ -175,15 +175,16 @@ class Stack:
 
 
 def in_batches(clean_set: Dataset, config: UnlearnConfig, size: int) -> Dataset:
-    """The images of a round's batches of `size`: once in order; or, where that makes fewer, `min_batches` full ones.
+    """The images of a round's batches of `size`: once in order where `min_batches` is 1, as published.
 
-    Then images come in a new order each time they are used up, so that no batch is a remainder of few. An untargeted
-    perturbation keeps its own images, those at every k-th place: ones that all answer the same images are alike.
+    Else there are at least so many batches, and all are full: images are drawn anew each time they are used up. Image i
+    belongs to the untargeted perturbation i mod k each time; perturbations that answer the same images become alike.
     """
-    if len(clean_set) > size * (config.min_batches - 1):
+    batches = max(config.min_batches, -(-len(clean_set) // size))
+    if config.min_batches == 1 or len(clean_set) == batches * size:
         return clean_set
     rng, count = np.random.default_rng((config.seed, ORDER)), config.perturbations
-    place = np.tile(np.arange(size) % count, config.min_batches)
+    place = np.tile(np.arange(size) % count, batches)
     order = np.empty(len(place), np.int64)
     for which in range(count):
         own, places = np.arange(which, len(clean_set), count), np.flatnonzero(place == which)

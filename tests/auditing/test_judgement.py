@@ -18,6 +18,7 @@ from ibau_jax.auditing.judgement import (
 )
 from ibau_jax.auditing.search import SmallestTriggers
 from ibau_jax.cli.audit import audit_record, audit_tables, verdict_lines
+from ibau_jax.config import AuditConfig
 from ibau_jax.data import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.perturbations import Patch
@@ -123,7 +124,7 @@ def test_few_images_say_only_what_others_confirm(images, success, stands_out, ve
 def test_what_any_other_class_is_called():
     suspect = find_suspects({"patch": with_ratio(5, label=10)})[0]
     findings = SpaceFindings(Patch(), SmallestTriggers({}, with_ratio(5, label=10), EVEN > 0), np.full(11, 0.45))
-    audited = Audit("backdoored", (suspect,), {"patch": findings})
+    audited = Audit("backdoored", (suspect,), {"patch": findings}, (4, 4, 3), 1.0, 500, 200, AuditConfig())
     assert (
         "any other class (confidence 100 %): a patch of 1.60 pixels leads there, 5.0 times smaller than the median "
         "class's; 45.00 % of held-out images follow it" in list(verdict_lines(audited))

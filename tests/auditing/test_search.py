@@ -278,6 +278,13 @@ def test_a_search_has_no_class_in_the_majority_where_it_can(monkeypatch, common,
     assert {(int(np.sum(labels == 1)), int(np.sum(labels != 1))) for labels in seen} == {searched}
 
 
+def test_held_out_images_may_be_sorted_by_class():
+    """As those of a folder are; the first 200 are of one class."""
+    held_out = bright_images(3000, seed=3)
+    held_out = held_out.take(np.argsort(held_out.labels, kind="stable"))
+    assert audit(Brightness(0.0), bright_images(100, seed=2), AuditConfig(steps=3), held_out=held_out).n_measured == 200
+
+
 def test_too_few_images_are_an_error():
     with pytest.raises(DataError, match="not 10 and 9"):
         audit(random_linear(), grey_images(19))

@@ -1,5 +1,7 @@
 """What every space promises, and the images that perturbations make against NumPy and PyTorch."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from ibau_jax.config import SpaceName
 from ibau_jax.perturbations import SPACES, Patch, Pixel, Warp, Wave, apply_each, size_text
 
 SHAPE = (6, 5, 3)
@@ -143,8 +146,8 @@ def test_the_ascent_lowers_a_loss(space):
 
 @every_space
 def test_a_picture_of_it(space):
-    picture = space.to_image(space.project(scattered(space, 0), 0.5 * space.max_size(SHAPE)))
-    assert picture.ndim == 3
+    picture = space.to_image(space.project(scattered(space, 0), 0.5 * space.max_size(SHAPE)), SHAPE)
+    assert picture.shape[:2] == SHAPE[:2]
     assert 0 <= picture.min() < picture.max() <= 1
 
 
@@ -227,3 +230,7 @@ def test_warps_are_pytorchs(rng, shape, scale):
     )
     found = Warp().apply(jnp.asarray(flow), jnp.asarray(images))
     np.testing.assert_allclose(found, expected.numpy().transpose(0, 2, 3, 1), atol=2e-5)
+
+
+def test_options_and_configurations_know_all_of_them():
+    assert set(get_args(SpaceName)) == set(SPACES)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ibau_jax.auditing.auditor import Audit, SpaceFindings
 from ibau_jax.auditing.search import SmallestTriggers
-from ibau_jax.config import UnlearnConfig
+from ibau_jax.config import AuditConfig, UnlearnConfig
 from ibau_jax.perturbations import Patch, Pixel
 from ibau_jax.report import Conclusion, gather, render
 from ibau_jax.triggers import Attack
@@ -105,7 +105,9 @@ def audits(classes=14):
         "perturbation": findings(Pixel(), np.random.default_rng(0).normal(size=(classes, 4, 4, 3))),
         "patch": findings(Patch(), {"mask": np.ones((classes, 4, 4, 1)), "pattern": np.zeros((classes, 4, 4, 3))}),
     }
-    return {when: Audit("backdoored", (), spaces, 1.0) for when in ("before", "after")}
+    return {
+        when: Audit("backdoored", (), spaces, (4, 4, 3), 1.0, 500, 200, AuditConfig()) for when in ("before", "after")
+    }
 
 
 def result():

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -16,6 +17,16 @@ from tests.oracles.twins import randomised
 from tests.unlearning.test_loop import BATCH, Tiny, tiny_data, vgg_data
 
 CONFIG = UnlearnConfig(n_rounds=2, batch_size=BATCH, inner_lr=1.0)
+
+
+class Matrix(nnx.Module):
+    """Its layers do not say how many classes it has."""
+
+    def __init__(self, images, classes):
+        self.kernel = nnx.Param(jnp.zeros((images.images[0].size, classes)))
+
+    def __call__(self, x):
+        return x.reshape(len(x), -1) @ self.kernel[...]
 
 
 def tiny_members(rng, count=3):
@@ -104,6 +115,7 @@ def test_members_that_do_not_fit_together_are_refused(rng):
     member = tiny_members(rng, 1)[0]
     other_size = replace(member, clean_set=tiny_data(rng, 7))
     other_constants = replace(member, config=replace(CONFIG, K=2))
-    for other in (other_size, other_constants):
+    one, wider = (replace(member, model=Matrix(member.clean_set, classes)) for classes in (10, 11))
+    for pair in ((member, other_size), (member, other_constants), (one, wider)):
         with pytest.raises(ConfigError, match="one architecture"):
-            unlearn_many([member, other])
+            unlearn_many(pair)
