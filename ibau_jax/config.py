@@ -85,7 +85,8 @@ class UnlearnConfig:
     fixed_point_step: float = 0.1
     """step size η of the gradient step Φ whose fixed point the perturbation is taken for"""
     distillation: float = 0.0
-    """weight of the divergence from the original model's probabilities on images that are not perturbed"""
+    """weight of the divergence from the original model's probabilities on images that are not perturbed, where they
+    make one batch; it falls with the square root of their number"""
     consistency: float = 0.0
     """weight of the divergence on perturbed images, from the original model's probabilities of the image as it was"""
     crop: int = 0

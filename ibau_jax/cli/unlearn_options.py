@@ -66,13 +66,14 @@ class MethodOptions:
     portion: Annotated[float | None, option("X", "robust 0.4, published 0.01")] = None
     """share of each batch that is perturbed"""
     min_batches: Annotated[int | None, option("N", "robust 20, published 1")] = None
-    """batches in a round, where images make fewer: they are used again in a new order"""
+    """if more than 1, a round has at least so many batches and all are full: images are drawn anew when used up"""
     b2: Annotated[float | None, option("X", "robust 0.95, published 0.999")] = None
     """decay of Adam's second moment in a step; optimisers without a second moment ignore it"""
     schedule: Annotated[Schedule | None, option("constant|cosine", "robust cosine, published constant")] = None
     """learning rate over the steps of all rounds"""
     distillation: Annotated[float | None, option("X", "robust 10, published 0")] = None
-    """weight of the divergence from the original model's probabilities on clean images"""
+    """weight of the divergence from the original model's probabilities on clean images, where they make one batch; it
+    falls with the square root of their number"""
     consistency: Annotated[float | None, option("X", "robust 1, published 0")] = None
     """weight of the same divergence on images that are perturbed, from what the original model says without that"""
     crop: Annotated[int | None, option("N", "robust 2, backdoorbench 4, others 0")] = None

@@ -441,6 +441,7 @@ def test_all_batches_are_full_and_each_perturbation_has_its_own_images(rng, coun
     images, times = np.unique(stack.batches.images[real], axis=0, return_counts=True)
     assert (stack.count, len(images)) == (max(4, -(-count // 40)), count)
     assert real.all()
+    assert stack.config.distillation == pytest.approx(config.distillation * min(1, 40 / count) ** 0.5)
     if count == 160:
         np.testing.assert_array_equal(stack.batches.images[real], data.images)
     else:
