@@ -12,11 +12,12 @@ from ibau_jax.checkpoints.envelope import rank
 from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, read_as
 from ibau_jax.errors import CheckpointError, shortened
-from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, name_patterns
+from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, name_patterns, proposed
 from ibau_jax.models.layers import ABSTRACT
 
 UNKNOWN_CLASSES = 2  # stands for the number of classes where no classifier tells it
 MAX_CANDIDATES = 64  # honest files have a handful; a hostile one may have a landmark at every name
+PLACES = 4  # sub-trees in which families are looked for
 SHOWN = 2  # names of each kind of mismatch, where several architectures are described
 RUNNERS_UP = 3
 
@@ -163,7 +164,7 @@ def runners_up(tensors: Tensors, request: Request) -> list[Candidate]:
         classified = f"{prefix}{architecture.classifier}" in state.full
         return classified + sum(state.has(prefix + name, shape) for name, shape in architecture.landmarks.items())
 
-    pairs = [(one, prefix) for one in _possible(request) for prefix in state.common_prefixes]
+    pairs = [(one, prefix) for one in _possible(state, request) for prefix in state.common_prefixes]
     likely = sorted(pairs, key=affinity, reverse=True)[: 2 * RUNNERS_UP]
     found = [one for pair in likely for one in _as_architecture(state, *pair, request)]
     partial = [one for one in found if one.mismatch and (one.mismatch.fitting or request.model)]
@@ -186,11 +187,19 @@ def _state_dict(tensors: Tensors, request: Request) -> StateDict:
     return StateDict({name: value for name, value in tensors.items() if not f"{name}.".startswith(left_out)})
 
 
-def _possible(request: Request) -> list[Architecture]:
-    """The requested architecture, or all that are no variants of others, that which the file names first."""
+def _possible(state: StateDict, request: Request) -> list[Architecture]:
+    """The requested architecture, or all that are no variants of others, that which the file names first.
+
+    Of families they are those that the names and shapes in each sub-tree propose.
+    """
     if request.model:
         return [find_architecture(request.model)]
     known = [architecture for architecture in architectures() if architecture.variant_of is None]
+    for prefix in state.common_prefixes[:PLACES]:
+        known += proposed(
+            {name.removeprefix(prefix): state[name].shape for name in state.full if name.startswith(prefix)}
+        )
+    known = list(dict.fromkeys(known))
     return sorted(known, key=lambda one: not same_name(one.name, request.hints.model))
 
 
@@ -205,7 +214,7 @@ def _plain(name: str) -> str:
 
 def _candidates(state: StateDict, request: Request) -> Iterator[Candidate]:
     """The first reading of each sub-tree as an architecture that fits, or else those that do not fit."""
-    for architecture in _possible(request):
+    for architecture in _possible(state, request):
         landmarks = architecture.landmarks
         for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes:
             yield from _as_architecture(state, architecture, prefix, request)

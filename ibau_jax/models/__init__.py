@@ -1,13 +1,17 @@
 """Flax NNX models whose attribute names mirror PyTorch's module tree, and their registry."""
 
 from ibau_jax.models import (  # noqa: F401 - each registers what it defines
+    alexnet,
     convnext,
     densenet,
     efficientnet,
     mobilenet,
     preact_resnet,
     resnet,
+    small_cnn,
     small_vgg,
+    squeezenet,
+    thin_resnet,
     vgg,
     vit,
     wide_resnet,
@@ -19,6 +23,7 @@ from ibau_jax.models.registry import (
     architectures,
     get_architecture,
     name_patterns,
+    proposed,
     register,
     variants,
 )
@@ -32,6 +37,7 @@ __all__ = [
     "find_architecture",
     "get_architecture",
     "name_patterns",
+    "proposed",
     "register",
     "variants",
 ]

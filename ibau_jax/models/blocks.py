@@ -30,11 +30,11 @@ def four_stages(
     return layer1, layer2, layer3, layer4
 
 
-def stage_landmarks(blocks: tuple[int, ...], expansion: int) -> dict[str, tuple[int, ...]]:
+def stage_landmarks(blocks: tuple[int, ...], expansion: int, wider: int = 1) -> dict[str, tuple[int, ...]]:
     """The first convolution of each stage's last block, which tells depth, width and kind of a ResNet."""
     kernel = 3 if expansion == 1 else 1
     return {
-        f"layer{number}.{count - 1}.conv1.weight": (features, features * expansion, kernel, kernel)
+        f"layer{number}.{count - 1}.conv1.weight": (wider * features, features * expansion, kernel, kernel)
         for number, (features, count) in enumerate(zip(RESNET_WIDTHS, blocks, strict=True), start=1)
     }
 

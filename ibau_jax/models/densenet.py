@@ -1,4 +1,4 @@
-"""DenseNet (Huang et al., 2017) 121 and 161, as torchvision names it, also without the stem's stride or max pooling."""
+"""DenseNet (Huang et al., 2017) 121 to 201, as torchvision names it, also without the stem's stride or max pooling."""
 
 from functools import partial
 
@@ -26,6 +26,8 @@ from ibau_jax.models.registry import Architecture, from_torchvision, register
 CONFIGURATIONS: dict[int, tuple[int, tuple[int, ...], int]] = {
     121: (32, (6, 12, 24, 16), 64),
     161: (48, (6, 12, 36, 24), 96),
+    169: (32, (6, 12, 32, 32), 64),
+    201: (32, (6, 12, 48, 32), 64),
 }
 BOTTLENECK = 4  # the inner convolution has this many times the growth rate of features
 

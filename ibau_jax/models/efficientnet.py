@@ -1,4 +1,4 @@
-"""EfficientNet (Tan & Le, 2019) B0 and B3, as torchvision names it."""
+"""EfficientNet (Tan & Le, 2019) B0 to B4, as torchvision names it."""
 
 import math
 from functools import partial
@@ -29,7 +29,13 @@ STAGES = (
     (6, 3, 1, 320, 1),
 )
 # How many times as wide and as deep as B0, and the images' size in torchvision's weights.
-SCALES = {"b0": (1.0, 1.0, 224), "b3": (1.2, 1.4, 300)}
+SCALES = {
+    "b0": (1.0, 1.0, 224),
+    "b1": (1.0, 1.1, 240),
+    "b2": (1.1, 1.2, 288),
+    "b3": (1.2, 1.4, 300),
+    "b4": (1.4, 1.8, 380),
+}
 SQUEEZE = 4  # features that a block comes with, to features that its squeeze-and-excitation has
 
 

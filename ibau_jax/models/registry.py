@@ -3,7 +3,7 @@
 import difflib
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,31 @@ class Architecture:
     variant_of: str | None = None
 
 
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Architectures of any size, each made when its name or a state dict asks for it.
+
+    Attributes:
+        pattern: what the names of all of them look like, those of variants included.
+        example: one of them, for messages.
+        make: makes the one whose name matches; None where there is none of these sizes.
+        propose: `propose(shapes)`, the names of those that a state dict with these names and shapes may be of, variants
+            left out.
+        variants: what the names of variants end with.
+    """
+
+    pattern: re.Pattern[str]
+    example: str
+    make: Callable[[re.Match[str]], Architecture | None]
+    propose: Callable[[Shapes], Iterator[str]]
+    variants: tuple[str, ...] = ()
+
+
 _ARCHITECTURES: dict[str, Architecture] = {}
+_FAMILIES: list[Family] = []
 
 
 def register(architecture: Architecture) -> None:
@@ -58,15 +82,42 @@ def register(architecture: Architecture) -> None:
     _ARCHITECTURES[architecture.name] = architecture
 
 
+def register_family(family: Family) -> None:
+    """Makes a family known."""
+    _FAMILIES.append(family)
+
+
 def architectures() -> tuple[Architecture, ...]:
-    """All registered architectures."""
+    """All architectures that are registered one by one."""
     return tuple(_ARCHITECTURES.values())
+
+
+def families() -> tuple[Family, ...]:
+    """All families."""
+    return tuple(_FAMILIES)
+
+
+@functools.cache  # so that the same name gives the same architecture
+def known(name: str) -> Architecture | None:
+    """The architecture of that name, without alterations, registered or of a family; None where there is none."""
+    if name in _ARCHITECTURES:
+        return _ARCHITECTURES[name]
+    made = (family.make(match) for family in _FAMILIES if (match := family.pattern.fullmatch(name)))
+    return next((one for one in made if one), None)
+
+
+def proposed(shapes: Shapes) -> list[Architecture]:
+    """The members of families that a state dict with these names and shapes may be of."""
+    names = (name for family in _FAMILIES for name in family.propose(shapes))
+    return [one for one in map(known, names) if one]
 
 
 def variants(architecture: Architecture) -> tuple[Architecture, ...]:
     """All architectures with the names and shapes of this one, which is among them; the most common comes first."""
     base = architecture.variant_of or architecture.name
-    group = tuple(one for one in _ARCHITECTURES.values() if base in (one.name, one.variant_of))
+    of_family = {base + suffix: None for family in _FAMILIES for suffix in ("", *family.variants)}
+    relatives = (*_ARCHITECTURES.values(), *filter(None, map(known, of_family)))
+    group = tuple(dict.fromkeys(one for one in relatives if base in (one.name, one.variant_of)))
     return group if architecture in group else (architecture, *group)  # altered, or the user's own module
 
 
@@ -101,7 +152,8 @@ def neighbours(architecture: Architecture, num_classes: int, image_size: int, rn
 def unaltered(architecture: Architecture) -> tuple[Architecture, tuple[str, ...]]:
     """An architecture's registered base, and its alterations; a user's own has none."""
     name, *chosen = architecture.name.split("+")
-    return (_ARCHITECTURES[name], tuple(chosen)) if name in _ARCHITECTURES else (architecture, ())
+    base = known(name)
+    return (base, tuple(chosen)) if base else (architecture, ())
 
 
 def get_architecture(name: str) -> Architecture:
@@ -120,18 +172,22 @@ def get_architecture(name: str) -> Architecture:
         if any(sum(one in kind for one in chosen) > 1 for kind in KINDS):
             raise CheckpointError(f"there is no model {name!r}: two alterations are of one kind")
         return altered(get_architecture(base), *(one for one in ALTERATIONS if one in chosen))
-    if name not in _ARCHITECTURES:
-        similar = ", ".join(difflib.get_close_matches(name, _ARCHITECTURES, n=4, cutoff=0.5))
+    found = known(name)
+    if found is None:
+        similar = ", ".join(
+            difflib.get_close_matches(name, [*_ARCHITECTURES, *(one.example for one in _FAMILIES)], n=4, cutoff=0.5)
+        )
         raise CheckpointError(
             f"there is no model {name!r}{f'; did you mean {similar}?' if similar else '.'} "
             f"--model takes FILE.py:CLASS, or a name like {name_patterns()}"
         )
-    return _ARCHITECTURES[name]
+    return found
 
 
 def name_patterns() -> str:
     """The architectures' names without those of variants, N standing for the numbers in them."""
     names = [architecture.name for architecture in architectures() if architecture.variant_of is None]
+    names += [family.example for family in _FAMILIES]
     return ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name) for name in names))
 
 

@@ -8,7 +8,9 @@ stride leave no trace in a state dict, so that each is a variant of its own (`ib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -28,6 +30,20 @@ from ibau_jax.models.layers import (
 )
 from ibau_jax.models.registry import Architecture, from_torchvision, register
 
+Padding = Literal["around", "behind"]
+
+
+class PadChannels(nnx.Module):
+    """Takes every `stride`-th pixel and adds channels of zeros: option A of He et al. (2016), section 4.2."""
+
+    def __init__(self, stride: int, features: int, where: Padding) -> None:
+        self.stride, self.features, self.where = stride, features, where
+
+    def __call__(self, x: Features) -> Features:
+        missing = self.features - x.shape[3]
+        before = missing // 2 if self.where == "around" else 0
+        return jnp.pad(x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), (before, missing - before)))
+
 
 @dataclass(frozen=True)
 class Style:
@@ -39,6 +55,9 @@ class Style:
     stem_stride: int = 1  # of conv1
     max_pool: bool = False  # 3x3 with stride 2, behind conv1
     grid_pool: int | None = None  # windows of the last average pooling; None is over the whole image
+    padding: Padding | None = None  # where zeros stand for new channels in a shortcut without weights
+    wider: int = 1  # a bottleneck's 3x3 convolution is so many times as wide (Zagoruyko & Komodakis, 2016)
+    groups: int = 1  # of it (ResNeXt; Xie et al., 2017)
     v1_stride: bool = False  # a bottleneck's stride lies in its first 1x1 convolution (Caffe, MSRA), not in the 3x3 one
 
 
@@ -56,7 +75,11 @@ class ResidualBlock(nnx.Module):
     def __init__(self, style: Style, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
         out_features = features * self.expansion
         project = stride != 1 or in_features != out_features
-        projection = [conv(in_features, out_features, 1, rngs, stride=stride), batch_norm(out_features, rngs)]
+        projection: list[nnx.Module] = (
+            [conv(in_features, out_features, 1, rngs, stride=stride), batch_norm(out_features, rngs)]
+            if style.padding is None
+            else [PadChannels(stride, out_features, style.padding)]
+        )
         setattr(self, style.shortcut, Sequential(projection if project else []))
         self.shortcut_name, self.activation = style.shortcut, relu
 
@@ -86,10 +109,11 @@ class Bottleneck(ResidualBlock):
 
     def __init__(self, style: Style, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
         super().__init__(style, rngs, in_features, features, stride)
-        strides = (stride, 1) if style.v1_stride else (1, stride)
-        self.conv1, self.bn1 = conv(in_features, features, 1, rngs, stride=strides[0]), batch_norm(features, rngs)
-        self.conv2, self.bn2 = conv(features, features, 3, rngs, stride=strides[1]), batch_norm(features, rngs)
-        self.conv3, self.bn3 = conv(features, 4 * features, 1, rngs), batch_norm(4 * features, rngs)
+        strides, width = (stride, 1) if style.v1_stride else (1, stride), style.wider * features
+        self.conv1, self.bn1 = conv(in_features, width, 1, rngs, stride=strides[0]), batch_norm(width, rngs)
+        self.conv2 = conv(width, width, 3, rngs, stride=strides[1], groups=style.groups)
+        self.bn2 = batch_norm(width, rngs)
+        self.conv3, self.bn3 = conv(width, 4 * features, 1, rngs), batch_norm(4 * features, rngs)
 
     def branch(self, x: Features) -> Features:
         out = self.activation(conv_norm(self.conv1, self.bn1, x))
@@ -138,7 +162,8 @@ DEPTHS: dict[int, tuple[type[ResidualBlock], tuple[int, ...]]] = {
 
 def _register(name: str, depth: int, style: Style, image_sizes: tuple[int, ...], variant_of: str | None = None) -> None:
     block, blocks = DEPTHS[depth]
-    landmarks = stage_landmarks(blocks, block.expansion)
+    landmarks = stage_landmarks(blocks, block.expansion, style.wider)
+    landmarks |= {"layer1.0.conv2.weight": (64 * style.wider, 64 * style.wider // style.groups, 3, 3)}
     register(
         Architecture(
             name=name,
@@ -146,7 +171,7 @@ def _register(name: str, depth: int, style: Style, image_sizes: tuple[int, ...],
             classifier=f"{style.classifier}.weight",
             image_sizes=image_sizes,
             landmarks={"conv1.weight": (64, 3, style.kernel, style.kernel), "bn1.weight": (64,), **landmarks},
-            torch_module=from_torchvision(name) if style is TORCHVISION else None,
+            torch_module=from_torchvision(name) if style.kernel == 7 and variant_of is None else None,
             variant_of=variant_of,
         )
     )
@@ -168,6 +193,16 @@ def _register_with_variants(name: str, depth: int, style: Style, image_sizes: tu
         _register(name + suffix, depth, variant, image_sizes, variant_of=name)
 
 
+# Depth, how much wider, and groups.
+WIDER = {
+    "wide_resnet50_2": (50, 2, 1),
+    "wide_resnet101_2": (101, 2, 1),
+    "resnext50_32x4d": (50, 2, 32),
+    "resnext101_32x8d": (101, 4, 32),
+    "resnext101_64x4d": (101, 4, 64),
+}
+for _name, (_depth, _wider, _groups) in WIDER.items():
+    _register(_name, _depth, replace(TORCHVISION, wider=_wider, groups=_groups), (224,))
 for _depth in DEPTHS:
     _register_with_variants(f"resnet{_depth}", _depth, TORCHVISION, (224,))
     _register_with_variants(f"resnet{_depth}_small_stem", _depth, TORCHVISION_SMALL, (32,))

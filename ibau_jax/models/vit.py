@@ -1,9 +1,15 @@
-"""Vision transformer (Dosovitskiy et al., 2021) ViT-B/16, as torchvision names it.
+"""Vision transformers (Dosovitskiy et al., 2021; DeiT, Touvron et al., 2021) of any width, depth and patch.
 
-Also behind a resize to 224x224, `torch.nn.Sequential(Resize((224, 224)), vit)`, as BackdoorBench has it: the names then
+Layers are named as torchvision names them; timm's and DeiT's names are another spelling (`checkpoints.naming`). A state
+dict does not tell the number of heads: each has 64 features, as all published sizes but ViT-H have. ViT-B/16 is met
+behind a resize to 224x224 too, `torch.nn.Sequential(Resize((224, 224)), vit)`, as BackdoorBench has it: the names then
 begin with `1.`.
 """
 
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import jax
@@ -23,13 +29,36 @@ from ibau_jax.models.layers import (
     linear,
     parameter,
 )
-from ibau_jax.models.registry import Architecture, from_torchvision, register
+from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
 
 if TYPE_CHECKING:
     import torch
 
-PATCH, WIDTH, DEPTH, HEADS, MLP = 16, 768, 12, 12, 3072
 RESIZED = 224
+HEAD = 64  # features of a head
+WIDEST, DEEPEST, LARGEST_PATCH = 4096, 32, 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Features of a token, blocks, and the side of a patch in pixels."""
+
+    width: int
+    depth: int
+    patch: int
+
+    @property
+    def heads(self) -> int:
+        """Attention heads: 16 in ViT-H."""
+        return 16 if self.width == 1280 else self.width // HEAD
+
+
+BASE_16 = Sizes(768, 12, 16)
+NAMED = {"ti": (192, 12), "s": (384, 12), "b": (768, 12), "l": (1024, 24), "h": (1280, 32)}  # width and depth
+IN_TORCHVISION = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
+NAME = re.compile(
+    r"vit_(?:(?P<size>ti|s|b|l|h)_(?P<p>\d{1,2})|w(?P<width>\d{1,4})_d(?P<depth>\d{1,2})_p(?P<patch>\d{1,2}))"
+)
 
 Tokens = Float[Array, "n tokens width"]
 
@@ -37,15 +66,15 @@ Tokens = Float[Array, "n tokens width"]
 class SelfAttention(nnx.Module):
     """`torch.nn.MultiheadAttention` of the tokens with themselves; queries, keys and values share `in_proj_weight`."""
 
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.in_proj_weight = parameter((3 * WIDTH, WIDTH), rngs)
-        self.in_proj_bias = parameter((3 * WIDTH,), rngs)
-        self.out_proj = linear(WIDTH, WIDTH, rngs)
+    def __init__(self, width: int, heads: int, rngs: nnx.Rngs) -> None:
+        self.in_proj_weight = parameter((3 * width, width), rngs)
+        self.in_proj_bias = parameter((3 * width,), rngs)
+        self.out_proj, self.heads = linear(width, width, rngs), heads
 
     def __call__(self, x: Tokens) -> Tokens:
         # The same contraction as nnx.Linear's, so that jax's matmul precision holds for both.
         projected = jnp.einsum("nti,oi->nto", x, self.in_proj_weight[...]) + self.in_proj_bias[...].reshape(1, 1, -1)
-        heads = projected.reshape(*x.shape[:2], 3, HEADS, WIDTH // HEADS)
+        heads = projected.reshape(*x.shape[:2], 3, self.heads, x.shape[2] // self.heads)
         query, key, value = (heads[:, :, part] for part in range(3))
         attended = jax.nn.dot_product_attention(query, key, value)
         return self.out_proj(attended.reshape(x.shape))
@@ -54,10 +83,11 @@ class SelfAttention(nnx.Module):
 class EncoderBlock(nnx.Module):
     """Attention and an MLP, each behind its normalisation and added."""
 
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.ln_1, self.self_attention = layer_norm(WIDTH, rngs), SelfAttention(rngs)
-        self.ln_2 = layer_norm(WIDTH, rngs)
-        self.mlp = Sequential([linear(WIDTH, MLP, rngs), Activation(gelu), Identity(), linear(MLP, WIDTH, rngs)])
+    def __init__(self, sizes: Sizes, rngs: nnx.Rngs) -> None:
+        width, hidden = sizes.width, 4 * sizes.width
+        self.ln_1, self.self_attention = layer_norm(width, rngs), SelfAttention(width, sizes.heads, rngs)
+        self.ln_2 = layer_norm(width, rngs)
+        self.mlp = Sequential([linear(width, hidden, rngs), Activation(gelu), Identity(), linear(hidden, width, rngs)])
 
     def __call__(self, x: Tokens) -> Tokens:
         x = x + self.self_attention(self.ln_1(x))
@@ -65,35 +95,38 @@ class EncoderBlock(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Positions, twelve blocks, a last normalisation."""
+    """Positions, blocks, a last normalisation."""
 
-    def __init__(self, tokens: int, rngs: nnx.Rngs) -> None:
-        self.pos_embedding = parameter((1, tokens, WIDTH), rngs)
-        self.layers = NamedSequential({f"encoder_layer_{index}": EncoderBlock(rngs) for index in range(DEPTH)})
-        self.ln = layer_norm(WIDTH, rngs)
+    def __init__(self, sizes: Sizes, tokens: int, rngs: nnx.Rngs) -> None:
+        self.pos_embedding = parameter((1, tokens, sizes.width), rngs)
+        blocks = {f"encoder_layer_{index}": EncoderBlock(sizes, rngs) for index in range(sizes.depth)}
+        self.layers = NamedSequential(blocks)
+        self.ln = layer_norm(sizes.width, rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
         return self.ln(self.layers(x + self.pos_embedding[...]))
 
 
 class VisionTransformer(nnx.Module):
-    """Logits of RGB images of exactly `image_size`, a multiple of 16."""
+    """Logits of RGB images of exactly `image_size`, a multiple of the patch."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        self.conv_proj = conv(3, WIDTH, PATCH, rngs, stride=PATCH, padding=0, bias=True)
-        self.class_token = parameter((1, 1, WIDTH), rngs)
-        self.encoder = Encoder(1 + (image_size // PATCH) ** 2, rngs)
-        self.heads = NamedSequential({"head": linear(WIDTH, num_classes, rngs)})
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        width, patch = sizes.width, sizes.patch
+        self.conv_proj = conv(3, width, patch, rngs, stride=patch, padding=0, bias=True)
+        self.class_token = parameter((1, 1, width), rngs)
+        self.encoder = Encoder(sizes, 1 + (image_size // patch) ** 2, rngs)
+        self.heads = NamedSequential({"head": linear(width, num_classes, rngs)})
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
-        patches = self.conv_proj(x).reshape(x.shape[0], -1, WIDTH)
-        class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, WIDTH))
+        patches = self.conv_proj(x)
+        patches = patches.reshape(x.shape[0], -1, patches.shape[3])
+        class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, patches.shape[2]))
         return self.heads(self.encoder(jnp.concatenate([class_token, patches], axis=1))[:, 0])
 
 
 def resized_vit(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
     """`Resize((224, 224))` and ViT-B/16: logits of RGB images of any size."""
-    return Sequential([Resize(RESIZED), VisionTransformer(num_classes, RESIZED, rngs)])
+    return Sequential([Resize(RESIZED), VisionTransformer(BASE_16, num_classes, RESIZED, rngs)])
 
 
 def resized_torch_module(num_classes: int) -> "torch.nn.Module":
@@ -105,23 +138,57 @@ def resized_torch_module(num_classes: int) -> "torch.nn.Module":
     return torch.nn.Sequential(resize, from_torchvision("vit_b_16")(num_classes))
 
 
-LANDMARKS = {"encoder.layers.encoder_layer_11.mlp.3.weight": (WIDTH, MLP), "conv_proj.weight": (WIDTH, 3, PATCH, PATCH)}
-register(
-    Architecture(
-        name="vit_b_16",
-        build=VisionTransformer,
+def _landmarks(sizes: Sizes) -> dict[str, tuple[int, ...]]:
+    """The patches' projection, and what the last block ends with."""
+    last = f"encoder.layers.encoder_layer_{sizes.depth - 1}.mlp.3.weight"
+    return {
+        last: (sizes.width, 4 * sizes.width),
+        "conv_proj.weight": (sizes.width, 3, sizes.patch, sizes.patch),
+    }
+
+
+def _architecture(name: str, sizes: Sizes) -> Architecture:
+    sides = (RESIZED, 384, 512, 518, 448, 336, 256, 128, 96, 64, 48, 32)
+    return Architecture(
+        name=name,
+        build=partial(VisionTransformer, sizes),
         classifier="heads.head.weight",
-        image_sizes=(RESIZED, 384, 512, 256, 128, 96, 64, 32),
-        landmarks=LANDMARKS,
-        torch_module=from_torchvision("vit_b_16"),
+        image_sizes=tuple(side for side in sides if side % sizes.patch == 0),
+        landmarks=_landmarks(sizes),
+        torch_module=from_torchvision(name) if name in IN_TORCHVISION else None,
     )
-)
+
+
+def _make(match: re.Match[str]) -> Architecture | None:
+    if match["size"]:
+        sizes = Sizes(*NAMED[match["size"]], int(match["p"]))
+    else:
+        sizes = Sizes(*(int(match[part]) for part in ("width", "depth", "patch")))
+    fits = 0 < sizes.width <= WIDEST and 0 < sizes.depth <= DEEPEST and 0 < sizes.patch <= LARGEST_PATCH
+    if not fits or not sizes.heads or sizes.width % sizes.heads:
+        return None
+    made = _architecture(match[0], sizes)
+    return made if made.image_sizes else None
+
+
+def _propose(shapes: Shapes) -> Iterator[str]:
+    depth = sum(re.fullmatch(r"encoder\.layers\.encoder_layer_\d+\.ln_1\.weight", name) is not None for name in shapes)
+    stem = shapes.get("conv_proj.weight", ())
+    if not depth or len(stem) != 4:
+        return
+    sizes = Sizes(stem[0], depth, stem[2])
+    size = next((name for name, known in NAMED.items() if known == (sizes.width, depth)), None)
+    yield f"vit_{size}_{sizes.patch}" if size else f"vit_w{sizes.width}_d{depth}_p{sizes.patch}"
+
+
+register(_architecture("vit_b_16", BASE_16))
 register(
     Architecture(
         name="vit_b_16_resized",
         build=resized_vit,
         classifier="1.heads.head.weight",
-        landmarks={f"1.{name}": shape for name, shape in LANDMARKS.items()},
+        landmarks={f"1.{name}": shape for name, shape in _landmarks(BASE_16).items()},
         torch_module=resized_torch_module,
     )
 )
+register_family(Family(NAME, "vit_s_16", _make, _propose))

@@ -289,12 +289,108 @@ class BiasedMobileNetV2(nn.Module):
         return self.conv2(F.adaptive_avg_pool2d(x, 1)).flatten(1)
 
 
+class ThinBlock(nn.Module):
+    """Two 3x3 convolutions; where maps shrink, the shortcut is a projection or every other pixel and zeros."""
+
+    def __init__(self, i, o, stride, shortcut, behind):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)
+        self.conv2, self.bn2 = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o)
+        self.zeros, self.name = ((0, o - i) if behind else ((o - i) // 2,) * 2), shortcut
+        self.stride = stride
+        if shortcut and stride > 1:
+            setattr(self, shortcut, nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)))
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        if self.stride > 1 and self.name:
+            x = getattr(self, self.name)(x)
+        elif self.stride > 1:
+            x = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, *self.zeros))
+        return F.relu(out + x)
+
+
+class ThinResNet(nn.Module):
+    def __init__(self, depth, classes, width=16, shortcut=None, last="linear", behind=False):
+        super().__init__()
+        self.conv1, self.bn1, self.last = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), last
+        i = width
+        for number, o in enumerate((width, 2 * width, 4 * width), start=1):
+            strides = [2 if number > 1 else 1] + [1] * ((depth - 2) // 6 - 1)
+            made = [ThinBlock(i if not at else o, o, stride, shortcut, behind) for at, stride in enumerate(strides)]
+            setattr(self, f"layer{number}", nn.Sequential(*made))
+            i = o
+        setattr(self, last, nn.Linear(i, classes))
+
+    def forward(self, x):
+        x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return getattr(self, self.last)(x.mean((2, 3)))
+
+
+def thin_resnet(name, classes):
+    depth, *words = name.removeprefix("thin_resnet").split("_")
+    width = next((int(word[1:]) for word in words if word[1:].isdigit()), 16)
+    shortcut = next((word for word in words if word in ("shortcut", "downsample")), None)
+    return ThinResNet(int(depth), classes, width, shortcut, "fc" if "fc" in words else "linear", "behind" in words)
+
+
+class SmallCNN(nn.Module):
+    """Convolutions and linear layers by name, and what is done behind each: r(elu), p(ool), f(latten)."""
+
+    def __init__(self, behind, **layers):
+        super().__init__()
+        self.behind = behind
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        for name, what in self.behind.items():
+            x = getattr(self, name)(x)
+            for one in what:
+                x = {"r": F.relu, "p": lambda x: F.max_pool2d(x, 2), "f": lambda x: x.flatten(1)}[one](x)
+        return x
+
+
+def wanet_block(i, o):
+    block = nn.Sequential()
+    block.bn1, block.act, block.conv1 = nn.BatchNorm2d(i), nn.ReLU(), nn.Conv2d(i, o, 3, 2, 1, bias=False)
+    return block
+
+
+def small_cnn(name, classes):
+    conv, linear = nn.Conv2d, nn.Linear
+    if name == "lenet":
+        layers = {"conv1": conv(3, 6, 5), "conv2": conv(6, 16, 5), "fc1": linear(400, 120), "fc2": linear(120, 84)}
+        behind = {"conv1": "rp", "conv2": "rpf", "fc1": "r", "fc2": "r", "fc3": ""}
+        return SmallCNN(behind, **layers, fc3=linear(84, classes))
+    if name == "lenet_nad":
+        layers = {"conv1": conv(3, 32, 3), "conv2": conv(32, 64, 3), "fc1": linear(2304, 128)}
+        return SmallCNN({"conv1": "pr", "conv2": "prf", "fc1": "r", "fc2": ""}, **layers, fc2=linear(128, classes))
+    if name == "mnist_examples":
+        layers = {"conv1": conv(1, 32, 3), "conv2": conv(32, 64, 3), "fc1": linear(9216, 128)}
+        return SmallCNN({"conv1": "r", "conv2": "rpf", "fc1": "r", "fc2": ""}, **layers, fc2=linear(128, classes))
+    if name == "mnist_backdoorbox":
+        layers = {"conv1": conv(1, 16, 5), "conv2": conv(16, 32, 5), "fc1": linear(512, 512)}
+        return SmallCNN({"conv1": "rp", "conv2": "rpf", "fc1": "r", "fc2": ""}, **layers, fc2=linear(512, classes))
+    last = {"linear6": linear(1024, 512), "linear9": linear(512, classes)}
+    if name == "mnist_input_aware":
+        behind = {"conv1": "rp", "conv5": "rpf", "linear6": "r", "linear9": ""}
+        return SmallCNN(behind, conv1=conv(1, 32, 5), conv5=conv(32, 64, 5), **last)
+    behind = {"conv1": "r", "layer2": "", "layer3": "f", "linear6": "r", "linear9": ""}
+    blocks = {"layer2": wanet_block(32, 64), "layer3": wanet_block(64, 64)}
+    return SmallCNN(behind, conv1=conv(1, 32, 3, 2, 1), **blocks, **last)
+
+
 def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
     """The PyTorch module of a registered CIFAR architecture, from its name alone."""
     if name == "mobilenet_v2_cifar":
         return MobileNetV2(classes)
     if name == "mobilenet_v2_weiaicunzai":
         return BiasedMobileNetV2(classes)
+    if name.startswith(("lenet", "mnist_")):
+        return small_cnn(name, classes)
+    if name.startswith("thin_resnet"):
+        return thin_resnet(name, classes)
     if name.startswith("wide_resnet"):
         depth, k = name.removeprefix("wide_resnet").split("_")
         return WideResNet(int(depth), int(k), classes)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.oracles.cifar_models import PreActResNet, WideResNet
+from tests.oracles.cifar_models import PreActResNet, WideResNet, thin_resnet
 from tests.oracles.torchvision_models import models
 
 
@@ -111,6 +111,7 @@ LOOK_ALIKES = {
     "wide_resnet28_2_raw": lambda classes: SemiSupervisedWideResNet(28, 2, classes, False, True),
     "wide_resnet28_2_leaky_raw": lambda classes: SemiSupervisedWideResNet(28, 2, classes, True, True),
     "preact_resnet18_raw_shortcut": lambda classes: RawShortcutPreActResNet(18, classes),
+    "thin_resnet20_pad_behind": lambda classes: thin_resnet("thin_resnet20_pad_behind", classes),
 }
 
 

@@ -1,0 +1,154 @@
+"""Small CNNs as tutorials and the backdoor literature have them for CIFAR-10 and MNIST: a list of layers each.
+
+They are PyTorch's CIFAR-10 tutorial's (kuangliu/pytorch-cifar's LeNet has its names too), pytorch/examples' (whose
+log-softmax at the end leaves the order of classes), and those of BackdoorBox, of Input-aware attacks and RNP, of WaNet
+and BppAttack, and of NAD and ABL.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from flax import nnx
+
+from ibau_jax.models.layers import Activation, Flatten, MaxPool, NamedSequential, batch_norm, conv, linear, relu
+from ibau_jax.models.registry import Architecture, register
+
+Layers = dict[str, nnx.Module]
+
+
+def _relu() -> nnx.Module:
+    return Activation(relu)
+
+
+def lenet(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+    """Two unpadded 5x5 convolutions, each behind ReLU and max pooling, and three linear layers."""
+    side = ((image_size - 4) // 2 - 4) // 2
+    return {
+        "conv1": conv(3, 6, 5, rngs, padding=0, bias=True),
+        "relu1": _relu(),
+        "pool1": MaxPool(2),
+        "conv2": conv(6, 16, 5, rngs, padding=0, bias=True),
+        "relu2": _relu(),
+        "pool2": MaxPool(2),
+        "flatten": Flatten(),
+        "fc1": linear(16 * side**2, 120, rngs),
+        "relu3": _relu(),
+        "fc2": linear(120, 84, rngs),
+        "relu4": _relu(),
+        "fc3": linear(84, num_classes, rngs),
+    }
+
+
+def mnist_examples(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+    """Two unpadded 3x3 convolutions, one max pooling, two linear layers."""
+    side = (image_size - 4) // 2
+    return {
+        "conv1": conv(1, 32, 3, rngs, padding=0, bias=True),
+        "relu1": _relu(),
+        "conv2": conv(32, 64, 3, rngs, padding=0, bias=True),
+        "relu2": _relu(),
+        "pool": MaxPool(2),
+        "flatten": Flatten(),
+        "fc1": linear(64 * side**2, 128, rngs),
+        "relu3": _relu(),
+        "fc2": linear(128, num_classes, rngs),
+    }
+
+
+def mnist_backdoorbox(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+    """Two unpadded 5x5 convolutions, each behind ReLU and max pooling, and two linear layers."""
+    side = ((image_size - 4) // 2 - 4) // 2
+    return {
+        "conv1": conv(1, 16, 5, rngs, padding=0, bias=True),
+        "relu1": _relu(),
+        "pool1": MaxPool(2),
+        "conv2": conv(16, 32, 5, rngs, padding=0, bias=True),
+        "relu2": _relu(),
+        "pool2": MaxPool(2),
+        "flatten": Flatten(),
+        "fc1": linear(32 * side**2, 512, rngs),
+        "relu3": _relu(),
+        "fc2": linear(512, num_classes, rngs),
+    }
+
+
+def mnist_input_aware(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+    """The same, as wide as 32 and 64."""
+    side = ((image_size - 4) // 2 - 4) // 2
+    return {
+        "conv1": conv(1, 32, 5, rngs, padding=0, bias=True),
+        "relu2": _relu(),
+        "maxpool4": MaxPool(2),
+        "conv5": conv(32, 64, 5, rngs, padding=0, bias=True),
+        "relu6": _relu(),
+        "maxpool5": MaxPool(2),
+        "flatten": Flatten(),
+        "linear6": linear(64 * side**2, 512, rngs),
+        "relu7": _relu(),
+        "linear9": linear(512, num_classes, rngs),
+    }
+
+
+def mnist_wanet(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+    """Three 3x3 convolutions of stride 2, the last two behind BatchNorm and ReLU, and two linear layers."""
+    side = -(-image_size // 8)
+
+    def block(in_features: int, features: int) -> nnx.Module:
+        layers = {"bn1": batch_norm(in_features, rngs), "ind": _relu()}
+        return NamedSequential({**layers, "conv1": conv(in_features, features, 3, rngs, stride=2)})
+
+    return {
+        "conv1": conv(1, 32, 3, rngs, stride=2, bias=True),
+        "relu1": _relu(),
+        "layer2": block(32, 64),
+        "layer3": block(64, 64),
+        "flatten": Flatten(),
+        "linear6": linear(64 * side**2, 512, rngs),
+        "relu7": _relu(),
+        "linear9": linear(512, num_classes, rngs),
+    }
+
+
+def lenet_nad(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+    """Two unpadded 3x3 convolutions, max pooling before each ReLU, and two linear layers."""
+    side = ((image_size - 2) // 2 - 2) // 2
+    return {
+        "conv1": conv(3, 32, 3, rngs, padding=0, bias=True),
+        "pool1": MaxPool(2),
+        "relu1": _relu(),
+        "conv2": conv(32, 64, 3, rngs, padding=0, bias=True),
+        "pool2": MaxPool(2),
+        "relu2": _relu(),
+        "flatten": Flatten(),
+        "fc1": linear(64 * side**2, 128, rngs),
+        "relu3": _relu(),
+        "fc2": linear(128, num_classes, rngs),
+    }
+
+
+# The last layer, the image's side and channels, and tensors that tell each from its relatives.
+NETWORKS: dict[Callable[[int, int, nnx.Rngs], Layers], tuple[str, int, int, dict[str, tuple[int, ...]]]] = {
+    lenet: ("fc3", 32, 3, {"conv2.weight": (16, 6, 5, 5), "fc2.weight": (84, 120)}),
+    lenet_nad: ("fc2", 32, 3, {"conv1.weight": (32, 3, 3, 3), "conv2.weight": (64, 32, 3, 3)}),
+    mnist_examples: ("fc2", 28, 1, {"conv1.weight": (32, 1, 3, 3), "conv2.weight": (64, 32, 3, 3)}),
+    mnist_backdoorbox: ("fc2", 28, 1, {"conv1.weight": (16, 1, 5, 5), "conv2.weight": (32, 16, 5, 5)}),
+    mnist_input_aware: ("linear9", 28, 1, {"conv1.weight": (32, 1, 5, 5), "conv5.weight": (64, 32, 5, 5)}),
+    mnist_wanet: ("linear9", 28, 1, {"conv1.weight": (32, 1, 3, 3), "layer3.conv1.weight": (64, 64, 3, 3)}),
+}
+
+
+def _build(layers: Callable[[int, int, nnx.Rngs], Layers], num_classes: int, size: int, rngs: nnx.Rngs) -> nnx.Module:
+    return NamedSequential(layers(num_classes, size, rngs))
+
+
+for _layers, (_last, _side, _channels, _landmarks) in NETWORKS.items():
+    register(
+        Architecture(
+            name=_layers.__name__,
+            build=partial(_build, _layers),
+            classifier=f"{_last}.weight",
+            image_sizes=(_side, 28 if _side == 32 else 32),
+            landmarks=_landmarks,
+            channels=_channels,
+        )
+    )
