@@ -88,7 +88,8 @@ def make_dataset(images: Any, labels: Any, name: str, *, bytes_as_float: bool = 
     """A data set from arrays as files hold them.
 
     Args:
-        images: (n, h, w, c); integers in 0..255, floats in [0, 1], or False and True for black and white.
+        images: (n, h, w, c), or (n, h, w) for grey ones; integers in 0..255, floats in [0, 1], or False and True for
+            black and white.
         labels: (n,) or (n, 1) integers, or (n, classes) one-hot rows.
         name: what messages call it.
         bytes_as_float: whether floats may be integers in 0..255, as the published GTSRB file has them.
@@ -121,9 +122,13 @@ def check_forms(images: Form, labels: Form, name: str) -> None:
 
 def _check_image_form(images: Form, name: str) -> None:
     shape = images.shape
+    if len(shape) == 3 and shape[2] not in (1, 3):  # grey images without an axis of channels, as MNIST has them
+        shape = (*shape, 1)
     if len(shape) != 4 or shape[3] not in (1, 3):
         hint = "; transpose them from NCHW to NHWC" if len(shape) == 4 and shape[1] in (1, 3) else ""
-        raise DataError(f"{name}: images must be (n, height, width, 1 or 3), not {shortened(shape)}{hint}")
+        raise DataError(
+            f"{name}: images must be (n, height, width, 1 or 3), or (n, height, width), not {shortened(shape)}{hint}"
+        )
     if images.dtype.kind not in NUMBERS:
         raise DataError(f"{name}: images must be numbers, not {shortened(images.dtype)}")
 
@@ -140,6 +145,7 @@ def _check_label_form(labels: Form, name: str) -> None:
 def checked_images(images: np.ndarray, name: str, bytes_as_float: bool = False) -> np.ndarray:
     """`images` as uint8 in 0..255 or float32 in [0, 1], else DataError."""
     _check_image_form(images, name)
+    images = images[..., None] if images.ndim == 3 else images
     if images.dtype == np.bool_:
         return images * np.uint8(255)
     if not images.size:

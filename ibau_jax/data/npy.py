@@ -74,7 +74,7 @@ class Arrays:
     def read(self, name: str) -> np.ndarray:
         """An array."""
         with self._open(name) as (stream, size):
-            return _read(stream, size)
+            return array_of(stream, size)
 
     @contextmanager
     def _open(self, name: str) -> Iterator[tuple[IO[bytes], int]]:
@@ -115,10 +115,15 @@ def read_npy(path: Path, kind: type[IbauError]) -> np.ndarray:
     """
     check_regular(path)
     with refusing(str(path), kind), open(path, "rb") as file:
-        return _read(file, os.fstat(file.fileno()).st_size)
+        return array_of(file, os.fstat(file.fileno()).st_size)
 
 
-def _read(stream: IO[bytes], size: int) -> np.ndarray:
+def array_of(stream: IO[bytes], size: int) -> np.ndarray:
+    """The array of an npy file of `size` bytes.
+
+    Raises:
+        ValueError: it is damaged, or holds no plain numbers or text.
+    """
     header, start = _header(stream, size)
     buffer = np.empty(header.nbytes, np.uint8)
     content, place = buffer.data, len(start)

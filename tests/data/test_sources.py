@@ -40,6 +40,22 @@ def test_npz(tmp_path, rng):
     np.testing.assert_array_equal(found.labels, y)
 
 
+def test_npz_as_keras_and_others_have_it(tmp_path, rng):
+    """Grey images without an axis of channels; splits by name; other names, where only two arrays can be it."""
+    train, test = rng.integers(0, 256, (6, 28, 28), np.uint8), rng.integers(0, 256, (4, 28, 28), np.uint8)
+    labels = rng.integers(0, 10, 6), rng.integers(0, 10, 4)
+    np.savez(tmp_path / "mnist.npz", x_train=train, y_train=labels[0], x_test=test, y_test=labels[1])
+    for split, images, classes in ((":train", train, labels[0]), (":test", test, labels[1]), ("", test, labels[1])):
+        found = load_dataset(f"{tmp_path / 'mnist.npz'}{split}", (28, 28, 1))
+        np.testing.assert_array_equal(found.images, images[..., None])
+        np.testing.assert_array_equal(found.labels, classes)
+    np.savez(tmp_path / "named.npz", pictures=test, categories=labels[1], epochs=np.arange(3))
+    assert len(load_dataset(str(tmp_path / "named.npz"), (28, 28, 1))) == 4
+    np.savez(tmp_path / "two.npz", pictures=test, categories=labels[1], ids=np.arange(4))
+    with pytest.raises(DataError, match="lacks x and y; it holds pictures, categories, ids"):
+        load_dataset(str(tmp_path / "two.npz"), (28, 28, 1))
+
+
 def test_the_published_hdf5_layout(tmp_path, rng):
     x, y = random_images(rng)
     other, labels = random_images(rng, 5)
@@ -85,7 +101,7 @@ def test_broken_folders(tmp_path):
         ({"a": np.zeros(3)}, "lacks x and y; it holds a"),
         ({"x": np.zeros((2, 4, 4, 3), np.uint8), "y": np.zeros(3, int)}, "2 images but 3 labels"),
         ({"x": np.zeros((2, 3, 4, 4), np.uint8), "y": np.zeros(2, int)}, "transpose them from NCHW"),
-        ({"x": np.zeros((2, 4, 4), np.uint8), "y": np.zeros(2, int)}, "images must be"),
+        ({"x": np.zeros((2, 4, 3), np.uint8), "y": np.zeros(2, int)}, "images must be"),
         ({"x": np.full((2, 4, 4, 3), np.nan), "y": np.zeros(2, int)}, "NaN"),
         ({"x": np.full((2, 4, 4, 3), np.inf), "y": np.zeros(2, int)}, "infinite"),
         ({"x": np.full((2, 4, 4, 3), 1.5), "y": np.zeros(2, int)}, r"outside \[0, 1\]"),
