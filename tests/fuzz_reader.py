@@ -76,6 +76,9 @@ def honest_files() -> list[bytes]:
         "clean_data": "cifar10",
         "bd_test": {"x": {1: (2, "y")}},
     }
+    module = torch_oracle("wide_resnet10_1", 10, 32)
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    little_module = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.ReLU(), torch.nn.Linear(2, 2))
     little = {"a.weight": torch.ones(2, 3), "b": torch.ones(3).bfloat16(), "n": None, "s": {1, 2}}
     return [
         saved({"net": state, "acc": 80.0}),
@@ -87,6 +90,10 @@ def honest_files() -> list[bytes]:
         saved(little, _use_new_zipfile_serialization=False),
         pickle.dumps(little),
         save_safetensors({"a": torch.ones(3)}),
+        saved({"model": module, "optimizer": optimizer}),
+        saved(little_module),
+        saved(little_module, _use_new_zipfile_serialization=False),
+        pickle.dumps({"a": little_module}),
     ]
 
 
@@ -96,6 +103,9 @@ HOSTILE = [
     b"cposix\nsystem\nX\x02\x00\x00\x00id\x85R",
     b"c__builtin__\neval\nX\x01\x00\x00\x001\x85R",
     b"\x8c\x02os\x8c\x06system\x93",
+    b"cx\nY\n)\x81",
+    b"cx\nY\n)\x81}b",
+    b"cfunctools\npartial\nctorch.hub\nload\n\x85R",
     b"]q\xf0h\xf0a",
     b"}q\xf1X\x01\x00\x00\x00ah\xf1s",
     b"]" * 500 + b"a" * 499,

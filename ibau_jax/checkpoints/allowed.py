@@ -5,11 +5,13 @@ The calls are ours. Nothing is looked up in the named modules, so a name can't r
 
 import math
 import re
+import sys
+from _compat_pickle import IMPORT_MAPPING
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -25,7 +27,8 @@ FACTORIES = {
 }
 NUMPY_KINDS = "biufcSU"
 NUMPY_NAME = re.compile(r"[<>|=]?[A-Za-z?][A-Za-z0-9_]{0,15}")
-KEY_TYPES = (str, bytes, int, float, type(None), np.integer, np.floating, np.bool_)
+# A tensor is hashed as an object; the state of a whole optimiser has its parameters for keys.
+KEY_TYPES = (str, bytes, int, float, type(None), np.integer, np.floating, np.bool_, TorchTensor)
 MAX_KEY_LENGTH, MAX_KEY_PARTS, MAX_KEY_BITS = 4096, 64, 64
 
 # PyTorch's own attributes of a tensor that can be set.
@@ -231,6 +234,7 @@ _TORCH: dict[GlobalName, Callable[..., Any]] = {
 }
 # Plain values that cargo holds and we need not understand: the call stays undone, and is written back as it was.
 _UNDONE = [
+    *(GlobalName("torch.jit._pickle", f"build_{kind}list") for kind in ("int", "double", "bool", "tensor")),
     *(GlobalName("torch", name) for name in ("Size", "device")),
     *(GlobalName("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
     *(GlobalName("pathlib._local", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
@@ -281,28 +285,37 @@ NAMES: frozenset[GlobalName] = frozenset(
 )
 
 
-_KNOWN = {name: name for name in (*CALLS, *FILLED, *NAMES)}
+# Calls that make an object and do nothing else: it becomes a `Record`.
+RECORDS: frozenset[GlobalName] = frozenset(
+    [GlobalName("functools", "partial"), GlobalName("torchvision.transforms.functional", "InterpolationMode")]
+    + [GlobalName("timm.layers.format", "Format")]
+    + [GlobalName(module, "_reconstructor") for module in ("copyreg", "copy_reg")]  # protocols 0 and 1
+)
+
+_KNOWN = frozenset((*CALLS, *FILLED, *NAMES, *RECORDS))
 
 
-def is_allowed(module: str, name: str) -> bool:
+def is_allowed(name: GlobalName) -> bool:
     """Whether a global is on the allow list."""
-    return GlobalName(module, name) in _KNOWN
+    return name in _KNOWN
 
 
-def find_global(module: str, name: str) -> GlobalName:
-    """The name, if it is on the allow list.
+def may_be_class(name: GlobalName) -> bool:
+    """Whether a global may be the class of an object that is kept as a record.
 
-    Raises:
-        CheckpointError: it is not; the message names it.
+    Not what Python itself has, beyond the allow list, nor what is reached through something else: those are what
+    attacks need, and models are of other classes.
     """
-    known = _KNOWN.get(GlobalName(module, name))
-    if known is None:
-        raise CheckpointError(
-            f"the pickle names the global {quoted(f'{module}.{name}')}, which is not on the allow list: "
-            "refused without running it. A checkpoint needs only tensors and plain data; "
-            "if you trust its origin, save its state_dict() alone"
-        )
-    return known
+    module = IMPORT_MAPPING.get(name.module, name.module)  # as Python 3 calls it
+    return module.partition(".")[0] not in sys.stdlib_module_names and "." not in name.name
+
+
+def refuse_global(name: GlobalName) -> NoReturn:
+    """Raises CheckpointError that names a global which is not on the allow list."""
+    raise CheckpointError(
+        f"the pickle names or calls {quoted(str(name))}, which is not on the allow list: refused without running it. "
+        "A checkpoint needs only tensors and plain data; if you trust its origin, save its state_dict() alone"
+    )
 
 
 def call(function: Any, args: Any) -> Any:

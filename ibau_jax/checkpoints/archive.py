@@ -53,6 +53,10 @@ class Archive:
     def __contains__(self, name: str) -> bool:
         return _lower(name) in self._members
 
+    def original(self, name: str) -> str:
+        """The member's name as the archive spells it."""
+        return self._member(name).filename
+
     def size(self, name: str) -> int:
         """How many bytes the member holds."""
         return self._member(name).file_size

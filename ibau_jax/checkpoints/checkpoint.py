@@ -21,11 +21,14 @@ from ibau_jax.checkpoints.conversion import (
     torch_name,
 )
 from ibau_jax.checkpoints.conversion import Path as LeafPath
-from ibau_jax.checkpoints.envelope import Envelope, open_envelope
+from ibau_jax.checkpoints.envelope import Envelope, open_envelope, state_dicts
 from ibau_jax.checkpoints.hints import Hints, read_hints
+from ibau_jax.checkpoints.module_evidence import Layers, told_by_module
 from ibau_jax.checkpoints.reader import Format, read_torch_file
-from ibau_jax.checkpoints.recognition import Request, abstract_model, abstract_shapes, recognise, same_name
-from ibau_jax.checkpoints.writer import write_safetensors, write_torch_file
+from ibau_jax.checkpoints.recognition import Candidate, Request, abstract_model, abstract_shapes, recognise, same_name
+from ibau_jax.checkpoints.records import arrays_as_tensors
+from ibau_jax.checkpoints.values import TorchTensor
+from ibau_jax.checkpoints.writer import write_npz, write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError, ConfigError, shortened
 from ibau_jax.files import put_in_place, regular_files, staging_folder
 from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
@@ -33,10 +36,10 @@ from ibau_jax.models.custom import is_own
 from ibau_jax.models.normalized import normalized_model
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".pkl", ".bin", ".ckpt", ".t7")  # `.pth.tar` is among them
-SAFETENSORS_SUFFIX = ".safetensors"
+SAFETENSORS_SUFFIX, NPZ_SUFFIX = ".safetensors", ".npz"
 MAX_TEXT = 1000  # characters of a name in checkpoint.json
 FLAX_SUFFIXES = (".flax", ".orbax")
-Form = Literal["torch", "safetensors", "flax"]
+Form = Literal["torch", "safetensors", "npz", "flax"]
 
 
 @dataclass(frozen=True)
@@ -219,10 +222,43 @@ def _opened(envelope: Envelope, request: Request) -> Checkpoint:
     candidate = recognise(tensors, request)
     place = (candidate.num_classes, candidate.image_size)
     own = {name: tensors[full] for name, full in candidate.reading.names.items()}
+    if envelope.module() is not None:
+        _check_apart(own)
     leaves = leaves_from_torch(abstract_shapes(candidate.architecture, *place), own)
     rest = replace(envelope, names=candidate.reading.names).emptied(set(map(torch_name, leaves)))
-    architecture, *alternatives = possible_variants(candidate.architecture, request)
-    return Checkpoint(architecture, *place, leaves, rest, tuple(alternatives), candidate.normalization)
+    architecture, *alternatives = possible_networks(candidate, request, envelope)
+    module = envelope.module()
+    normalization = candidate.normalization or (
+        Layers(module, candidate.reading.names).normalization() if module else None
+    )
+    return Checkpoint(architecture, *place, leaves, rest, tuple(alternatives), normalization)
+
+
+def _check_apart(tensors: Mapping[str, TorchTensor]) -> None:
+    """Raises CheckpointError where a module has one tensor in two places; the network here would have two of them."""
+    names: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        if id(tensor) in names:
+            raise CheckpointError(
+                f"{names[id(tensor)]} and {name} are one tensor in the file: the module has a layer in two places, and "
+                "no network here has. Save its state_dict() to take them for two"
+            )
+        names[id(tensor)] = name
+
+
+def possible_networks(candidate: Candidate, request: Request, envelope: Envelope) -> list[Architecture]:
+    """The architectures that a state dict may be of, the likeliest first: where the file holds the whole module, those
+    that its layers do not contradict.
+
+    Raises:
+        CheckpointError: they contradict all of them.
+    """
+    possible = possible_variants(candidate.architecture, request)
+    module = envelope.module()
+    if module is None or is_own(candidate.architecture.name):
+        return possible
+    layers = Layers(module, candidate.reading.names, request.leave_out)
+    return told_by_module(possible, layers, candidate.num_classes, candidate.image_size)
 
 
 def possible_variants(architecture: Architecture, request: Request) -> list[Architecture]:
@@ -250,11 +286,14 @@ def form_of(path: Path) -> Form:
         return "torch"
     if suffix == SAFETENSORS_SUFFIX:
         return "safetensors"
+    if suffix == NPZ_SUFFIX:
+        return "npz"
     if suffix in (*FLAX_SUFFIXES, "", ".") or suffix[1].isdigit():
         return "flax"
     raise CheckpointError(
         f"{path.name[-60:]} does not say what to write: {', '.join(TORCH_SUFFIXES)} make a PyTorch file, "
-        f"{SAFETENSORS_SUFFIX} makes a safetensors file, no suffix or {' or '.join(FLAX_SUFFIXES)} a Flax folder"
+        f"{SAFETENSORS_SUFFIX} makes a safetensors file, {NPZ_SUFFIX} NumPy's arrays, "
+        f"no suffix or {' or '.join(FLAX_SUFFIXES)} a Flax folder"
     )
 
 
@@ -264,7 +303,7 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
     Args:
         checkpoint: its weights and the file they came from.
         path: one of `TORCH_SUFFIXES` for a PyTorch file in the original's format (zip where that was safetensors),
-            wrapper and key order, `.safetensors` for the bare state dict; without a suffix, or with one of
+            wrapper and key order, `.safetensors` or `.npz` for the bare state dict; without a suffix, or with one of
             `FLAX_SUFFIXES`, a Flax directory.
 
     Raises:
@@ -279,6 +318,8 @@ def save(checkpoint: Checkpoint, path: str | Path) -> None:
             write_torch_file(_filled(checkpoint), prepared, envelope.format, envelope.dialect)
         elif form == "safetensors":
             _write_safetensors(checkpoint, prepared)
+        elif form == "npz":
+            write_npz(_named_arrays(checkpoint), prepared)
         else:
             _write_flax(checkpoint, prepared)
         put_in_place(prepared, path)
@@ -311,12 +352,20 @@ def _filled(checkpoint: Checkpoint) -> Any:
 
 
 def _write_safetensors(checkpoint: Checkpoint, path: Path) -> None:
+    metadata = checkpoint.metadata().get("metadata") if checkpoint.envelope.format == "safetensors" else None
+    write_safetensors(_named_arrays(checkpoint), metadata or {"format": "pt"}, path)
+
+
+def _named_arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """All tensors of the state dict, in the file's order."""
     envelope = checkpoint.envelope
-    kept = {name: value.numpy() for name, value in replace(envelope, part="").tensors().items()}
-    weights = {envelope.names[name]: array for name, array in leaves_to_torch(checkpoint.leaves).items()}
-    tensors = {**kept, **weights}  # in the file's order
-    metadata = checkpoint.metadata().get("metadata") if envelope.format == "safetensors" else None
-    write_safetensors(tensors, metadata or {"format": "pt"}, path)
+    state = replace(envelope, part="").state_dict().items()
+    kept = {
+        name: value.numpy() if isinstance(value, TorchTensor) else value
+        for name, value in state
+        if isinstance(value, TorchTensor | np.ndarray)
+    }
+    return kept | {envelope.names[name]: array for name, array in leaves_to_torch(checkpoint.leaves).items()}
 
 
 def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
@@ -357,7 +406,8 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     except (LookupError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {shortened(error)}") from error
     file = read_torch_file(folder / flax_store.ENVELOPE)
-    envelope = Envelope(file.tree, path, {}, source, file.dialect)
+    tree = file.tree if state_dicts(file.tree) else arrays_as_tensors(file.tree)
+    envelope = Envelope(tree, path, {}, source, file.dialect)
     envelope = replace(envelope, names=_stored_names(folder, manifest["state_dict"], envelope))
     shapes = abstract_shapes(architecture, num_classes, image_size)
     stored = _stored_dtypes(folder / flax_store.ENVELOPE, envelope, [torch_name(path) for path in shapes])

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 
 from ibau_jax.checkpoints.reader import Format
-from ibau_jax.checkpoints.values import OWN_DIALECT, Dialect, TorchTensor
+from ibau_jax.checkpoints.records import arrays_as_tensors, is_module, is_scripted, module_tensors, replaced
+from ibau_jax.checkpoints.values import OWN_DIALECT, Dialect, Record, TorchTensor
 from ibau_jax.errors import CheckpointError, shortened
 
 SHOWN = 10  # state dicts that a message names
 
 WRAPPERS = ("net", "model", "state_dict", "model_state_dict", "netC")  # the entry to take, in this order
-MAX_DEPTH = 3
+MAX_DEPTH = 6
+MOST_MODULES, MOST_ITEMS = 20, 100  # in a file, and of a list that is looked into
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,23 @@ class Envelope:
         """The (emptied) state dict inside `tree`, in its original key order."""
         return self.state_dict_in(self.tree)
 
+    def module(self) -> Record | None:
+        """The whole pickled module whose state dict it is, if the file holds that."""
+        node = self.tree
+        for key in self.path:
+            node = _entries(node)[key]
+        return node if isinstance(node, Record) else None
+
+    def tells_layers(self) -> bool:
+        """Whether it is the state dict of a module whose layers say what they do; TorchScript's code says it."""
+        module = self.module()
+        return module is not None and not is_scripted(module)
+
     def state_dict_in(self, tree: Any) -> Mapping[str, Any]:
         """The state dict inside another tree of the same form, such as `filled` gives or torch loads."""
         for key in self.path:
-            tree = tree[key]
-        return tree
+            tree = _entries(tree)[key]
+        return _named(tree)
 
     def tensors(self) -> dict[str, TorchTensor]:
         """The state dict's tensors by their full names, below `part`."""
@@ -66,22 +80,34 @@ class Envelope:
 
     def metadata(self) -> Mapping[str, Any]:
         """Plain values beside the state dict at the top of the file (`acc`, `epoch`, ...)."""
-        tree = self.tree if self.path else {}
+        tree = _entries(self.tree) if self.path else {}
         return {key: value for key, value in tree.items() if key != self.path[0]}
 
     def filled(self, tensors: Mapping[str, np.ndarray]) -> Any:
         """The file's content with `tensors` (by the network's names) in their places, each in its original dtype."""
-        filled = _copied(self.state_dict())
-        for name, array in tensors.items():
-            filled[self.names[name]] = filled[self.names[name]].holding(array)
-        return _with_node(self.tree, self.path, filled)
+        here = self.state_dict()
+        return self._with({self.names[name]: here[self.names[name]].holding(array) for name, array in tensors.items()})
 
     def emptied(self, names: set[str]) -> "Envelope":
         """The envelope with the tensors that the network calls `names` emptied: they are held elsewhere now."""
-        state_dict = _copied(self.state_dict())
-        for name in names:
-            state_dict[self.names[name]] = state_dict[self.names[name]].holding(np.zeros(0))
-        return replace(self, tree=_with_node(self.tree, self.path, state_dict))
+        here, nothing = self.state_dict(), np.zeros(0)
+        return replace(
+            self, tree=self._with({self.names[name]: here[self.names[name]].holding(nothing) for name in names})
+        )
+
+    def _with(self, tensors: Mapping[str, TorchTensor]) -> Any:
+        """The tree with other tensors in the state dict, by their full names.
+
+        What shares a tensor with a module, such as its optimiser, shares the other one.
+        """
+        nodes, here = [self.tree], self.state_dict()
+        for key in self.path:
+            nodes.append(_entries(nodes[-1])[key])
+        if not all(isinstance(node, dict) for node in nodes):
+            return replaced(self.tree, {id(here[name]): tensor for name, tensor in tensors.items()})
+        state_dict = _copied(here)
+        state_dict.update(tensors)
+        return _with_node(self.tree, self.path, state_dict)
 
 
 def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope:
@@ -98,6 +124,9 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
         CheckpointError: there is no state dict in `tree`, or none under `key`, or several and nothing to choose by.
     """
     found = state_dicts(tree)
+    if not found:
+        tree = arrays_as_tensors(tree)
+        found = state_dicts(tree)
     below = [".".join(path) for path in found if path]
     names = shortened(", ".join(map(repr, below[:SHOWN]))) + (
         f" and {len(below) - SHOWN} more" if below[SHOWN:] else ""
@@ -119,27 +148,64 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
 
 
 def state_dicts(tree: Any) -> dict[tuple[str, ...], int]:
-    """Where in `tree` there are state dicts, dicts of named tensors, and how many tensors each has."""
-    return {path: count for path, count in _state_dicts(tree, (), set()) if count}
+    """Where in `tree` there are state dicts, dicts of named tensors, and how many tensors each has.
+
+    Lists of names and tensors, and whole modules, are some too.
+
+    Raises:
+        CheckpointError: there are more modules than a file has, or one has more modules in it than a network.
+    """
+    return {path: count for path, count in _state_dicts(tree, (), set(), []) if count}
 
 
-def _state_dicts(node: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[tuple[str, ...], int]]:
-    if not isinstance(node, dict) or id(node) in seen:  # a hostile file may hold one dict a million times
+def _state_dicts(
+    node: Any, path: tuple[str, ...], seen: set[int], modules: list[Record]
+) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Finds those in a node; a hostile file may hold one a million times, or many modules that share most of theirs."""
+    if not isinstance(node, (dict, list, tuple, Record)) or id(node) in seen:
         return
     seen.add(id(node))
-    named = [key for key, value in node.items() if isinstance(value, TorchTensor)]
-    if all(isinstance(key, str) for key in named):
-        yield path, len(named)
-    if len(path) < MAX_DEPTH:
-        for key, value in node.items():
+    if is_module(node):
+        modules.append(node)
+        if len(modules) > MOST_MODULES:
+            raise CheckpointError(f"the file holds more than {MOST_MODULES} whole modules: refused")
+    if isinstance(node, dict) or is_module(node) or _is_pairs(node):
+        named = [key for key, value in _named(node).items() if isinstance(value, TorchTensor)]
+        if all(isinstance(key, str) for key in named):
+            yield path, len(named)
+    if len(path) < MAX_DEPTH and not is_module(node):
+        for key, value in _entries(node).items():
             if isinstance(key, str):
-                yield from _state_dicts(value, (*path, key), seen)
+                yield from _state_dicts(value, (*path, key), seen, modules)
 
 
 def rank(path: tuple[str, ...]) -> tuple[int, ...]:
     """Smaller for better known wrappers; all unknown ones, and the file itself, are alike."""
     known = path and all(key in WRAPPERS for key in path)
     return tuple(WRAPPERS.index(key) for key in path) if known else (len(WRAPPERS),)
+
+
+def _entries(node: Any) -> Mapping[str, Any]:
+    """What a dict holds, an object's attributes by name, or the items of a short list by their number."""
+    if isinstance(node, (list, tuple)):
+        return {str(place): item for place, item in enumerate(node[:MOST_ITEMS])}
+    return node.attributes if isinstance(node, Record) else node
+
+
+def _is_pairs(node: Any) -> bool:
+    """Whether a list holds names and tensors, as `list(state_dict.items())` does."""
+    return (
+        isinstance(node, (list, tuple))
+        and bool(node)
+        and all(isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str) for item in node)
+    )
+
+
+def _named(node: Any) -> Mapping[str, Any]:
+    """The state dict that a node is."""
+    if is_module(node):
+        return module_tensors(node)
+    return dict(node) if _is_pairs(node) else node
 
 
 def _copied(mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,4 +228,4 @@ def _summary(tree: Any) -> str:
     if isinstance(tree, dict):
         keys = ", ".join(repr(key)[:30] for key in list(tree)[:8])
         return f"a dict with the keys {keys}" + (", ..." if len(tree) > 8 else "") if tree else "an empty dict"
-    return f"a {type(tree).__name__}"
+    return f"a {tree.kind if isinstance(tree, Record) else type(tree).__name__}"

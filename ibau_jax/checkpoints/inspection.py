@@ -6,14 +6,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ibau_jax.checkpoints.checkpoint import possible_variants
+from ibau_jax.checkpoints.checkpoint import possible_networks
 from ibau_jax.checkpoints.conversion import check_dtypes, is_counter, not_finite
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope, state_dicts
 from ibau_jax.checkpoints.hints import read_hints
 from ibau_jax.checkpoints.naming import STATISTICS, common_prefix
-from ibau_jax.checkpoints.reader import read_torch_file
+from ibau_jax.checkpoints.reader import TorchFile, read_torch_file
 from ibau_jax.checkpoints.recognition import SHOWN, Candidate, Request, recognise, runners_up
-from ibau_jax.checkpoints.values import TorchTensor, TorchValue
+from ibau_jax.checkpoints.values import Record, TorchTensor, TorchValue
 from ibau_jax.errors import CheckpointError
 from ibau_jax.models import NORMALIZATIONS
 
@@ -25,9 +25,10 @@ class Report:
     Attributes:
         file: its path.
         size: in bytes.
-        format: zip, legacy, pickle or safetensors.
+        format: zip, torchscript, legacy, pickle or safetensors.
         wrapper: where the state dict lies, keys joined by dots; "" where the file is the state dict.
         other_state_dicts: where there are others, for `--key`.
+        is_whole_module: whether that is a module whose layers say what they do.
         entries: what else lies at the top of the file, by key, and of what kind it is.
         prefix: what every name of the network begins with beside the model's own names.
         beside: tensors that are no part of the network, by their full names.
@@ -44,7 +45,8 @@ class Report:
         source: who wrote the file, where it is of a known kind.
         data_name: what the file calls its data.
         normalization: mean and std that the file implies.
-        refused_globals: names in the pickle outside the allow list.
+        refused_globals: what the pickle calls, or names of Python's own, that is not on the allow list.
+        unknown_classes: classes of objects that are kept as data, and functions that are named beside them.
         problem: why the file can't be converted; None if it can.
     """
 
@@ -53,6 +55,7 @@ class Report:
     format: str
     wrapper: str | None = None
     other_state_dicts: tuple[str, ...] = ()
+    is_whole_module: bool = False
     entries: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
     beside: tuple[str, ...] = ()
@@ -71,6 +74,7 @@ class Report:
     data_name: str | None = None
     normalization: Mapping[str, tuple[float, ...]] | None = None
     refused_globals: tuple[str, ...] = ()
+    unknown_classes: tuple[str, ...] = ()
     problem: str | None = None
 
 
@@ -88,21 +92,28 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; --inspect looks at PyTorch files")
     file = read_torch_file(path, inspect=True)
-    facts: dict[str, Any] = {"file": str(path), "size": path.stat().st_size, "format": file.format}
+    facts: dict[str, Any] = {"file": str(path), "size": path.stat().st_size, "format": _format(file)}
     refused = tuple(map(str, file.refused))
+    known = [str(name) for name in file.unknown if name not in file.refused]
+    unknown = tuple(sorted(known, key=lambda name: name.startswith("torch.")))  # the file's own first
     problem = f"the pickle names {', '.join(refused)}, outside the allow list" if refused else None
     try:
         envelope = open_envelope(file.tree, file.format, key)
     except CheckpointError as error:
-        return Report(**facts, entries=_kinds(file.tree), refused_globals=refused, problem=problem or str(error))
+        return Report(
+            **facts,
+            entries=_kinds(file.tree),
+            refused_globals=refused,
+            unknown_classes=unknown,
+            problem=problem or str(error),
+        )
     hints = read_hints(envelope.metadata())
     request = replace(request, hints=hints)
-    found, others, not_recognised = _recognised(envelope, request)
-    variants = _variants(found, request)
+    found, variants, others, not_recognised = _recognised(envelope, request)
     return Report(
         **facts,
         **_state_dict_facts(envelope, file.tree),
-        **_model_facts(found, request),
+        **_model_facts(found, variants, request),
         prefix=common_prefix(found.reading.names) if found else "",
         beside=found.reading.beside if found else (),
         variants=variants if len(variants) > 1 else (),
@@ -110,26 +121,30 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
         not_finite=_not_finite(found, envelope) if found else {},
         runners_up={one.architecture.name: one.mismatch.described(SHOWN) for one in others},
         refused_globals=refused,
+        unknown_classes=unknown,
         problem=problem or not_recognised,
     )
 
 
-def _recognised(envelope: Envelope, request: Request) -> tuple[Candidate | None, list[Candidate], str | None]:
-    """The architecture or why there is none, and the runners-up."""
+def _format(file: TorchFile) -> str:
+    return file.format if file.dialect.script is None else "torchscript"
+
+
+def _recognised(
+    envelope: Envelope, request: Request
+) -> tuple[Candidate | None, tuple[str, ...], list[Candidate], str | None]:
+    """The architecture, the names of all that it may be, the runners-up, and why it is none or can't be converted."""
     tensors = envelope.tensors()
     others: list[Candidate] = []
-    found = None
+    found, variants = None, tuple[str, ...]()
     try:
         others = runners_up(tensors, request)
         found = recognise(tensors, request)
+        variants = tuple(one.name for one in possible_networks(found, request, envelope))
         check_dtypes({name: tensor.dtype for name, tensor in _weights(found, envelope).items()})
     except CheckpointError as error:
-        return found, others, str(error)
-    return found, others, None
-
-
-def _variants(found: Candidate | None, request: Request) -> tuple[str, ...]:
-    return tuple(one.name for one in possible_variants(found.architecture, request)) if found else ()
+        return found, variants, others, str(error)
+    return found, variants, others, None
 
 
 def _not_finite(found: Candidate, envelope: Envelope) -> dict[str, int]:
@@ -150,6 +165,7 @@ def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:
     return {
         "wrapper": ".".join(envelope.path),
         "other_state_dicts": tuple(others),
+        "is_whole_module": envelope.tells_layers(),
         "entries": _kinds(envelope.metadata()),
         "keys": {name: tensor.shape for name, tensor in tensors.items()},
         "parameters": sum(tensor.nbytes // tensor.dtype.itemsize for tensor in trained),
@@ -157,11 +173,11 @@ def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:
     }
 
 
-def _model_facts(found: Candidate | None, request: Request) -> dict[str, Any]:
+def _model_facts(found: Candidate | None, variants: tuple[str, ...], request: Request) -> dict[str, Any]:
     hints = request.hints
     normalization = (found and found.normalization) or hints.normalization
     return {
-        "model": next(iter(_variants(found, request)), None),
+        "model": next(iter(variants), None),
         "num_classes": found.num_classes if found else None,
         "image_size": found.image_size if found else hints.image_size,
         "source": hints.source,
@@ -190,6 +206,8 @@ def _kind(value: Any) -> str:
         return f"tensor {value.shape}"
     if isinstance(value, TorchValue):
         return f"{value.function} object"
+    if isinstance(value, Record):
+        return f"{value.kind} object"
     if isinstance(value, (dict, list, tuple, set)):
         return f"{type(value).__name__} of {len(value)}"
     shown = repr(value) if isinstance(value, (bool, int, float, str, type(None))) else ""

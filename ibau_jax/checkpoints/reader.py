@@ -7,28 +7,41 @@ import struct
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import ml_dtypes
 import numpy as np
 
+from ibau_jax.checkpoints.allowed import is_allowed
 from ibau_jax.checkpoints.archive import Archive, damaged
 from ibau_jax.checkpoints.budget import Budget
 from ibau_jax.checkpoints.tree import checked_tree
-from ibau_jax.checkpoints.two_formats import refuse_pickle, refuse_tar
+from ibau_jax.checkpoints.two_formats import is_tar, refuse_pickle, refuse_tar
 from ibau_jax.checkpoints.unpickle import unpickle, unpickle_with_dialect
-from ibau_jax.checkpoints.values import OWN_DIALECT, STORAGE_DTYPES, Dialect, GlobalName, Storage, TorchTensor
+from ibau_jax.checkpoints.values import (
+    OWN_DIALECT,
+    STORAGE_DTYPES,
+    Dialect,
+    GlobalName,
+    ModuleClass,
+    Storage,
+    TorchTensor,
+)
+from ibau_jax.data.npy import array_of
 from ibau_jax.errors import CheckpointError, quoted, shortened
 from ibau_jax.files import open_regular
 
-Format = Literal["zip", "legacy", "pickle", "safetensors"]
+Format = Literal["zip", "legacy", "pickle", "safetensors", "npz"]
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_SAFETENSORS_HEADER = 100 * 2**20
 HEADER = 24  # what the parsed header of a safetensors file takes, as a multiple of its bytes
 STORAGE = 512  # what a storage takes beside its content
+NPY = ".npy"
+QUANTISED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
+EXPORTED = ("archive_format", "serialized_exported_program.json")
 MAX_KEY = 100  # characters of a storage's key; PyTorch writes numbers
 PICKLE = 6  # what the longest text of a pickle may take while it is decoded, as a multiple of the pickle
 
@@ -45,7 +58,10 @@ SAFETENSORS_DTYPES: dict[str, np.dtype] = {
 class TorchFile:
     """What a file holds: a tree of plain data and `TorchTensor`s, the format it was in, and how its pickle spells it.
 
-    `refused` are the globals outside the allow list, where the file was only inspected: it must not be converted then.
+    Attributes:
+        tree, format: what and how.
+        refused: globals outside the allow list that it calls, where it was only inspected: it must not be converted.
+        dialect: how its pickle spells things.
     """
 
     tree: Any
@@ -53,16 +69,21 @@ class TorchFile:
     refused: tuple[GlobalName, ...] = ()
     dialect: Dialect = OWN_DIALECT
 
+    @property
+    def unknown(self) -> tuple[GlobalName, ...]:
+        """Lists what it names that is not on the allow list: classes of objects that became records, and functions."""
+        return tuple(name for name in sorted(self.dialect.names, key=str) if not is_allowed(name))
+
 
 def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
     """Reads a file of torch.save (zip or pre-1.6 format), of pickle.dump, or of safetensors; its content tells which.
 
     Args:
         path: the file.
-        inspect: note globals outside the allow list instead of refusing the file. Nothing is executed either way.
+        inspect: note calls outside the allow list instead of refusing the file. Nothing is executed either way.
 
     Raises:
-        CheckpointError: the file is missing, no regular file, damaged, of no known format, or holds a global outside
+        CheckpointError: the file is missing, no regular file, damaged, of no known format, or calls a global outside
             the allow list.
     """
     refused: dict[GlobalName, None] | None = {} if inspect else None
@@ -99,7 +120,10 @@ def _read(file: IO[bytes], refused: dict[GlobalName, None] | None) -> tuple[Any,
     budget = Budget(size)
     file.seek(0)
     if head[:4] == b"PK\x03\x04":
-        tree, dialect = _read_archive(Archive(file, budget), budget, refused)
+        archive = Archive(file, budget)
+        if archive.names() and all(name.endswith(NPY) for name in archive.names()):
+            return _read_npz(archive, budget), "npz", OWN_DIALECT
+        tree, dialect = _read_archive(archive, budget, refused)
         return tree, "zip", dialect
     # Before pickles, which begin with a byte that one in 32 lengths begins with too.
     if head[8:9] == b"{" and 0 < struct.unpack("<Q", head[:8])[0] <= min(size - 8, MAX_SAFETENSORS_HEADER):
@@ -124,9 +148,17 @@ def _known_by_its_head(head: bytes) -> str:
             return f" but a {name} archive; unpack it first"
     if head.startswith(b"\x89HDF"):
         return " but HDF5, as Keras writes it; only PyTorch's models are converted"
+    if head.startswith(b"GGUF"):
+        return " but GGUF, whose weights are quantised; save the model's state_dict() with torch.save instead"
+    if head.startswith(b"\x08") and any(word in head for word in (b"onnx", b"pytorch", b"torch")):
+        return " but ONNX, a program; save the model's state_dict() with torch.save instead"
+    if is_tar(head):
+        return " but a tar archive; unpack it first"
     if head[:1] == b"<" or head.startswith(b"version https:"):
         return " but text, a web page or a Git LFS pointer; download the file itself"
-    return " (neither the zip or legacy format of torch.save, nor a pickle of protocol 2 or later, nor safetensors)"
+    return (
+        " (neither the zip or legacy format of torch.save, nor a pickle of protocol 2 or later, nor safetensors or npz)"
+    )
 
 
 # The zip format: NAME/data.pkl, one entry NAME/data/KEY a storage.
@@ -134,8 +166,10 @@ def _known_by_its_head(head: bytes) -> str:
 
 def _read_archive(archive: Archive, budget: Budget, refused: dict[GlobalName, None] | None) -> tuple[Any, Dialect]:
     pickles = [name for name in archive.names() if name.split("/")[-1] == "data.pkl"]
-    if any(name.split("/")[-1] == "constants.pkl" for name in archive.names()):
-        raise CheckpointError("this is a TorchScript archive; save the model's state_dict() with torch.save instead")
+    if any(name.split("/")[-1] in EXPORTED for name in archive.names()):
+        raise CheckpointError(
+            "this is a torch.export archive (.pt2), a program; save exported.state_dict with torch.save instead"
+        )
     if len(pickles) != 1:
         raise CheckpointError(
             "this zip archive was not written by torch.save (it has no single data.pkl); arrays of images (.npz) "
@@ -162,7 +196,35 @@ def _read_archive(archive: Archive, budget: Budget, refused: dict[GlobalName, No
 
     budget.require(PICKLE * archive.size(pickles[0]))
     content = bytes(archive.read(pickles[0]))
-    return unpickle_with_dialect(io.BytesIO(content), budget, load_storage, refused=refused)
+    tree, dialect = unpickle_with_dialect(io.BytesIO(content), budget, load_storage, refused=refused)
+    return tree, replace(dialect, script=_script(archive, root)) if f"{root}constants.pkl" in archive else dialect
+
+
+def _read_npz(archive: Archive, budget: Budget) -> dict[str, Any]:
+    """The arrays of numpy.savez by their names."""
+    tensors = dict[str, Any]()
+    for member in archive.names():
+        name, content = archive.original(member)[: -len(NPY)], archive.read(member)
+        try:
+            array = array_of(io.BytesIO(content), len(content))
+        except ValueError as error:
+            raise CheckpointError(f"the array {quoted(name)} is damaged: {shortened(error)}") from error
+        budget.take(array.nbytes)
+        tensors[name] = TorchTensor.from_numpy(array) if array.dtype.kind in "fiub" else array
+    return checked_tree(tensors, budget)
+
+
+def _script(archive: Archive, root: str) -> dict[str, bytes]:
+    """The members of a TorchScript archive beside its pickle and its storages, by their names below its root."""
+    members = {}
+    for name in archive.names():
+        own, lower = archive.original(name)[len(root) :], name[len(root) :]
+        if lower.startswith("data/") or lower in ("data.pkl", "byteorder"):  # PyTorch finds them in any case
+            continue
+        if not name.startswith(root) or not all(part.strip(".") for part in own.split("/")):
+            raise CheckpointError(f"the TorchScript archive has a member {quoted(name)}, which PyTorch does not write")
+        members[own] = bytes(archive.read(name))
+    return members
 
 
 def _check_same(storage: Storage, dtype: np.dtype, size: int, key: str) -> None:
@@ -178,6 +240,8 @@ def _storage_description(persistent_id: Any) -> tuple[Any, str, int, Any]:
     if not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6) or persistent_id[:1] != ("storage",):
         raise CheckpointError("the pickle refers to something that is no storage; the file is damaged")
     _, kind, key, _, size, *view = persistent_id
+    if isinstance(kind, GlobalName) and kind.module == "torch" and kind.name in QUANTISED:
+        raise CheckpointError("the file holds quantised tensors; save the model's state_dict() before it is quantised")
     known = isinstance(kind, GlobalName) and kind.name in STORAGE_DTYPES
     # Text of Python 2 beyond ASCII is read in one encoding here, and in another there.
     named = isinstance(key, str) and len(key) <= MAX_KEY and key.isascii()
@@ -224,7 +288,9 @@ def _read_legacy(
     unpickle(file, budget)  # facts of the system, among them a byte order: whatever it is, the storages' is little
     storages: dict[str, Storage] = {}
 
-    def load_storage(persistent_id: Any) -> Storage:
+    def load_persistent(persistent_id: Any) -> Storage | ModuleClass:
+        if isinstance(persistent_id, tuple) and persistent_id[:1] == ("module",):
+            return _module_class(persistent_id)
         dtype, key, size, view = _storage_description(persistent_id)
         if view is not None:
             raise CheckpointError(
@@ -238,9 +304,19 @@ def _read_legacy(
             raise CheckpointError(f"storage {key!r} is declared larger than the file; refused")
         return storages[key]
 
-    tree, dialect = unpickle_with_dialect(file, budget, load_storage, refused=refused)
+    tree, dialect = unpickle_with_dialect(file, budget, load_persistent, refused=refused)
     _fill_storages(content, file, unpickle(file, budget), storages)
     return tree, dialect
+
+
+def _module_class(persistent_id: tuple[Any, ...]) -> ModuleClass:
+    """Of `('module', class, file, source)`."""
+    if len(persistent_id) != 4 or not isinstance(persistent_id[1], GlobalName):
+        raise CheckpointError("a module's class is described in a way PyTorch does not write; the file is damaged")
+    _, name, file, source = persistent_id
+    if not all(isinstance(text, (str, type(None))) for text in (file, source)):
+        raise CheckpointError("a module's source code is no text; the file is damaged")
+    return ModuleClass(name, file, source)
 
 
 def _fill_storages(content: bytes, file: io.BytesIO, keys: Any, storages: dict[str, Storage]) -> None:

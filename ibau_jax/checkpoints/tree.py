@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from ibau_jax.checkpoints.budget import Budget
-from ibau_jax.checkpoints.values import TorchTensor, TorchValue
+from ibau_jax.checkpoints.values import Record, TorchTensor, TorchValue
 from ibau_jax.errors import CheckpointError, quoted
 
 MAX_NESTING = 100
 MAX_NAME, MAX_PARTS = 400, 40  # of a tensor: characters, and parts between dots
-CONTAINER, NAMED_TENSOR = 128, 1536  # bytes that one takes beside its own in the tables of what walks the tree
+CONTAINER_BYTES, NAMED_TENSOR = 128, 1536  # bytes that one takes beside its own in the tables of what walks the tree
 
 
 def _children(value: Any) -> Iterator[Any]:
@@ -24,15 +24,17 @@ def _children(value: Any) -> Iterator[Any]:
         yield from value
     elif isinstance(value, TorchValue):
         yield from value.args
+    elif isinstance(value, Record):
+        yield from (value.args, value.items, value.entries, value.state)
     elif isinstance(value, TorchTensor):
         yield value.attributes
 
 
-_CONTAINERS = (dict, list, tuple, Namespace, TorchValue)
+CONTAINERS = (dict, list, tuple, Namespace, TorchValue, Record)
 
 
 def _may_nest(value: Any) -> bool:
-    return isinstance(value, _CONTAINERS) or (isinstance(value, TorchTensor) and value.attributes is not None)
+    return isinstance(value, CONTAINERS) or (isinstance(value, TorchTensor) and value.attributes is not None)
 
 
 def checked_tree(tree: Any, budget: Budget) -> Any:
@@ -64,7 +66,7 @@ class _Entered:
     """A container some of whose children have been looked at."""
 
     def __init__(self, container: Any, budget: Budget) -> None:
-        budget.take(CONTAINER)
+        budget.take(CONTAINER_BYTES)
         if isinstance(container, dict):
             _check_names(container, budget)
         self.container = container

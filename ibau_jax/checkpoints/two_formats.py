@@ -17,11 +17,17 @@ def refuse_tar(head: bytes) -> None:
 
     PyTorch looks for that, its oldest format, before it looks for a pickle; a file may be both.
     """
+    if is_tar(head):
+        raise CheckpointError("the file is of another format and a tar archive at once: refused")
+
+
+def is_tar(head: bytes) -> bool:
+    """Whether a file's first 512 bytes are those of a tar archive."""
     try:
         tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
     except tarfile.HeaderError:
-        return
-    raise CheckpointError("the file is of another format and a tar archive at once: refused")
+        return False
+    return True
 
 
 def refuse_pickle(file: IO[bytes]) -> None:

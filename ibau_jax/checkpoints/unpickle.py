@@ -1,7 +1,8 @@
 """A restricted unpickler: reads a pickle as data.
 
 `pickletools` knows the opcodes; the few that plain data and tensors need are interpreted here, all others are refused.
-Globals and calls go through the allow list in `ibau_jax.checkpoints.allowed`. All that a pickle makes is charged to a
+Calls go through the allow list in `ibau_jax.checkpoints.allowed`; an object that is made without a call, of whatever
+class, becomes a record of what the pickle says of it. All that a pickle makes is charged to a
 budget: one byte of it can ask for an empty set of 216 bytes, or for a copy of a list of a million.
 """
 
@@ -20,27 +21,29 @@ from ibau_jax.checkpoints.allowed import (
     ENCODE,
     FILLED,
     NESTED_STORAGE,
+    RECORDS,
     call,
     checked_dtype,
     checked_key,
     checked_shape,
-    find_global,
     is_allowed,
+    may_be_class,
     raw_bytes,
+    refuse_global,
 )
 from ibau_jax.checkpoints.budget import Budget
 from ibau_jax.checkpoints.tree import checked_tree
-from ibau_jax.checkpoints.values import Dialect, GlobalName, TorchTensor, TorchValue
-from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.checkpoints.values import Dialect, GlobalName, ModuleClass, Record, TorchTensor, TorchValue
+from ibau_jax.errors import CheckpointError, quoted, shortened
 
 MAX_LINE = 1000  # of what ends with a line: numbers, names of globals
 MAX_INTEGER = 255  # bytes, 614 digits: Python itself prints at most 4300
 MAX_PROTOCOL = 5
-REFUSED_NAMES = 50  # as many are listed where a file is only inspected
+MAX_NAMES = 1000  # of globals that are not on the allow list
 STRIDE = 32  # opcodes that are charged at once
 CALL = 2  # what a call is charged beside, in opcodes, and beside as many as it has arguments or copies items
 LARGE = 2**12  # bytes of an opcode's argument, from which on its copies are asked for first
-TENSOR, SLOT = 512, 110  # bytes that an object takes beside its own
+TENSOR, RECORD, SLOT = 512, 256, 110  # bytes that an object takes beside its own
 _NOTHING = object()
 _INTEGERS = (int, np.integer)
 
@@ -60,11 +63,11 @@ def unpickle(
         budget: charged for all that the pickle makes.
         persistent_load: turns a persistent id (PyTorch: a storage's description) into an object.
         load_nested: reads a storage that was pickled by itself, as `pickle.dump` of a tensor has it.
-        refused: where given, a global outside the allow list becomes a key here and stands for itself, and calls of it
-            stay undone, so that the file can be looked at; by default it is an error.
+        refused: where given, a global outside the allow list that is called becomes a key here, and calls of it stay
+            undone, so that the file can be looked at; by default it is an error.
 
     Raises:
-        CheckpointError: the pickle is damaged, or asks for anything but plain data and tensors.
+        CheckpointError: the pickle is damaged, or calls what makes anything but plain data and tensors.
     """
     return unpickle_with_dialect(file, budget, persistent_load, load_nested=load_nested, refused=refused)[0]
 
@@ -111,7 +114,7 @@ class _Machine:
         self.load_nested = load_nested
         self.refused = refused
         self.protocol: int | None = None
-        self.names: set[GlobalName] = set()
+        self.names: dict[GlobalName, GlobalName] = {}  # so that a name that is written often is one object
         self.opcodes: set[str] = set()  # those that store bytes
 
     def run(self) -> Any:
@@ -230,6 +233,7 @@ class _Machine:
         target = self.top()
         if self.is_undone(target):
             return
+        target = target.entries if isinstance(target, Record) else target
         if not isinstance(target, dict) or len(pairs) % 2:
             raise CheckpointError("the pickle sets items of something that is no dict; the file is damaged")
         self.fill_dict(target, zip(pairs[::2], pairs[1::2], strict=True), len(pairs) // 2)
@@ -259,7 +263,7 @@ class _Machine:
         gaps, can't: the table has a place for each.
         """
         count = len(target)
-        if count <= 8 or isinstance(key, bytes):
+        if count <= 8 or isinstance(key, (bytes, TorchTensor)):
             return
         first = next(iter(target)) if isinstance(target, dict) else 0
         if isinstance(key, _INTEGERS) and isinstance(first, _INTEGERS) and 0 <= int(key) - int(first) <= count * 3 // 2:
@@ -285,6 +289,7 @@ class _Machine:
         target = self.top()
         if self.is_undone(target):
             return
+        target = target.items if isinstance(target, Record) else target
         if not isinstance(target, list):
             raise CheckpointError("the pickle appends to something that is no list; the file is damaged")
         self.budget.require(10 * len(items))
@@ -324,17 +329,29 @@ class _Machine:
         self.stack.append(self.found(module, name))
 
     def found(self, module: str, name: str) -> GlobalName:
-        if self.refused is None or is_allowed(module, name):
-            known = find_global(module, name)
-            self.names.add(known)
-            return known
-        if len(module) + len(name) > MAX_LINE or len(self.refused) >= REFUSED_NAMES:
-            raise CheckpointError(
-                f"the pickle names more globals than a checkpoint needs, such as {shortened(module)}.{shortened(name)}"
-            )
-        refused = GlobalName(module, name)
-        self.refused[refused] = None
-        return refused
+        found = GlobalName(module, name)
+        if found in self.names:
+            return self.names[found]
+        if not is_allowed(found):
+            if not found.is_plain():
+                raise CheckpointError(
+                    f"the pickle names a global by something that is no name: {quoted(str(found))}: refused"
+                )
+            if len(module) + len(name) > MAX_LINE or len(self.names) >= MAX_NAMES:
+                raise CheckpointError(
+                    f"the pickle names more globals than a checkpoint needs, such as {shortened(found)}"
+                )
+            self.budget.take(SLOT + getsizeof(module) + getsizeof(name))
+            if not may_be_class(found):
+                self.refuse(found)
+        self.names[found] = found
+        return found
+
+    def refuse(self, name: GlobalName) -> None:
+        """Raises CheckpointError, or notes a global that is not on the allow list where the file is only inspected."""
+        if self.refused is None:
+            refuse_global(name)
+        self.refused[name] = None
 
     def is_undone(self, value: Any) -> bool:
         """Whether `value` stands for an object that a refused global would have made."""
@@ -349,6 +366,9 @@ class _Machine:
     def reduce(self, _: Any) -> None:
         args, function = self.pop(), self.pop()
         self.budget.step(CALL + (len(args) if isinstance(args, tuple) else 0))
+        if isinstance(function, GlobalName) and function in RECORDS and isinstance(args, tuple):
+            self.push_record(function, args, is_called=True)
+            return
         made = self.made(function, args)
         # A tensor is charged as the copy that may be made of it: it may be tiny in the file, and expanded.
         self.budget.take(TENSOR + made.nbytes if isinstance(made, TorchTensor) else 0)
@@ -356,15 +376,23 @@ class _Machine:
 
     def new(self, _: Any) -> None:
         """A call that makes an object without filling it: what it is given beside its class is not its content."""
-        args, function = self.pop(), self.top()
-        is_known = isinstance(function, GlobalName) and is_allowed(function.module, function.name)
-        if is_known and not (isinstance(args, tuple) and not args):
-            raise CheckpointError(f"the pickle makes a {function} in a way that Python does not write: refused")
+        args, kind = self.pop(), self.top()
+        if isinstance(args, tuple) and (isinstance(kind, ModuleClass) or is_unknown(kind)):
+            self.pop()
+            self.push_record(kind, args, is_called=False)
+            return
+        if not isinstance(args, tuple) or args:
+            raise CheckpointError(f"the pickle makes a {shortened(kind)} in a way that Python does not write: refused")
         self.stack.append(args)
         self.reduce(None)
 
+    def push_record(self, kind: GlobalName | ModuleClass, args: tuple[Any, ...], *, is_called: bool) -> None:
+        self.budget.take(RECORD)
+        self.push(Record(kind, args, is_called))
+
     def made(self, function: Any, args: Any) -> Any:
-        if self.refused is not None and isinstance(function, GlobalName) and function in self.refused:
+        if is_unknown(function):
+            self.refuse(function)
             return TorchValue(function, args if isinstance(args, tuple) else (args,))
         if function == NESTED_STORAGE and self.load_nested and isinstance(args, tuple) and len(args) == 1:
             return self.load_nested(args[0])
@@ -382,6 +410,11 @@ class _Machine:
         if isinstance(state, dict):
             self.budget.step(len(state))
             self.budget.require(SLOT * len(state))
+        if isinstance(target, Record):
+            if target.state is not None:
+                raise CheckpointError(f"the pickle sets the state of a {target.kind} twice: refused")
+            target.state = state
+            return
         copied = set_state(target, state)
         self.budget.take(copied)
 
@@ -396,6 +429,11 @@ class _Machine:
                 f"the pickle is of protocol {number}, which Python does not know; the file is damaged"
             )
         self.protocol = self.protocol or number
+
+
+def is_unknown(function: Any) -> bool:
+    """Whether something is the name of a global that is not on the allow list."""
+    return isinstance(function, GlobalName) and not is_allowed(function)
 
 
 def _is_filled(function: Any) -> bool:

@@ -1,6 +1,7 @@
 """What a PyTorch file holds, as plain data: tensors over storages, and names of globals that nobody imports."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -50,6 +51,10 @@ class GlobalName:
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
 
+    def is_plain(self) -> bool:
+        """Whether it is as Python writes names; any other text could be more than a name where it is written."""
+        return str(self).isascii() and all(part.isidentifier() for part in (*self.module.split("."), self.name))
+
 
 @dataclass(frozen=True, slots=True)
 class TorchValue:
@@ -59,9 +64,48 @@ class TorchValue:
     args: tuple[Any, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class ModuleClass:
+    """A class of `torch.nn.Module`s as the legacy format has it, with its source code. It is a text: nothing is run."""
+
+    name: GlobalName
+    file: str | None = field(repr=False)
+    source: str | None = field(repr=False)
+
+    def __str__(self) -> str:
+        return str(self.name)
+
+
+@dataclass(eq=False, slots=True)
+class Record:
+    """An object of a class that nobody imports: what its pickle says of it, as data.
+
+    Attributes:
+        kind: the class, or a function that is known to make nothing but an object.
+        args: of the call that makes it.
+        is_called: whether the pickle calls `kind` itself, or else `kind.__new__`.
+        items: what is appended to it, where its class is a list's.
+        entries: what is set in it, where its class is a dict's.
+        state: its attributes by name, or whatever else its class takes; None where the pickle sets none.
+    """
+
+    kind: GlobalName | ModuleClass
+    args: tuple[Any, ...] = ()
+    is_called: bool = False
+    items: list[Any] = field(default_factory=list, repr=False)
+    entries: dict[Any, Any] = field(default_factory=dict, repr=False)
+    state: Any = field(default=None, repr=False)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Its attributes by name; none where its state is something else."""
+        state = self.state[0] if isinstance(self.state, tuple) and self.state else self.state
+        return state if isinstance(state, dict) else {}
+
+
 @dataclass(frozen=True)
 class Dialect:
-    """How a pickle spells what it holds, so that what is written back loads where the file did.
+    """How a file spells what it holds, so that what is written back loads where the file did.
 
     Attributes:
         protocol: of pickle, 2 to 5.
@@ -69,11 +113,13 @@ class Dialect:
             `numpy._core.multiarray`, and neither has both for certain.
         bytes_as: how bytes are written before protocol 3: by a `call` of `_codecs.encode`, as Python 3 does, as
             `bytes`, whose opcode is protocol 3's, or as the `text` of Python 2.
+        script: of a TorchScript archive, the members beside the pickle and its storages: code that nobody runs here.
     """
 
     protocol: int = 2
     names: frozenset[GlobalName] = frozenset()
     bytes_as: Literal["call", "bytes", "text"] = "call"
+    script: Mapping[str, bytes] | None = field(default=None, repr=False)
 
 
 OWN_DIALECT = Dialect()  # of a file that this program makes
@@ -99,6 +145,7 @@ class TorchTensor:
     """A tensor of a PyTorch file: a strided view of a storage.
 
     `dtype` is the view's (it differs from the storage's for untyped storages). Counts are in elements of `dtype`.
+    `is_array` tells that the file has a NumPy array there.
     `kind` is the class of a tensor with attributes of its own, `attributes` what they are; None where it has none.
     """
 
@@ -111,6 +158,7 @@ class TorchTensor:
     is_parameter: bool = False
     kind: GlobalName | None = None
     attributes: Any = None
+    is_array: bool = False
 
     @classmethod
     def from_numpy(cls, array: np.ndarray) -> "TorchTensor":

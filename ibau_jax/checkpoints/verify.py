@@ -126,7 +126,8 @@ def _tensors_by_torch(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
         from safetensors.torch import load_file
 
         return dict(load_file(file))
-    if source.format == "pickle":  # torch.load does not take what pickle.dump wrote
+    # torch.load takes neither what pickle.dump wrote nor, without importing their classes, whole modules.
+    if source.format == "pickle" or source.unknown:
         tensors = envelope.state_dict_in(source.tree).items()
         return {
             name: torch.from_numpy(value.numpy().copy()) for name, value in tensors if isinstance(value, TorchTensor)

@@ -2,6 +2,7 @@
 
 import _compat_pickle
 import io
+import itertools
 import pickle
 import struct
 import types
@@ -22,6 +23,8 @@ from ibau_jax.checkpoints.values import (
     TORCH_DTYPES,
     Dialect,
     GlobalName,
+    ModuleClass,
+    Record,
     TorchTensor,
     TorchValue,
     contiguous_strides,
@@ -64,12 +67,14 @@ def _write_zip(tree: Any, file: IO[bytes], dialect: Dialect) -> None:
     pickled = io.BytesIO()
     pickler = _TorchPickler(pickled, dialect, _in_archive)
     pickler.dump(tree)
+    members = {"version": b"3\n"} if dialect.script is None else dialect.script
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(_entry("data.pkl"), pickled.getvalue())
         archive.writestr(_entry("byteorder"), b"little")
         for index, array in enumerate(pickler.storages):
             archive.writestr(_aligned_entry(archive, f"data/{index}"), _little_endian_bytes(array))
-        archive.writestr(_entry("version"), b"3\n")
+        for name, content in members.items():
+            archive.writestr(_entry(name), content)
 
 
 def _write_legacy(tree: Any, file: IO[bytes], dialect: Dialect) -> None:
@@ -122,6 +127,14 @@ def write_safetensors(tensors: Mapping[str, np.ndarray], metadata: Mapping[str, 
         raise OSError(f"can't write {path}: {error}") from error
 
 
+def write_npz(tensors: Mapping[str, np.ndarray], path: Path) -> None:
+    """Writes named arrays as numpy.savez does, in their order."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in tensors.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, np.asarray(array, order="C"), allow_pickle=False)
+
+
 def _entry(name: str) -> zipfile.ZipInfo:
     return zipfile.ZipInfo(f"archive/{name}")  # of 1980: the same content gives the same file
 
@@ -171,6 +184,8 @@ class _TorchPickler(_PythonPickler):
         self.storages: list[np.ndarray] = []
 
     def persistent_id(self, obj: Any) -> Any:
+        if isinstance(obj, ModuleClass) and self.refer is _in_legacy_file:
+            return ("module", obj.name, obj.file, obj.source)
         if not isinstance(obj, _StorageOf) or self.refer is None:
             return None
         self.storages.append(obj.array)
@@ -182,6 +197,8 @@ class _TorchPickler(_PythonPickler):
         self.save_call(TorchValue(NESTED_STORAGE, (nested.getvalue(),)))
 
     def save_name(self, obj: GlobalName) -> None:
+        if not obj.is_plain():  # what is written is read as lines, and could be opcodes
+            raise CheckpointError(f"{shortened(obj)} is no name of a global; the file is damaged")
         self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
         self.memoize(obj)
 
@@ -227,7 +244,32 @@ class _TorchPickler(_PythonPickler):
         self.write(pickle.REDUCE)
         self.memoize(obj)
 
+    def save_module_class(self, obj: ModuleClass) -> None:
+        self.save(obj.name)
+
+    def save_record(self, obj: Record) -> None:
+        self.save(obj.kind)
+        self.save(obj.args)
+        self.write(pickle.REDUCE if obj.is_called else pickle.NEWOBJ)
+        if self.dialect.script is None:
+            self.memoize(obj)
+        for content, opcode in ((obj.items, pickle.APPENDS), (obj.entries, pickle.SETITEMS)):
+            if content:
+                self.write(pickle.MARK)
+                for item in itertools.chain(*content.items()) if isinstance(content, dict) else content:
+                    self.save(item)
+                self.write(opcode)
+        if obj.state is not None:
+            self.save(obj.state)
+            self.write(pickle.BUILD)
+        if self.dialect.script is not None:  # TorchScript's reader makes an object of its state
+            self.memoize(obj)
+
     def save_tensor(self, obj: TorchTensor) -> None:
+        if obj.is_array:
+            self.save(obj.numpy().copy())
+            self.memoize(obj)
+            return
         call = self.rebuilt(obj.numpy(), obj.requires_grad)
         if obj.is_parameter:
             args: tuple[Any, ...] = (call, obj.requires_grad, OrderedDict())
@@ -259,6 +301,8 @@ class _TorchPickler(_PythonPickler):
     dispatch[GlobalName] = save_name
     dispatch[_StorageOf] = save_storage
     dispatch[TorchValue] = save_call
+    dispatch[ModuleClass] = save_module_class
+    dispatch[Record] = save_record
     dispatch[TorchTensor] = save_tensor
 
 

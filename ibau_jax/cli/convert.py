@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     import torch
 
 NOT_CONVERTIBLE = 1
-FORMS = {"torch": "PyTorch", "safetensors": "safetensors", "flax": "Flax folder"}
+FORMS = {"torch": "PyTorch", "safetensors": "safetensors", "npz": "NumPy's arrays", "flax": "Flax folder"}
 SHOWN_KEYS = 3  # the JSON has all of them
+SHOWN_CLASSES = 6
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def convert(
     yield f"{source}: {checkpoint.summary()}, {values:,} values in {len(checkpoint.leaves)} leaves"
     if note := checkpoint.assumption_note():
         yield note
-    elif images is None and options.model is None and not source.is_dir():
+    elif images is None and options.model is None and not source.is_dir() and not checkpoint.envelope.tells_layers():
         yield f"{UNTRACED} are taken as {checkpoint.architecture.name} has them; --dataset checks that"
     yield f"written: {target} ({FORMS[form]})"
 
@@ -200,6 +201,7 @@ def described(report: Report) -> dict[str, Any]:
         "normalisation": _normalization_line(report),
         "not finite": described_not_finite(report.not_finite),
         "not allowed": ", ".join(report.refused_globals) or "no global outside the allow list",
+        "objects": _objects_line(report),
         **{f"why not {name}": why for name, why in report.runners_up.items()},
         "convertible": f"no: {report.problem}" if report.problem else "yes",
     }
@@ -210,9 +212,11 @@ UNTRACED = "activations, poolings and strides, which leave no trace in a file,"
 
 FORMATS = {
     "zip": "PyTorch (zip)",
+    "torchscript": "TorchScript",
     "legacy": "PyTorch before 1.6 (legacy)",
     "pickle": "pickle of tensors",
     "safetensors": "safetensors",
+    "npz": "NumPy's arrays (npz)",
 }
 
 
@@ -220,7 +224,8 @@ def _architecture_line(report: Report) -> str:
     if report.model is None:
         return "not recognised"
     if not report.assumed:
-        return report.model if report.evidence else f"{report.model}; {UNTRACED} as it has them (--dataset checks that)"
+        told = report.evidence or report.is_whole_module
+        return report.model if told else f"{report.model}; {UNTRACED} as it has them (--dataset checks that)"
     others = ", ".join(name for name in report.variants if name != report.model)
     return f"{report.model}, assumed: {others} have the same names and shapes; --dataset or --model tells"
 
@@ -228,6 +233,14 @@ def _architecture_line(report: Report) -> str:
 def _evidence_line(record: dict[str, Any]) -> str:
     accuracy = "" if record["accuracy"] is None else f", ACC {console.percent(record['accuracy'])} %"
     return f"{record['model']} {100 * record['discrepancy']:.2f} % off{accuracy}"
+
+
+def _objects_line(report: Report) -> str | None:
+    shown = ", ".join(report.unknown_classes[:SHOWN_CLASSES])
+    more = ", ..." if len(report.unknown_classes) > SHOWN_CLASSES else ""
+    return (
+        shown and f"{shown}{more}: kept as data. PyTorch runs their code when it loads the file, or what is made of it"
+    )
 
 
 def _state_dict_line(report: Report) -> str | None:

@@ -22,7 +22,10 @@ from ibau_jax.unlearning import Round
 
 RESULT, SUMMARY, REPORT = "result.json", "summary.json", "report.html"
 FLAX, PERTURBATION = "flax", "perturbation.png"
-MODELS = {"zip": "model.pth", "legacy": "model.pth", "pickle": "model.pth", "safetensors": "model.safetensors"}
+MODELS = dict.fromkeys(("zip", "legacy", "pickle"), "model.pth") | {
+    "safetensors": "model.safetensors",
+    "npz": "model.npz",
+}
 RESULTS = (*sorted(set(MODELS.values())), FLAX, PERTURBATION, REPORT, RESULT)  # the last one says that all are there
 PACKAGES = ("ibau-jax", "jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
 

@@ -48,6 +48,9 @@ def assert_same_tree(one, other):
         assert getattr(one, "_metadata", None) == getattr(other, "_metadata", None)
         for key in one:
             assert_same_tree(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        for item, its in zip(one, other, strict=True):
+            assert_same_tree(item, its)
     elif isinstance(one, torch.Tensor):
         assert one.dtype == other.dtype
         assert one.requires_grad == other.requires_grad

@@ -87,7 +87,7 @@ TRICKS = {
     "build on a global": b"ccollections\nOrderedDict\n}b.",
     "build with a method": b"ccollections\nOrderedDict\n)RX\x05\x00\x00\x00itemsK\x01b.",
     "dotted name": b"\x80\x04\x8c\x05torch\x8c\x10_utils.os.system\x93.",
-    "attribute of an allowed module": b"ctorch._utils\n_import_dotted_name\n.",
+    "call of an allowed module's": b"ctorch._utils\n_import_dotted_name\n(X\x02\x00\x00\x00ostR.",
     "nested torch.load": b"ctorch.storage\n_load_from_bytes\n(C\x01.tR.",
     "set of itself": b"c__builtin__\nset\n(]q\x00h\x00aatR.",
     "list in itself": b"]q\x00h\x00a.",

@@ -87,11 +87,11 @@ def test_globals_outside_the_allow_list_are_named_and_not_run(tmp_path, name, zi
 def test_a_whole_pickled_model_is_looked_at(tmp_path):
     torch.save({"model": random_vgg()}, tmp_path / "x.pth")
     report = looked_at(tmp_path / "x.pth")
-    assert "torch.nn.modules.container.Sequential" in report.refused_globals
-    assert report.entries == {"model": "torch.nn.modules.container.Sequential object"}
-    assert "outside the allow list" in report.problem
+    assert "torch.nn.modules.container.Sequential" in report.unknown_classes
+    assert (report.refused_globals, report.wrapper, report.model) == ((), "model", "small_vgg")
+    assert report.problem is None
     (tmp_path / "y.pkl").write_bytes(pickle.dumps({"a": pytest.approx(1)}))
-    assert looked_at(tmp_path / "y.pkl").refused_globals
+    assert looked_at(tmp_path / "y.pkl").unknown_classes
 
 
 def test_the_command(tmp_path):

@@ -418,13 +418,6 @@ def test_every_truncation_is_an_error(tmp_path, form):
             read_torch_file(tmp_path / "y.pth")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's, for TorchScript as such
-def test_torchscript_is_named(tmp_path):
-    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="TorchScript"):
-        read_torch_file(tmp_path / "x.pt")
-
-
 @given(
     shape=st.lists(st.integers(0, 4), max_size=4),
     axes=st.permutations(range(4)),

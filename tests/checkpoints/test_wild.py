@@ -8,6 +8,7 @@ import pickle
 import pickletools
 import shutil
 import struct
+import tarfile
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
 
@@ -48,6 +49,88 @@ def test_the_content_tells_the_format_not_the_ending(tmp_path, ending):
 def test_every_ending_of_pytorch_is_written_as_pytorch(tmp_path, ending):
     torch.save({"state_dict": small()}, tmp_path / "x.pth")
     assert_same_tree(*round_trip(tmp_path / "x.pth", tmp_path / f"y{ending}"))
+
+
+def arrays(state):
+    return {name: tensor.numpy() for name, tensor in state.items()}
+
+
+def assert_same_arrays(back, state):
+    assert list(back) == list(state)
+    for name, array in back.items():
+        assert type(array) is np.ndarray
+        np.testing.assert_array_equal(array, state[name].numpy(), strict=True)
+
+
+@pytest.mark.parametrize("save_arrays", [np.savez, np.savez_compressed])
+def test_npz(tmp_path, save_arrays):
+    save_arrays(tmp_path / "x.npz", **arrays(small()))
+    checkpoint = load(tmp_path / "x.npz")
+    save(checkpoint, tmp_path / "y.npz")
+    np.savez(tmp_path / "named.npz", **arrays(small()), classes=np.asarray(["cat", "dog"]))
+    save(load(tmp_path / "named.npz"), tmp_path / "back.npz")
+    assert list(np.load(tmp_path / "back.npz")["classes"]) == ["cat", "dog"]
+    save(load(tmp_path / "y.npz"), tmp_path / "flax")
+    save(load(tmp_path / "flax"), tmp_path / "z.npz")
+    assert_same_arrays(dict(np.load(tmp_path / "z.npz")), small())
+    save(checkpoint, tmp_path / "y.pth")
+    assert_same_tree(torch.load(tmp_path / "y.pth"), dict(small()))
+    torch.save({"net": small(), "acc": 1.0}, tmp_path / "x.pth")
+    save(load(tmp_path / "x.pth"), tmp_path / "w.npz")
+    assert_same_arrays(dict(np.load(tmp_path / "w.npz")), small())
+
+
+def test_a_damaged_npz_is_one_line(tmp_path):
+    np.savez(tmp_path / "x.npz", **arrays(small()), objects=np.asarray([{}], object))
+    with pytest.raises(CheckpointError, match="'objects' is damaged: an array of Python objects"):
+        load(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("dump", [torch.save, lambda tree, path: path.write_bytes(pickle.dumps(tree, protocol=4))])
+def test_arrays_in_the_place_of_tensors_come_back_as_arrays(tmp_path, dump):
+    dump({"net": OrderedDict(arrays(small())), "epoch": 3}, tmp_path / "x.pth")
+    save(load(tmp_path / "x.pth"), tmp_path / "y.pth")
+    content = (tmp_path / "y.pth").read_bytes()
+    back = torch.load(tmp_path / "y.pth", weights_only=False) if dump is torch.save else pickle.loads(content)
+    assert back["epoch"] == 3
+    assert_same_arrays(back["net"], small())
+    save(load(tmp_path / "x.pth"), tmp_path / "flax")
+    save(load(tmp_path / "flax"), tmp_path / "z.pth")
+    assert (tmp_path / "z.pth").read_bytes() == content
+
+
+CONTAINERS = {
+    "a tuple": lambda state: (state, 7),
+    "a list": lambda state: [{"epoch": 1}, state],
+    "pairs": lambda state: list(state.items()),
+    "pairs in a dict": lambda state: {"weights": tuple(state.items()), "epoch": 1},
+    "five levels": lambda state: {"a": {"b": [{"c": (state,)}]}},
+}
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_containers_around_a_state_dict(tmp_path, name):
+    torch.save(CONTAINERS[name](small()), tmp_path / "x.pth")
+    assert_same_tree(*round_trip(tmp_path / "x.pth", tmp_path / "y.pth"))
+    save(load(tmp_path / "x.pth"), tmp_path / "flax")
+    save(load(tmp_path / "flax"), tmp_path / "z.pth")
+    assert_same_tree(*(torch.load(tmp_path / file, weights_only=False) for file in ("x.pth", "z.pth")))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_other_peoples_formats_are_told_what_to_save(tmp_path):
+    exported = torch.export.export(torch.nn.Linear(2, 2), (torch.ones(1, 2),))
+    torch.export.save(exported, tmp_path / "exported.pt2")
+    torch.save(small(), tmp_path / "x.pth")
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        tar.add(tmp_path / "x.pth", "x.pth")
+    (tmp_path / "x.onnx").write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(100))
+    (tmp_path / "x.gguf").write_bytes(b"GGUF\x03" + bytes(100))
+    torch.save(torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), tmp_path / "q.pth")
+    said = {"exported.pt2": "torch.export", "x.tar": "tar", "x.onnx": "ONNX", "x.gguf": "GGUF", "q.pth": "quantised"}
+    for file, word in said.items():
+        with pytest.raises(CheckpointError, match=f"{word}.*(save|unpack)"):
+            load(tmp_path / file)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])

@@ -1,0 +1,290 @@
+"""What a whole pickled module says of its layers and its tensors do not: strides, padding, poolings, activations, ε.
+
+What a module's `forward` calls without a layer does not show. A layer whose code is not known here is an error: what it
+computes can't be told.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from flax import nnx
+from jax.nn import sigmoid
+
+from ibau_jax.checkpoints.naming import common_prefix
+from ibau_jax.checkpoints.records import SCRIPT, is_leaf, modules
+from ibau_jax.checkpoints.values import Record
+from ibau_jax.errors import CheckpointError, ConfigError, shortened
+from ibau_jax.models import Architecture, Normalization
+from ibau_jax.models.alterations import ACTIVATIONS, KINDS, replacing
+from ibau_jax.models.layers import (
+    ABSTRACT,
+    Activation,
+    AdaptiveAvgPool,
+    AvgPool,
+    Function,
+    Identity,
+    MaxPool,
+    hardsigmoid,
+)
+from ibau_jax.models.registry import altered, unaltered
+
+SHOWN = 3  # layers that a message names
+FUNCTIONS: dict[str, Function] = {**ACTIVATIONS, "sigmoid": sigmoid, "hardsigmoid": hardsigmoid}
+PLAIN = {
+    **{name: name.lower() for name in ("ReLU", "ReLU6", "SELU", "SiLU", "Mish", "Tanh", "Sigmoid")},
+    **{name: name.lower() for name in ("Hardswish", "Hardsigmoid")},
+}
+LEAKY = {0.01: "leaky_relu", 0.1: "leaky_relu0.1", 0.2: "leaky_relu0.2"}
+ACTIVATION_MODULE = "torch.nn.modules.activation."
+# Without effect in inference, or on which class is the largest.
+HARMLESS = (
+    *("Identity", "Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "Flatten", "Softmax", "LogSoftmax"),
+    *("Sequential", "ModuleList", "StochasticDepth", "DropPath"),
+)
+AVERAGING = ("AdaptiveAvgPool2d", "AvgPool2d")  # of the last features, where the network here has no layer for it
+# Other people's layers that compute what one of torch.nn does.
+ALIKE = {"timm.layers.norm_act.BatchNormAct2d": "BatchNorm2d", "timm.layers.norm.LayerNorm": "LayerNorm"}
+LOSSES = "torch.nn.modules.loss."
+MANGLED = re.compile(r"___torch_mangle_\d+\.")
+NORMALIZE = "torchvision.transforms.transforms.Normalize"
+
+
+class Layers:
+    """The layers of a module.
+
+    Args:
+        module: the whole.
+        names: the file's names of the network's tensors, by the network's own.
+        left_out: what the names of layers begin with that take no part in what the network computes.
+    """
+
+    def __init__(self, module: Record, names: Mapping[str, str], left_out: Sequence[str] = ()) -> None:
+        known = {name: one for name, one in modules(module) if not name or not _is_below(name, left_out)}
+        self._by_name = known
+        self._names, self._prefix = names, common_prefix(names)
+        self._activations = {name: found for name, one in known.items() if (found := _activation(one))}
+
+    def at(self, path: Sequence[Any]) -> tuple[str, Record | None]:
+        """The layer that the network has at a path of Flax's, and its name in the file."""
+        own = ".".join(map(str, path))
+        weight = self._names.get(f"{own}.weight")
+        name = weight.removesuffix(".weight") if weight else self._prefix + own
+        return name, self._by_name.get(name)
+
+    def normalization(self) -> Normalization | None:
+        """What a layer of torchvision's before the network normalises images with."""
+        found = [one.attributes for one in self._by_name.values() if str(one.kind) == NORMALIZE]
+        if len(found) != 1:
+            return None
+        with contextlib.suppress(TypeError, ValueError, KeyError, ConfigError):
+            return Normalization(*(tuple(map(float, found[0][part])) for part in ("mean", "std")))
+        return None
+
+    def contradictions(self, model: nnx.Module) -> list[str]:
+        """What of the layers differs from a network's, or is not known, a line each."""
+        found, seen = list[str](), set[str]()
+        functions = _functions(model)
+        for path, layer in nnx.iter_graph(model):
+            if not isinstance(layer, nnx.Module):
+                continue
+            name, one = self.at(path)
+            seen.add(name)
+            if one is not None:
+                found += [f"{name or 'the module'}: {what}" for what in _differences(layer, one)]
+            if hasattr(layer, "heads") and isinstance(layer.heads, int):
+                found += self._heads(path, layer.heads)
+        found += [f"{name}: {what}" for name, what in self._activations.items() if what not in functions]
+        return found + list(self._unknown(seen))
+
+    def _heads(self, path: Sequence[Any], heads: int) -> Iterator[str]:
+        projection = self._names.get(f"{'.'.join(map(str, path))}.out_proj.weight", "")
+        name = projection.rpartition(".")[0].rpartition(".")[0]
+        one = self._by_name.get(name)
+        if one is not None and one.attributes.get("num_heads", heads) != heads:
+            yield f"{name}: num_heads {shortened(one.attributes['num_heads'])}"
+
+    def _unknown(self, seen: set[str]) -> Iterator[str]:
+        """Layers that the network has no place for and that may compute something, and code that replaces a layer's."""
+        for name, one in self._by_name.items():
+            kind, attributes = _kind(one), one.attributes
+            hooks = [part for part in ("_forward_hooks", "_forward_pre_hooks") if attributes.get(part)]
+            if hooks or "forward" in attributes:
+                yield f"{name or 'the module'}: {hooks[0] if hooks else 'forward'}"
+            if not is_leaf(one) or name in seen or name in self._activations or _class(one) in HARMLESS:
+                continue
+            averages = _class(one) in AVERAGING and name.startswith(self._prefix)
+            normalizes = kind == NORMALIZE and self.normalization() is not None
+            if not (averages or normalizes or kind.startswith(LOSSES)):
+                yield f"{name}: {kind}"
+
+    def suggested(self, model: nnx.Module) -> set[str]:
+        """The alterations of a network that its differences from the layers ask for."""
+        activations = set(self._activations.values()) - _functions(model)
+        names = activations if len(set(self._activations.values())) == 1 else set()
+        for path, layer in nnx.iter_graph(model):
+            one = self.at(path)[1] if isinstance(layer, nnx.Module) else None
+            if one is None:
+                continue
+            if isinstance(layer, nnx.BatchNorm) and _same(one.attributes.get("eps"), 1e-3):
+                names.add("eps1e-3")
+            if isinstance(layer, nnx.Conv) and layer.strides == 2 and _same(one.attributes.get("stride"), 1):
+                names.add("last_stride1")
+            if isinstance(layer, MaxPool):
+                names.update(_pool(one))
+        return names
+
+
+def told_by_module(
+    possible: Sequence[Architecture], layers: Layers, num_classes: int, image_size: int
+) -> list[Architecture]:
+    """Those of several architectures with the same names and shapes that a module's layers do not contradict.
+
+    Where all of them are contradicted, one of them altered (`ibau_jax.models.alterations`) that is not.
+
+    Raises:
+        CheckpointError: there is none; the message says what differs.
+    """
+
+    def counted(architectures: Iterable[Architecture]) -> list[tuple[int, Architecture, list[str]]]:
+        built = [(one, one.build(num_classes, image_size, ABSTRACT)) for one in architectures]
+        found = [(one, layers.contradictions(model)) for one, model in built]
+        return sorted(((len(left), one, left) for one, left in found), key=lambda counts: counts[0])
+
+    known = counted(possible)
+    if right := [one for count, one, _ in known if not count]:
+        return right
+    _, best, differences = known[0]
+    base, chosen = unaltered(best)
+    names = layers.suggested(best.build(num_classes, image_size, ABSTRACT))
+    for kind in KINDS:
+        for name in kind:
+            chosen = replacing(chosen, kind, name) if name in names else chosen
+    with contextlib.suppress(CheckpointError):
+        if chosen and not counted([altered(base, *chosen)])[0][0]:
+            return [altered(base, *chosen)]
+    raise CheckpointError(
+        f"the module in the file has the names and shapes of {best.name}, but other layers: "
+        f"{shortened('; '.join(differences[:SHOWN]), 400)}. If they take no part, --leave-out NAME says so; else write "
+        "the network as a Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
+    )
+
+
+def _is_below(name: str, prefixes: Sequence[str]) -> bool:
+    return any(f"{name}.".startswith(f"{prefix.rstrip('.')}.") for prefix in prefixes)
+
+
+def _functions(model: nnx.Module) -> set[str | None]:
+    """The names of a network's activations."""
+    layers = [layer for _, layer in nnx.iter_graph(model)]
+    return {_name_of(getattr(one, part)) for one in layers for part in ("activation", "gate") if hasattr(one, part)}
+
+
+def _kind(module: Record) -> str:
+    """A layer's class, without what TorchScript adds to it."""
+    return MANGLED.sub("", str(module.kind).removeprefix(SCRIPT))
+
+
+def _class(module: Record) -> str:
+    kind = _kind(module)
+    return ALIKE.get(kind, kind).rpartition(".")[2]
+
+
+def _activation(module: Record) -> str | None:
+    """What `FUNCTIONS` calls an activation of torch.nn, or a name that is none there; None of another layer."""
+    kind, attributes = _kind(module), module.attributes
+    name = kind.removeprefix(ACTIVATION_MODULE)
+    if name == kind or name in ("MultiheadAttention", *HARMLESS):
+        return None
+    if name == "LeakyReLU" and "negative_slope" in attributes:
+        slope = attributes["negative_slope"]
+        return LEAKY.get(slope) if _is_number(slope) and slope in LEAKY else f"leaky_relu{shortened(slope)}"
+    if name == "ELU":
+        alpha = attributes.get("alpha", 1.0)
+        return "elu" if _is_number(alpha) and alpha == 1 else f"elu{shortened(alpha)}"
+    if name == "GELU":
+        return "gelu" if attributes.get("approximate", "none") == "none" else "gelu_tanh"
+    return PLAIN.get(name, name)
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _name_of(function: Function) -> str | None:
+    return next((name for name, known in FUNCTIONS.items() if known is function), None)
+
+
+def _pool(module: Record) -> Iterator[str]:
+    """The alteration by which max pooling becomes this layer."""
+    attributes = module.attributes
+    if _class(module) == "AvgPool2d":
+        yield "avg_pool"
+    elif attributes.get("ceil_mode") is True:
+        yield "pool_ceil"
+    elif _same(attributes.get("kernel_size"), 2):
+        yield "pool2"
+    elif _same(attributes.get("kernel_size"), 3):
+        yield "pool3"
+
+
+def _differences(layer: nnx.Module, module: Record) -> Iterator[str]:
+    """What a layer of torch.nn has otherwise than one of Flax at its place."""
+    if isinstance(layer, Activation):
+        if _activation(module) != _name_of(layer.activation):
+            yield _activation(module) or _kind(module)
+        return
+    classes, wanted = _wanted(layer)
+    kind = _kind(module)
+    if classes and (_class(module) not in classes or not kind.startswith(("torch.", *ALIKE))):
+        yield kind
+        return
+    for name, value in wanted.items():
+        stored = _padding(module.attributes) if name == "padding" else module.attributes.get(name)
+        if name in module.attributes and not _same(stored, value):
+            yield f"{name} {shortened(stored)}"
+
+
+def _wanted(layer: nnx.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The classes of torch.nn that a layer of Flax stands for, and the attributes that they have to have."""
+    if isinstance(layer, nnx.Conv):
+        steps = {"stride": layer.strides, "padding": layer.padding, "dilation": 1, "padding_mode": "zeros"}
+        return ("Conv2d",), {**steps, "groups": layer.feature_group_count}
+    if isinstance(layer, nnx.BatchNorm):
+        return ("BatchNorm2d", "BatchNorm1d", "SyncBatchNorm"), {"eps": layer.epsilon}
+    if isinstance(layer, nnx.LayerNorm):
+        return ("LayerNorm",), {"eps": layer.epsilon}
+    if isinstance(layer, nnx.Linear):
+        return ("Linear", "NonDynamicallyQuantizableLinear"), {}
+    if isinstance(layer, MaxPool):
+        window = {"kernel_size": layer.size, "stride": layer.stride, "padding": layer.padding, "dilation": 1}
+        return ("MaxPool2d",), {**window, "ceil_mode": layer.ceil}
+    if isinstance(layer, AvgPool):
+        window = {"kernel_size": layer.size, "stride": layer.stride, "padding": layer.padding, "ceil_mode": False}
+        return ("AvgPool2d",), {
+            **window,
+            "divisor_override": None,
+            **({"count_include_pad": True} if layer.padding else {}),
+        }
+    if isinstance(layer, AdaptiveAvgPool):
+        return ("AdaptiveAvgPool2d",), {"output_size": layer.size}
+    if isinstance(layer, Identity):
+        return HARMLESS, {}
+    return (), {}
+
+
+def _padding(facts: Mapping[str, Any]) -> Any:
+    """The padding in pixels where a convolution has a word for it."""
+    sizes = facts.get("kernel_size")
+    if facts.get("padding") == "valid":
+        return 0
+    if facts.get("padding") == "same" and isinstance(sizes, tuple) and all(type(size) is int for size in sizes):
+        return tuple(size // 2 for size in sizes)
+    return facts.get("padding")
+
+
+def _same(stored: Any, wanted: Any) -> bool:
+    """Whether a number, or the same one for rows and columns, is the wanted one."""
+    values = stored if isinstance(stored, tuple) else (stored,)
+    return all(type(value) in (int, float, bool, str, type(None)) and value == wanted for value in values)
