@@ -75,7 +75,7 @@ def test_a_name_says_what_is_written(name, form):
     assert form_of(Path("runs") / name) == form
 
 
-@pytest.mark.parametrize("name", ["x.onnx", "x.h5", "x.safetensor", "x.npz", "x.pht", "x.pth.gz", "v1.2.zip"])
+@pytest.mark.parametrize("name", ["x.onnx", "x.h5", "x.safetensor", "x.npy", "x.pht", "x.pth.gz", "v1.2.zip"])
 def test_an_unknown_suffix_is_an_error(name):
     with pytest.raises(CheckpointError, match="does not say what to write"):
         form_of(Path(name))
