@@ -6,6 +6,7 @@ and BppAttack, and of NAD and ABL.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from flax import nnx
@@ -20,23 +21,34 @@ def _relu() -> nnx.Module:
     return Activation(relu)
 
 
-def lenet(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
-    """Two unpadded 5x5 convolutions, each behind ReLU and max pooling, and three linear layers."""
-    side = ((image_size - 4) // 2 - 4) // 2
-    return {
-        "conv1": conv(3, 6, 5, rngs, padding=0, bias=True),
-        "relu1": _relu(),
-        "pool1": MaxPool(2),
-        "conv2": conv(6, 16, 5, rngs, padding=0, bias=True),
-        "relu2": _relu(),
-        "pool2": MaxPool(2),
-        "flatten": Flatten(),
-        "fc1": linear(16 * side**2, 120, rngs),
-        "relu3": _relu(),
-        "fc2": linear(120, 84, rngs),
-        "relu4": _relu(),
-        "fc3": linear(84, num_classes, rngs),
-    }
+@dataclass(frozen=True)
+class LeNet:
+    """Unpadded 5x5 convolutions, each behind ReLU and max pooling, and linear layers with ReLU between them.
+
+    Attributes:
+        channels: of images.
+        convolutions: their names and features.
+        linears: names and features of the linear layers but for the last.
+        last: the name of the last one.
+    """
+
+    channels: int
+    convolutions: tuple[tuple[str, int], ...]
+    linears: tuple[tuple[str, int], ...]
+    last: str
+
+    def __call__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+        layers: Layers = {}
+        before, side = self.channels, image_size
+        for name, features in self.convolutions:
+            layers[name] = conv(before, features, 5, rngs, padding=0, bias=True)
+            layers |= {f"{name}_relu": _relu(), f"{name}_pool": MaxPool(2)}
+            before, side = features, (side - 4) // 2
+        layers["flatten"], before = Flatten(), before * side**2
+        for name, features in self.linears:
+            layers |= {name: linear(before, features, rngs), f"{name}_relu": _relu()}
+            before = features
+        return {**layers, self.last: linear(before, num_classes, rngs)}
 
 
 def mnist_examples(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
@@ -52,40 +64,6 @@ def mnist_examples(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
         "fc1": linear(64 * side**2, 128, rngs),
         "relu3": _relu(),
         "fc2": linear(128, num_classes, rngs),
-    }
-
-
-def mnist_backdoorbox(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
-    """Two unpadded 5x5 convolutions, each behind ReLU and max pooling, and two linear layers."""
-    side = ((image_size - 4) // 2 - 4) // 2
-    return {
-        "conv1": conv(1, 16, 5, rngs, padding=0, bias=True),
-        "relu1": _relu(),
-        "pool1": MaxPool(2),
-        "conv2": conv(16, 32, 5, rngs, padding=0, bias=True),
-        "relu2": _relu(),
-        "pool2": MaxPool(2),
-        "flatten": Flatten(),
-        "fc1": linear(32 * side**2, 512, rngs),
-        "relu3": _relu(),
-        "fc2": linear(512, num_classes, rngs),
-    }
-
-
-def mnist_input_aware(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
-    """The same, as wide as 32 and 64."""
-    side = ((image_size - 4) // 2 - 4) // 2
-    return {
-        "conv1": conv(1, 32, 5, rngs, padding=0, bias=True),
-        "relu2": _relu(),
-        "maxpool4": MaxPool(2),
-        "conv5": conv(32, 64, 5, rngs, padding=0, bias=True),
-        "relu6": _relu(),
-        "maxpool5": MaxPool(2),
-        "flatten": Flatten(),
-        "linear6": linear(64 * side**2, 512, rngs),
-        "relu7": _relu(),
-        "linear9": linear(512, num_classes, rngs),
     }
 
 
@@ -126,14 +104,30 @@ def lenet_nad(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
     }
 
 
-# The last layer, the image's side and channels, and tensors that tell each from its relatives.
-NETWORKS: dict[Callable[[int, int, nnx.Rngs], Layers], tuple[str, int, int, dict[str, tuple[int, ...]]]] = {
-    lenet: ("fc3", 32, 3, {"conv2.weight": (16, 6, 5, 5), "fc2.weight": (84, 120)}),
-    lenet_nad: ("fc2", 32, 3, {"conv1.weight": (32, 3, 3, 3), "conv2.weight": (64, 32, 3, 3)}),
-    mnist_examples: ("fc2", 28, 1, {"conv1.weight": (32, 1, 3, 3), "conv2.weight": (64, 32, 3, 3)}),
-    mnist_backdoorbox: ("fc2", 28, 1, {"conv1.weight": (16, 1, 5, 5), "conv2.weight": (32, 16, 5, 5)}),
-    mnist_input_aware: ("linear9", 28, 1, {"conv1.weight": (32, 1, 5, 5), "conv5.weight": (64, 32, 5, 5)}),
-    mnist_wanet: ("linear9", 28, 1, {"conv1.weight": (32, 1, 3, 3), "layer3.conv1.weight": (64, 64, 3, 3)}),
+LENET = LeNet(3, (("conv1", 6), ("conv2", 16)), (("fc1", 120), ("fc2", 84)), "fc3")
+BACKDOORBOX = LeNet(1, (("conv1", 16), ("conv2", 32)), (("fc1", 512),), "fc2")
+INPUT_AWARE = LeNet(1, (("conv1", 32), ("conv5", 64)), (("linear6", 512),), "linear9")
+
+# By name: the layers, the last of them, the image's side and channels, and tensors that tell each from its relatives.
+NETWORKS: dict[str, tuple[Callable[[int, int, nnx.Rngs], Layers], str, int, int, dict[str, tuple[int, ...]]]] = {
+    "lenet": (LENET, "fc3", 32, 3, {"conv2.weight": (16, 6, 5, 5), "fc2.weight": (84, 120)}),
+    "lenet_nad": (lenet_nad, "fc2", 32, 3, {"conv1.weight": (32, 3, 3, 3), "conv2.weight": (64, 32, 3, 3)}),
+    "mnist_examples": (mnist_examples, "fc2", 28, 1, {"conv1.weight": (32, 1, 3, 3), "conv2.weight": (64, 32, 3, 3)}),
+    "mnist_backdoorbox": (BACKDOORBOX, "fc2", 28, 1, {"conv1.weight": (16, 1, 5, 5), "conv2.weight": (32, 16, 5, 5)}),
+    "mnist_input_aware": (
+        INPUT_AWARE,
+        "linear9",
+        28,
+        1,
+        {"conv1.weight": (32, 1, 5, 5), "conv5.weight": (64, 32, 5, 5)},
+    ),
+    "mnist_wanet": (
+        mnist_wanet,
+        "linear9",
+        28,
+        1,
+        {"conv1.weight": (32, 1, 3, 3), "layer3.conv1.weight": (64, 64, 3, 3)},
+    ),
 }
 
 
@@ -141,10 +135,10 @@ def _build(layers: Callable[[int, int, nnx.Rngs], Layers], num_classes: int, siz
     return NamedSequential(layers(num_classes, size, rngs))
 
 
-for _layers, (_last, _side, _channels, _landmarks) in NETWORKS.items():
+for _name, (_layers, _last, _side, _channels, _landmarks) in NETWORKS.items():
     register(
         Architecture(
-            name=_layers.__name__,
+            name=_name,
             build=partial(_build, _layers),
             classifier=f"{_last}.weight",
             image_sizes=(_side, 28 if _side == 32 else 32),
