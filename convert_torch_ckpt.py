@@ -31,7 +31,7 @@ class Options(ClassOrder):
     """PyTorch checkpoint or Flax folder"""
     target: Annotated[Path | None, tyro.conf.Positional, option("OUT", "none with --inspect")] = None
     """.pth, .pt, .th, .t7, .tar, .bin, .pkl or .ckpt for PyTorch, in the original's wrapper and key order;
-    .safetensors; a Flax folder without a suffix, or with .flax or .orbax"""
+    .safetensors or .npz; a Flax folder without a suffix, or with .flax or .orbax"""
     inspect: bool = False
     """say what IN is, without converting or executing anything; exit code 1 if it can't be converted"""
     json: bool = False

@@ -314,7 +314,7 @@ def refuse_global(name: GlobalName) -> NoReturn:
     """Raises CheckpointError that names a global which is not on the allow list."""
     raise CheckpointError(
         f"the pickle names or calls {quoted(str(name))}, which is not on the allow list: refused without running it. "
-        "A checkpoint needs only tensors and plain data; if you trust its origin, save its state_dict() alone"
+        "A checkpoint needs only tensors and plain data; whoever made the file can save its state_dict() alone"
     )
 
 

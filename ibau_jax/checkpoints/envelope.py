@@ -139,7 +139,11 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
                 return envelope
         raise CheckpointError(f"there is no state dict under {key!r}; --key takes one of: {names or 'none here'}")
     if not found:
-        raise CheckpointError(f"there is no state dict in the file; it holds {_summary(tree)}")
+        frozen = "; a frozen TorchScript module has constants for weights: save it before torch.jit.freeze"
+        scripted = isinstance(tree, Record) and is_scripted(tree)
+        raise CheckpointError(
+            f"there is no state dict in the file; it holds {_summary(tree)}{frozen if scripted else ''}"
+        )
     first = min(found, key=lambda path: (rank(path), -found[path]))
     equals = [path for path in found if (rank(path), found[path]) == (rank(first), found[first])]
     if len(equals) > 1:

@@ -57,14 +57,14 @@ class Layers:
     Args:
         module: the whole.
         names: the file's names of the network's tensors, by the network's own.
-        left_out: what the names of layers begin with that take no part in what the network computes.
+        left_out: what the names of layers begin with that take no part in what the network computes. Those that stand
+            where the network has a layer do.
     """
 
     def __init__(self, module: Record, names: Mapping[str, str], left_out: Sequence[str] = ()) -> None:
-        known = {name: one for name, one in modules(module) if not name or not _is_below(name, left_out)}
-        self._by_name = known
+        self._by_name, self._left_out = dict(modules(module)), left_out
         self._names, self._prefix = names, common_prefix(names)
-        self._activations = {name: found for name, one in known.items() if (found := _activation(one))}
+        self._activations = {name: found for name, one in self._by_name.items() if (found := _activation(one))}
 
     def at(self, path: Sequence[Any]) -> tuple[str, Record | None]:
         """The layer that the network has at a path of Flax's, and its name in the file."""
@@ -95,7 +95,9 @@ class Layers:
                 found += [f"{name or 'the module'}: {what}" for what in _differences(layer, one)]
             if hasattr(layer, "heads") and isinstance(layer.heads, int):
                 found += self._heads(path, layer.heads)
-        found += [f"{name}: {what}" for name, what in self._activations.items() if what not in functions]
+        for name, what in self._activations.items():
+            if what not in functions and (name in seen or not _is_below(name, self._left_out)):
+                found.append(f"{name}: {what}")
         return found + list(self._unknown(seen))
 
     def _heads(self, path: Sequence[Any], heads: int) -> Iterator[str]:
@@ -113,6 +115,8 @@ class Layers:
             if hooks or "forward" in attributes:
                 yield f"{name or 'the module'}: {hooks[0] if hooks else 'forward'}"
             if not is_leaf(one) or name in seen or name in self._activations or _class(one) in HARMLESS:
+                continue
+            if _is_below(name, self._left_out):
                 continue
             averages = _class(one) in AVERAGING and name.startswith(self._prefix)
             normalizes = kind == NORMALIZE and self.normalization() is not None
@@ -164,9 +168,11 @@ def told_by_module(
     with contextlib.suppress(CheckpointError):
         if chosen and not counted([altered(base, *chosen)])[0][0]:
             return [altered(base, *chosen)]
+    more = f" and {len(differences) - SHOWN} more" if differences[SHOWN:] else ""
     raise CheckpointError(
         f"the module in the file has the names and shapes of {best.name}, but other layers: "
-        f"{shortened('; '.join(differences[:SHOWN]), 400)}. If they take no part, --leave-out NAME says so; else write "
+        f"{shortened('; '.join(differences[:SHOWN]), 400)}{more}. If they are beside the network and take no "
+        "part, --leave-out NAME says so; else write "
         "the network as a Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
     )
 

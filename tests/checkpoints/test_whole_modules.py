@@ -441,3 +441,9 @@ def test_storages_of_another_case_are_no_members_of_a_script(tmp_path):
             other.writestr(name.replace("/data/", "/Data/"), one.read(name))
     save(load(tmp_path / "y.pt"), tmp_path / "z.pt")
     assert not any("Data/" in name for name in zipfile.ZipFile(tmp_path / "z.pt").namelist())
+
+
+def test_a_layer_of_the_network_itself_can_not_be_left_out(tmp_path):
+    torch.save(OTHERWISE["Softplus"](random_vgg()), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"features.2: Softplus; .* and \d+ more"):
+        load(tmp_path / "x.pth", leave_out=("features.2", "features.5"))
