@@ -17,7 +17,7 @@ from ibau_jax.data.dataset import Dataset
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import structure
-from ibau_jax.metrics import ENOUGH, MAJORITY, confidence_interval
+from ibau_jax.metrics import ENOUGH, MAJORITY, confidence_interval, predict
 from ibau_jax.models.inference import count_classes
 from ibau_jax.perturbations import SPACES, Perturbation, PerturbationSpace, Shape
 
@@ -129,9 +129,10 @@ class Auditor:
             _check_others(some)
         searches = self._searches(model, searched, SPACES)
         start = time.perf_counter()
+        found = _run_all(searches, model, searched, on_step)
+        own = predict(model, measured)
         spaces = {
-            name: _findings(search, _run(search, model, searched, on_step), model, measured, earlier)
-            for name, search in searches.items()
+            name: _findings(search, found[name], model, measured, own, earlier) for name, search in searches.items()
         }
         suspects = find_suspects({name: findings.sizes for name, findings in spaces.items()})
         verdict = _verdict(suspects, spaces, searched, measured)
@@ -148,8 +149,7 @@ class Auditor:
             NotFiniteError: the model computes NaN or infinity with a trigger.
         """
         some = self._to_search(images, self._order(images))
-        searches = self._searches(model, some, spaces)
-        return {name: _run(search, model, some, on_step) for name, search in searches.items()}
+        return _run_all(self._searches(model, some, spaces), model, some, on_step)
 
     def _order(self, images: Dataset) -> Int[np.ndarray, " n"]:
         return np.random.default_rng(self.config.seed).permutation(len(images))
@@ -190,8 +190,14 @@ class Auditor:
         return {name: searches[name] for name in spaces}
 
 
-def _run(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None) -> SmallestTriggers:
-    return run_search(search, model, images, partial(on_step, search.space.name) if on_step else None)
+def _run_all(
+    searches: dict[str, Search], model: nnx.Module, images: Dataset, on_step: OnStep | None
+) -> dict[str, SmallestTriggers]:
+    own = predict(model, images)
+    return {
+        name: run_search(search, model, images, partial(on_step, name) if on_step else None, own)
+        for name, search in searches.items()
+    }
 
 
 def _check_others(images: Dataset) -> None:
@@ -222,13 +228,18 @@ def _confirmed(suspect: Suspect, spaces: dict[str, SpaceFindings], measured: Dat
 
 
 def _findings(
-    search: Search, smallest: SmallestTriggers, model: nnx.Module, measured: Dataset, earlier: Audit | None
+    search: Search,
+    smallest: SmallestTriggers,
+    model: nnx.Module,
+    measured: Dataset,
+    own: Int[np.ndarray, " n"],
+    earlier: Audit | None,
 ) -> SpaceFindings:
-    success = measure(search, model, smallest.triggers, measured, smallest.finished)
+    success = measure(search, model, smallest.triggers, measured, smallest.finished, own)
     if earlier is None:
         return SpaceFindings(search.space, smallest, success)
     before = earlier.spaces[search.space.name].smallest
-    still = measure(search, model, before.triggers, measured, before.finished)
+    still = measure(search, model, before.triggers, measured, before.finished, own)
     return SpaceFindings(search.space, smallest, success, still)
 
 

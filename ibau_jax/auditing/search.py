@@ -172,7 +172,13 @@ def _seen(images: Dataset, own: Int[np.ndarray, " n"], size: int) -> Seen:
     return Seen(batches, classes.reshape(batches.labels.shape))
 
 
-def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnStep | None = None) -> SmallestTriggers:
+def run_search(
+    search: Search,
+    model: nnx.Module,
+    images: Dataset,
+    on_step: OnStep | None = None,
+    own: Int[np.ndarray, " n"] | None = None,
+) -> SmallestTriggers:
     """The smallest triggers for all aims of a model, found on clean images.
 
     Args:
@@ -180,13 +186,14 @@ def run_search(search: Search, model: nnx.Module, images: Dataset, on_step: OnSt
         model: see `ibau_jax.unlearn`.
         images: clean images with their true labels.
         on_step: called with the steps done, and how many there are for all aims.
+        own: the classes that the model itself gives the images, where the caller has them.
 
     Raises:
         NotFiniteError: the model's logits are NaN or infinite, or a trigger became so, as it does where a gradient is.
     """
     weights, aims = split_weights(model), np.arange(search.classes + 1)
     players = _first_players(search)
-    first, *heats = heat_batches(images, predict(model, images), search.config)
+    first, *heats = heat_batches(images, predict(model, images) if own is None else own, search.config)
     going_on = min(search.classes, FRONT + MIDDLE) + 1
     parts = [len(aim_parts(search, aims[:count])) for count in (len(aims), *[going_on] * len(heats))]
     steps = len(first.own) * np.cumsum([0, *parts])
@@ -255,17 +262,23 @@ def aim_parts(search: Search, aims: Int[np.ndarray, " m"]) -> list[Int[np.ndarra
 
 
 def measure(
-    search: Search, model: nnx.Module, triggers: Perturbation, images: Dataset, which: Bool[np.ndarray, " aims"]
+    search: Search,
+    model: nnx.Module,
+    triggers: Perturbation,
+    images: Dataset,
+    which: Bool[np.ndarray, " aims"],
+    own: Int[np.ndarray, " n"] | None = None,
 ) -> Float[np.ndarray, " aims"]:
     """The share of images of other classes that a trigger takes to its aim, in [0, 1]; 0 where there are none. To any
     other class all images can go, and all count.
 
-    Of those that are not among `which` it is NaN.
+    Of those that are not among `which` it is NaN. `own` are the classes that the model itself gives the images, where
+    the caller has them.
 
     Raises:
         NotFiniteError: logits of triggered images are NaN or infinite.
     """
-    seen = _seen(images, predict(model, images), search.config.batch_size)
+    seen = _seen(images, predict(model, images) if own is None else own, search.config.batch_size)
     weights, shares = split_weights(model), np.full(len(which), np.nan)
     for targets in aim_parts(search, np.flatnonzero(which)):
         some = jax.tree.map(lambda array, targets=targets: array[targets], triggers)

@@ -272,7 +272,7 @@ def test_a_search_has_no_class_in_the_majority_where_it_can(monkeypatch, common,
     unequal = images.take(np.concatenate([of_class, rest])[np.random.default_rng(0).permutation(common + others)])
     monkeypatch.setattr(
         "ibau_jax.auditing.auditor.run_search",
-        lambda search, model, images, on_step: (seen.append(images.labels), run_search(search, model, images))[1],
+        lambda search, model, images, *rest: (seen.append(images.labels), run_search(search, model, images, *rest))[1],
     )
     audit(Brightness(0.0), unequal, AuditConfig(steps=3), held_out=held_out)
     assert {(int(np.sum(labels == 1)), int(np.sum(labels != 1))) for labels in seen} == {searched}
