@@ -92,11 +92,6 @@ def architectures() -> tuple[Architecture, ...]:
     return tuple(_ARCHITECTURES.values())
 
 
-def families() -> tuple[Family, ...]:
-    """All families."""
-    return tuple(_FAMILIES)
-
-
 @functools.cache  # so that the same name gives the same architecture
 def known(name: str) -> Architecture | None:
     """The architecture of that name, without alterations, registered or of a family; None where there is none."""

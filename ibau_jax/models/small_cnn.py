@@ -15,6 +15,7 @@ from ibau_jax.models.layers import Activation, Flatten, MaxPool, NamedSequential
 from ibau_jax.models.registry import Architecture, register
 
 Layers = dict[str, nnx.Module]
+MakeLayers = Callable[[int, int, nnx.Rngs], Layers]
 
 
 def _relu() -> nnx.Module:
@@ -109,14 +110,20 @@ BACKDOORBOX = LeNet(1, (("conv1", 16), ("conv2", 32)), (("fc1", 512),), "fc2")
 INPUT_AWARE = LeNet(1, (("conv1", 32), ("conv5", 64)), (("linear6", 512),), "linear9")
 
 # By name: the layers, the last of them, the image's side and channels, and tensors that tell each from its relatives.
-NETWORKS: dict[str, tuple[Callable[[int, int, nnx.Rngs], Layers], str, int, int, dict[str, tuple[int, ...]]]] = {
-    "lenet": (LENET, "fc3", 32, 3, {"conv2.weight": (16, 6, 5, 5), "fc2.weight": (84, 120)}),
+NETWORKS: dict[str, tuple[MakeLayers, str, int, int, dict[str, tuple[int, ...]]]] = {
+    "lenet": (LENET, LENET.last, 32, 3, {"conv2.weight": (16, 6, 5, 5), "fc2.weight": (84, 120)}),
     "lenet_nad": (lenet_nad, "fc2", 32, 3, {"conv1.weight": (32, 3, 3, 3), "conv2.weight": (64, 32, 3, 3)}),
     "mnist_examples": (mnist_examples, "fc2", 28, 1, {"conv1.weight": (32, 1, 3, 3), "conv2.weight": (64, 32, 3, 3)}),
-    "mnist_backdoorbox": (BACKDOORBOX, "fc2", 28, 1, {"conv1.weight": (16, 1, 5, 5), "conv2.weight": (32, 16, 5, 5)}),
+    "mnist_backdoorbox": (
+        BACKDOORBOX,
+        BACKDOORBOX.last,
+        28,
+        1,
+        {"conv1.weight": (16, 1, 5, 5), "conv2.weight": (32, 16, 5, 5)},
+    ),
     "mnist_input_aware": (
         INPUT_AWARE,
-        "linear9",
+        INPUT_AWARE.last,
         28,
         1,
         {"conv1.weight": (32, 1, 5, 5), "conv5.weight": (64, 32, 5, 5)},
@@ -131,7 +138,7 @@ NETWORKS: dict[str, tuple[Callable[[int, int, nnx.Rngs], Layers], str, int, int,
 }
 
 
-def _build(layers: Callable[[int, int, nnx.Rngs], Layers], num_classes: int, size: int, rngs: nnx.Rngs) -> nnx.Module:
+def _build(layers: MakeLayers, num_classes: int, size: int, rngs: nnx.Rngs) -> nnx.Module:
     return NamedSequential(layers(num_classes, size, rngs))
 
 

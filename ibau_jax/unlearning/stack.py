@@ -44,10 +44,10 @@ class Stack:
     def __post_init__(self) -> None:
         mesh = make_mesh(self.execution.devices, len(self.states))
         self.placement = Placement(mesh, self.execution.shard_params)
-        count = len(self.clean_sets[0])
-        spread, size = mesh.shape[DATA], min(self.configs[0].batch_size, count)
+        n_images = len(self.clean_sets[0])
+        spread, size = mesh.shape[DATA], min(self.configs[0].batch_size, n_images)
         # The more images say what is right, the less the original model has to, which knows the backdoor as well.
-        self.config = replace(self.configs[0], distillation=self.configs[0].distillation * (size / count) ** 0.5)
+        self.config = replace(self.configs[0], distillation=self.configs[0].distillation * (size / n_images) ** 0.5)
         if self.execution.microbatch:  # parts are spread over the devices too
             self.execution = replace(self.execution, microbatch=-(-self.execution.microbatch // spread) * spread)
         filled = filled_size(size, self.execution.microbatch, spread)
