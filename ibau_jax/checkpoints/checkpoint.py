@@ -21,12 +21,11 @@ from ibau_jax.checkpoints.conversion import (
     torch_name,
 )
 from ibau_jax.checkpoints.conversion import Path as LeafPath
-from ibau_jax.checkpoints.envelope import Envelope, open_envelope, state_dicts
+from ibau_jax.checkpoints.envelope import Envelope, open_envelope, opened
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.module_evidence import Layers, told_by_module
 from ibau_jax.checkpoints.reader import Format, read_torch_file
 from ibau_jax.checkpoints.recognition import Candidate, Request, abstract_model, abstract_shapes, recognise, same_name
-from ibau_jax.checkpoints.records import arrays_as_tensors
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.checkpoints.writer import write_npz, write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError, ConfigError, shortened
@@ -222,16 +221,10 @@ def _opened(envelope: Envelope, request: Request) -> Checkpoint:
     candidate = recognise(tensors, request)
     place = (candidate.num_classes, candidate.image_size)
     own = {name: tensors[full] for name, full in candidate.reading.names.items()}
-    if envelope.module() is not None:
-        _check_apart(own)
+    possible, normalization = possible_networks(candidate, request, envelope)
     leaves = leaves_from_torch(abstract_shapes(candidate.architecture, *place), own)
     rest = replace(envelope, names=candidate.reading.names).emptied(set(map(torch_name, leaves)))
-    architecture, *alternatives = possible_networks(candidate, request, envelope)
-    module = envelope.module()
-    normalization = candidate.normalization or (
-        Layers(module, candidate.reading.names).normalization() if module else None
-    )
-    return Checkpoint(architecture, *place, leaves, rest, tuple(alternatives), normalization)
+    return Checkpoint(possible[0], *place, leaves, rest, tuple(possible[1:]), normalization)
 
 
 def _check_apart(tensors: Mapping[str, TorchTensor]) -> None:
@@ -246,19 +239,25 @@ def _check_apart(tensors: Mapping[str, TorchTensor]) -> None:
         names[id(tensor)] = name
 
 
-def possible_networks(candidate: Candidate, request: Request, envelope: Envelope) -> list[Architecture]:
-    """The architectures that a state dict may be of, the likeliest first: where the file holds the whole module, those
-    that its layers do not contradict.
+def possible_networks(
+    candidate: Candidate, request: Request, envelope: Envelope
+) -> tuple[list[Architecture], Normalization | None]:
+    """The architectures that a state dict may be of, the likeliest first, and what a layer normalises images with.
+
+    Where the file holds the whole module, they are those that its layers do not contradict.
 
     Raises:
-        CheckpointError: they contradict all of them.
+        CheckpointError: they contradict all of them, or the module has a layer in two places.
     """
-    possible = possible_variants(candidate.architecture, request)
-    module = envelope.module()
-    if module is None or is_own(candidate.architecture.name):
-        return possible
-    layers = Layers(module, candidate.reading.names, request.leave_out)
-    return told_by_module(possible, layers, candidate.num_classes, candidate.image_size)
+    possible, module = possible_variants(candidate.architecture, request), envelope.module()
+    if module is None:
+        return possible, candidate.normalization
+    tensors, names = envelope.tensors(), candidate.reading.names
+    _check_apart({name: tensors[full] for name, full in names.items()})
+    layers = Layers(module, names, request.leave_out)
+    if not is_own(candidate.architecture.name):
+        possible = told_by_module(possible, layers, candidate.num_classes, candidate.image_size)
+    return possible, candidate.normalization or layers.normalization()
 
 
 def possible_variants(architecture: Architecture, request: Request) -> list[Architecture]:
@@ -406,8 +405,7 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     except (LookupError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {shortened(error)}") from error
     file = read_torch_file(folder / flax_store.ENVELOPE)
-    tree = file.tree if state_dicts(file.tree) else arrays_as_tensors(file.tree)
-    envelope = Envelope(tree, path, {}, source, file.dialect)
+    envelope = Envelope(opened(file.tree)[0], path, {}, source, file.dialect)
     envelope = replace(envelope, names=_stored_names(folder, manifest["state_dict"], envelope))
     shapes = abstract_shapes(architecture, num_classes, image_size)
     stored = _stored_dtypes(folder / flax_store.ENVELOPE, envelope, [torch_name(path) for path in shapes])

@@ -45,9 +45,7 @@ class Envelope:
 
     def module(self) -> Record | None:
         """The whole pickled module whose state dict it is, if the file holds that."""
-        node = self.tree
-        for key in self.path:
-            node = _entries(node)[key]
+        node = _nodes(self.tree, self.path)[-1]
         return node if isinstance(node, Record) else None
 
     def tells_layers(self) -> bool:
@@ -57,9 +55,7 @@ class Envelope:
 
     def state_dict_in(self, tree: Any) -> Mapping[str, Any]:
         """The state dict inside another tree of the same form, such as `filled` gives or torch loads."""
-        for key in self.path:
-            tree = _entries(tree)[key]
-        return _named(tree)
+        return _named(_nodes(tree, self.path)[-1])
 
     def tensors(self) -> dict[str, TorchTensor]:
         """The state dict's tensors by their full names, below `part`."""
@@ -84,30 +80,22 @@ class Envelope:
         return {key: value for key, value in tree.items() if key != self.path[0]}
 
     def filled(self, tensors: Mapping[str, np.ndarray]) -> Any:
-        """The file's content with `tensors` (by the network's names) in their places, each in its original dtype."""
-        here = self.state_dict()
-        return self._with({self.names[name]: here[self.names[name]].holding(array) for name, array in tensors.items()})
+        """The file's content with `tensors` (by the network's names) in their places, each in its original dtype.
+
+        What shares a tensor with a module, such as its optimiser, shares the new one.
+        """
+        nodes = _nodes(self.tree, self.path)
+        here = _named(nodes[-1])
+        held = {self.names[name]: here[self.names[name]].holding(array) for name, array in tensors.items()}
+        if not all(isinstance(node, dict) for node in nodes):
+            return replaced(self.tree, {id(here[name]): tensor for name, tensor in held.items()})
+        state_dict = _copied(here)
+        state_dict.update(held)
+        return _with_node(self.tree, self.path, state_dict)
 
     def emptied(self, names: set[str]) -> "Envelope":
         """The envelope with the tensors that the network calls `names` emptied: they are held elsewhere now."""
-        here, nothing = self.state_dict(), np.zeros(0)
-        return replace(
-            self, tree=self._with({self.names[name]: here[self.names[name]].holding(nothing) for name in names})
-        )
-
-    def _with(self, tensors: Mapping[str, TorchTensor]) -> Any:
-        """The tree with other tensors in the state dict, by their full names.
-
-        What shares a tensor with a module, such as its optimiser, shares the other one.
-        """
-        nodes, here = [self.tree], self.state_dict()
-        for key in self.path:
-            nodes.append(_entries(nodes[-1])[key])
-        if not all(isinstance(node, dict) for node in nodes):
-            return replaced(self.tree, {id(here[name]): tensor for name, tensor in tensors.items()})
-        state_dict = _copied(here)
-        state_dict.update(tensors)
-        return _with_node(self.tree, self.path, state_dict)
+        return replace(self, tree=self.filled(dict.fromkeys(names, np.zeros(0))))
 
 
 def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope:
@@ -123,10 +111,7 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
     Raises:
         CheckpointError: there is no state dict in `tree`, or none under `key`, or several and nothing to choose by.
     """
-    found = state_dicts(tree)
-    if not found:
-        tree = arrays_as_tensors(tree)
-        found = state_dicts(tree)
+    tree, found = opened(tree)
     below = [".".join(path) for path in found if path]
     names = shortened(", ".join(map(repr, below[:SHOWN]))) + (
         f" and {len(below) - SHOWN} more" if below[SHOWN:] else ""
@@ -149,6 +134,14 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
     if len(equals) > 1:
         raise CheckpointError(f"the file holds several state dicts: {names}; choose one by --key")
     return Envelope(tree, first, {}, format)
+
+
+def opened(tree: Any) -> tuple[Any, dict[tuple[str, ...], int]]:
+    """A file's content and the `state_dicts` in it; its arrays are taken for tensors where there is none otherwise."""
+    if found := state_dicts(tree):
+        return tree, found
+    tree = arrays_as_tensors(tree)
+    return tree, state_dicts(tree)
 
 
 def state_dicts(tree: Any) -> dict[tuple[str, ...], int]:
@@ -194,6 +187,14 @@ def _entries(node: Any) -> Mapping[str, Any]:
     if isinstance(node, (list, tuple)):
         return {str(place): item for place, item in enumerate(node[:MOST_ITEMS])}
     return node.attributes if isinstance(node, Record) else node
+
+
+def _nodes(tree: Any, path: tuple[str, ...]) -> list[Any]:
+    """A tree and what lies in it along a path, the last of them at its end."""
+    nodes = [tree]
+    for key in path:
+        nodes.append(_entries(nodes[-1])[key])
+    return nodes
 
 
 def _is_pairs(node: Any) -> bool:

@@ -112,7 +112,7 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
     found, variants, others, not_recognised = _recognised(envelope, request)
     return Report(
         **facts,
-        **_state_dict_facts(envelope, file.tree),
+        **_state_dict_facts(envelope),
         **_model_facts(found, variants, request),
         prefix=common_prefix(found.reading.names) if found else "",
         beside=found.reading.beside if found else (),
@@ -140,7 +140,8 @@ def _recognised(
     try:
         others = runners_up(tensors, request)
         found = recognise(tensors, request)
-        variants = tuple(one.name for one in possible_networks(found, request, envelope))
+        possible, normalization = possible_networks(found, request, envelope)
+        found, variants = replace(found, normalization=normalization), tuple(one.name for one in possible)
         check_dtypes({name: tensor.dtype for name, tensor in _weights(found, envelope).items()})
     except CheckpointError as error:
         return found, variants, others, str(error)
@@ -158,9 +159,9 @@ def _weights(found: Candidate, envelope: Envelope) -> dict[str, TorchTensor]:
     return {name: tensor for name, tensor in own.items() if not is_counter(name, tensor)}
 
 
-def _state_dict_facts(envelope: Envelope, tree: Any) -> dict[str, Any]:
+def _state_dict_facts(envelope: Envelope) -> dict[str, Any]:
     tensors = envelope.tensors()
-    others = [".".join(path) for path in state_dicts(tree) if path and path != envelope.path]
+    others = [".".join(path) for path in state_dicts(envelope.tree) if path and path != envelope.path]
     trained = [tensor for name, tensor in tensors.items() if _is_trained(name, tensor)]
     return {
         "wrapper": ".".join(envelope.path),

@@ -6,20 +6,20 @@ computes can't be told.
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flax import nnx
 from jax.nn import sigmoid
 
-from ibau_jax.checkpoints.naming import common_prefix
+from ibau_jax.checkpoints.naming import common_prefix, is_below
+from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.checkpoints.records import SCRIPT, is_leaf, modules
 from ibau_jax.checkpoints.values import Record
 from ibau_jax.errors import CheckpointError, ConfigError, shortened
 from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.alterations import ACTIVATIONS, KINDS, replacing
 from ibau_jax.models.layers import (
-    ABSTRACT,
     Activation,
     AdaptiveAvgPool,
     AvgPool,
@@ -33,8 +33,8 @@ from ibau_jax.models.registry import altered, unaltered
 SHOWN = 3  # layers that a message names
 FUNCTIONS: dict[str, Function] = {**ACTIVATIONS, "sigmoid": sigmoid, "hardsigmoid": hardsigmoid}
 PLAIN = {
-    **{name: name.lower() for name in ("ReLU", "ReLU6", "SELU", "SiLU", "Mish", "Tanh", "Sigmoid")},
-    **{name: name.lower() for name in ("Hardswish", "Hardsigmoid")},
+    name: name.lower()
+    for name in ("ReLU", "ReLU6", "SELU", "SiLU", "Mish", "Tanh", "Sigmoid", "Hardswish", "Hardsigmoid")
 }
 LEAKY = {0.01: "leaky_relu", 0.1: "leaky_relu0.1", 0.2: "leaky_relu0.2"}
 ACTIVATION_MODULE = "torch.nn.modules.activation."
@@ -96,7 +96,7 @@ class Layers:
             if hasattr(layer, "heads") and isinstance(layer.heads, int):
                 found += self._heads(path, layer.heads)
         for name, what in self._activations.items():
-            if what not in functions and (name in seen or not _is_below(name, self._left_out)):
+            if what not in functions and (name in seen or not is_below(name, self._left_out)):
                 found.append(f"{name}: {what}")
         return found + list(self._unknown(seen))
 
@@ -116,7 +116,7 @@ class Layers:
                 yield f"{name or 'the module'}: {hooks[0] if hooks else 'forward'}"
             if not is_leaf(one) or name in seen or name in self._activations or _class(one) in HARMLESS:
                 continue
-            if _is_below(name, self._left_out):
+            if is_below(name, self._left_out):
                 continue
             averages = _class(one) in AVERAGING and name.startswith(self._prefix)
             normalizes = kind == NORMALIZE and self.normalization() is not None
@@ -151,34 +151,29 @@ def told_by_module(
         CheckpointError: there is none; the message says what differs.
     """
 
-    def counted(architectures: Iterable[Architecture]) -> list[tuple[int, Architecture, list[str]]]:
-        built = [(one, one.build(num_classes, image_size, ABSTRACT)) for one in architectures]
-        found = [(one, layers.contradictions(model)) for one, model in built]
-        return sorted(((len(left), one, left) for one, left in found), key=lambda counts: counts[0])
+    def differences(architecture: Architecture) -> list[str]:
+        return layers.contradictions(abstract_model(architecture, num_classes, image_size))
 
-    known = counted(possible)
-    if right := [one for count, one, _ in known if not count]:
+    known = {one: differences(one) for one in possible}
+    if right := [one for one, found in known.items() if not found]:
         return right
-    _, best, differences = known[0]
+    best = min(known, key=lambda one: len(known[one]))
     base, chosen = unaltered(best)
-    names = layers.suggested(best.build(num_classes, image_size, ABSTRACT))
+    names = layers.suggested(abstract_model(best, num_classes, image_size))
     for kind in KINDS:
         for name in kind:
             chosen = replacing(chosen, kind, name) if name in names else chosen
     with contextlib.suppress(CheckpointError):
-        if chosen and not counted([altered(base, *chosen)])[0][0]:
-            return [altered(base, *chosen)]
-    more = f" and {len(differences) - SHOWN} more" if differences[SHOWN:] else ""
+        if chosen and not differences(likely := altered(base, *chosen)):
+            return [likely]
+    left = known[best]
+    more = f" and {len(left) - SHOWN} more" if left[SHOWN:] else ""
     raise CheckpointError(
         f"the module in the file has the names and shapes of {best.name}, but other layers: "
-        f"{shortened('; '.join(differences[:SHOWN]), 400)}{more}. If they are beside the network and take no "
+        f"{shortened('; '.join(left[:SHOWN]), 400)}{more}. If they are beside the network and take no "
         "part, --leave-out NAME says so; else write "
         "the network as a Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
     )
-
-
-def _is_below(name: str, prefixes: Sequence[str]) -> bool:
-    return any(f"{name}.".startswith(f"{prefix.rstrip('.')}.") for prefix in prefixes)
 
 
 def _functions(model: nnx.Module) -> set[str | None]:
@@ -268,11 +263,8 @@ def _wanted(layer: nnx.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
         return ("MaxPool2d",), {**window, "ceil_mode": layer.ceil}
     if isinstance(layer, AvgPool):
         window = {"kernel_size": layer.size, "stride": layer.stride, "padding": layer.padding, "ceil_mode": False}
-        return ("AvgPool2d",), {
-            **window,
-            "divisor_override": None,
-            **({"count_include_pad": True} if layer.padding else {}),
-        }
+        padded = {"count_include_pad": True} if layer.padding else {}
+        return ("AvgPool2d",), {**window, **padded, "divisor_override": None}
     if isinstance(layer, AdaptiveAvgPool):
         return ("AdaptiveAvgPool2d",), {"output_size": layer.size}
     if isinstance(layer, Identity):

@@ -7,7 +7,7 @@ it. The network is a sub-tree of the names; what lies beside it is kept for the 
 import functools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,6 +16,7 @@ from ibau_jax.checkpoints.conversion import Mismatch, is_counter, mismatch
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import ConfigError
 from ibau_jax.models import Normalization
+from ibau_jax.models.registry import Shapes
 
 # Parts of names that DataParallel, torch.compile, activation checkpoints and FSDP add, anywhere.
 WRAPPER_PARTS = frozenset(("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module"))
@@ -33,7 +34,6 @@ MOST_MARKS = 4  # networks in a file whose names are translated
 MAX_DEPTH = 32  # of a sub-tree: no network nests deeper, and a hostile name may have a million parts
 
 Tensors = Mapping[str, TorchTensor]
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Spelling:
         return found if len(found) == len(plain) else None
 
     def _own(self, name: str, prefixes: list[str]) -> str:
-        for prefix in prefixes:
+        for prefix in filter(name.startswith, prefixes):
             for pattern, own in self.names.items():
-                if name.startswith(prefix) and (match := re.fullmatch(pattern, name.removeprefix(prefix))):
+                if match := re.fullmatch(pattern, name.removeprefix(prefix)):
                     return prefix + match.expand(own)
         return name
 
@@ -162,6 +162,11 @@ def common_prefix(names: Mapping[str, str]) -> str:
     own, full = next(iter(names.items()), ("", ""))
     prefix = full.removesuffix(own)
     return prefix if all(full == prefix + own for own, full in names.items()) else ""
+
+
+def is_below(name: str, prefixes: Sequence[str]) -> bool:
+    """Whether a tensor or a layer is one of those that `prefixes` name, or lies in one."""
+    return f"{name}.".startswith(tuple(f"{prefix.rstrip('.')}." for prefix in prefixes))
 
 
 def read_as(state: StateDict, prefix: str, shapes: Shapes, classifier: str | None) -> Reading:

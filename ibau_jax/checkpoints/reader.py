@@ -150,7 +150,7 @@ def _known_by_its_head(head: bytes) -> str:
         return " but HDF5, as Keras writes it; only PyTorch's models are converted"
     if head.startswith(b"GGUF"):
         return " but GGUF, whose weights are quantised; save the model's state_dict() with torch.save instead"
-    if head.startswith(b"\x08") and any(word in head for word in (b"onnx", b"pytorch", b"torch")):
+    if head.startswith(b"\x08") and any(word in head for word in (b"onnx", b"torch")):
         return " but ONNX, a program; save the model's state_dict() with torch.save instead"
     if is_tar(head):
         return " but a tar archive; unpack it first"

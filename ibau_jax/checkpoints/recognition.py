@@ -10,7 +10,7 @@ from flax import nnx
 from ibau_jax.checkpoints.conversion import Mismatch, Path, leaf_shapes, torch_shapes
 from ibau_jax.checkpoints.envelope import rank
 from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
-from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, read_as
+from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, is_below, read_as
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, name_patterns, proposed
 from ibau_jax.models.layers import ABSTRACT
@@ -183,8 +183,7 @@ def summary(tensors: Tensors) -> str:
 
 def _state_dict(tensors: Tensors, request: Request) -> StateDict:
     """The tensors without those that the user leaves out."""
-    left_out = tuple(f"{name.rstrip('.')}." for name in request.leave_out)
-    return StateDict({name: value for name, value in tensors.items() if not f"{name}.".startswith(left_out)})
+    return StateDict({name: value for name, value in tensors.items() if not is_below(name, request.leave_out)})
 
 
 def _possible(state: StateDict, request: Request) -> list[Architecture]:

@@ -28,6 +28,12 @@ def looked_at(path, **known):
     return inspect_file(path, Request(**known))
 
 
+def test_other_state_dicts_of_arrays_are_told(tmp_path):
+    state = {name: tensor.numpy() for name, tensor in random_vgg().state_dict().items()}
+    torch.save({"state_dict": state, "model_ema": dict(state)}, tmp_path / "x.pth")
+    assert looked_at(tmp_path / "x.pth").other_state_dicts == ("model_ema",)
+
+
 def test_what_is_found(tmp_path):
     state = random_vgg(43).half().state_dict()
     ema = random_vgg(43).state_dict()

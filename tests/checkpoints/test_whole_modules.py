@@ -397,6 +397,7 @@ def test_a_normalisation_before_the_network_is_the_models(tmp_path):
         expected = net(images).numpy()
     found = load(tmp_path / "x.pth").model()(images.numpy().transpose(0, 2, 3, 1))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert looked_at(tmp_path / "x.pth").normalization == {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
 
 def test_a_layer_in_two_places_is_refused(tmp_path):
@@ -405,6 +406,7 @@ def test_a_layer_in_two_places_is_refused(tmp_path):
     torch.save(net, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="are one tensor in the file"):
         load(tmp_path / "x.pth")
+    assert "are one tensor in the file" in looked_at(tmp_path / "x.pth").problem
 
 
 def test_a_vision_transformer_with_other_heads_is_refused(tmp_path):
