@@ -364,7 +364,8 @@ def _named_arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
         for name, value in state
         if isinstance(value, TorchTensor | np.ndarray)
     }
-    return kept | {envelope.names[name]: array for name, array in leaves_to_torch(checkpoint.leaves).items()}
+    new = envelope.held(leaves_to_torch(checkpoint.leaves))
+    return kept | {name: tensor.numpy() for name, tensor in new.items()}
 
 
 def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
@@ -421,7 +422,7 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
 
 def _check_names(checkpoint: Checkpoint, folder: Path) -> None:
     """Raises CheckpointError where a Flax folder's tensors, written back, would not be recognised as they are read."""
-    written = checkpoint.envelope.state_dict_in(_filled(checkpoint))
+    written = replace(checkpoint.envelope, tree=_filled(checkpoint)).tensors()
     tensors = {full: written[full] for full in checkpoint.envelope.names.values()}
     request = Request(checkpoint.architecture.name, checkpoint.num_classes, checkpoint.image_size)
     try:

@@ -3,10 +3,12 @@
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from ibau_jax.checkpoints.folding import Fold, find_folds, folded
 from ibau_jax.checkpoints.reader import Format
 from ibau_jax.checkpoints.records import arrays_as_tensors, is_module, is_scripted, module_tensors, replaced
 from ibau_jax.checkpoints.values import OWN_DIALECT, Dialect, Record, TorchTensor
@@ -24,7 +26,8 @@ class Envelope:
     """A file without the weights that were converted.
 
     Attributes:
-        tree: the file's content, its state dict's tensors emptied (their dtype and kind stay).
+        tree: the file's content, its state dict's tensors emptied (their dtype and kind stay) but for those that are
+            held in another form.
         path: the keys that lead from `tree` to the state dict; `()` where the file is the state dict.
         names: the network's own names of its tensors, and the state dict's; empty until the network is recognised.
         format: the file format it came in.
@@ -57,14 +60,24 @@ class Envelope:
         """The state dict inside another tree of the same form, such as `filled` gives or torch loads."""
         return _named(_nodes(tree, self.path)[-1])
 
-    def tensors(self) -> dict[str, TorchTensor]:
+    def stored(self) -> dict[str, TorchTensor]:
         """The state dict's tensors by their full names, below `part`."""
         named = self.state_dict().items()
         return {name: value for name, value in named if isinstance(value, TorchTensor) and name.startswith(self.part)}
 
+    def tensors(self) -> dict[str, TorchTensor]:
+        """The same with folds in the places of what they are made of."""
+        return folded(self.stored(), tuple(self.folds.values()))
+
+    @cached_property
+    def folds(self) -> dict[str, Fold]:
+        """The tensors that the file holds in another form, by their names in `tensors`."""
+        return {fold.name: fold for fold in find_folds(self.stored())}
+
     def beside(self) -> list[str]:
         """The full names of the tensors that are not the network's."""
         own = set(self.names.values())
+        own |= {part for name in own & self.folds.keys() for part in self.folds[name].parts}
         return [name for name, value in self.state_dict().items() if isinstance(value, TorchTensor) and name not in own]
 
     def others(self) -> list[str]:
@@ -85,17 +98,30 @@ class Envelope:
         What shares a tensor with a module, such as its optimiser, shares the new one.
         """
         nodes = _nodes(self.tree, self.path)
-        here = _named(nodes[-1])
-        held = {self.names[name]: here[self.names[name]].holding(array) for name, array in tensors.items()}
+        here, held = _named(nodes[-1]), self.held(tensors)
         if not all(isinstance(node, dict) for node in nodes):
             return replaced(self.tree, {id(here[name]): tensor for name, tensor in held.items()})
         state_dict = _copied(here)
         state_dict.update(held)
         return _with_node(self.tree, self.path, state_dict)
 
+    def held(self, tensors: Mapping[str, np.ndarray]) -> dict[str, TorchTensor]:
+        """The file's tensors, by their full names, that hold `tensors` (by the network's names)."""
+        stored, held = self.stored(), dict[str, TorchTensor]()
+        for own, array in tensors.items():
+            name = self.names[own]
+            fold = self.folds.get(name)
+            held |= fold.unfolded(array, stored) if fold else {name: stored[name].holding(array)}
+        return held
+
     def emptied(self, names: set[str]) -> "Envelope":
-        """The envelope with the tensors that the network calls `names` emptied: they are held elsewhere now."""
-        return replace(self, tree=self.filled(dict.fromkeys(names, np.zeros(0))))
+        """The envelope with the tensors that the network calls `names` emptied: they are held elsewhere now.
+
+        Those stay that the file has in a form of which the network's tensor is only a part.
+        """
+        folds = {name: self.folds.get(self.names[name]) for name in names}
+        held_elsewhere = [name for name, fold in folds.items() if fold is None or fold.form.is_lossless]
+        return replace(self, tree=self.filled(dict.fromkeys(held_elsewhere, np.zeros(0))))
 
 
 def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope:

@@ -160,7 +160,7 @@ def _weights(found: Candidate, envelope: Envelope) -> dict[str, TorchTensor]:
 
 
 def _state_dict_facts(envelope: Envelope) -> dict[str, Any]:
-    tensors = envelope.tensors()
+    tensors = envelope.stored()
     others = [".".join(path) for path in state_dicts(envelope.tree) if path and path != envelope.path]
     trained = [tensor for name, tensor in tensors.items() if _is_trained(name, tensor)]
     return {

@@ -126,17 +126,15 @@ class StateDict:
 
     @functools.cached_property
     def common_prefixes(self) -> list[str]:
-        """The sub-trees that hold most of the tensors: the whole first, then each inside the one before."""
+        """The sub-trees that hold a quarter of the tensors and so may be the network, the whole first."""
         names = [name for name in self.full if not is_counter(name, self[name])]
-        prefixes, count = [""], len(names)
-        while len(prefixes) < MAX_DEPTH:
-            names = [name for name in names if name.startswith(prefixes[-1])]
-            places = [name[len(prefixes[-1]) :].partition(".") for name in names]
+        prefixes, waiting = list[str](), [""]
+        while waiting and len(prefixes) < MAX_DEPTH:
+            prefix = waiting.pop(0)
+            prefixes.append(prefix)
+            places = [name[len(prefix) :].partition(".") for name in names if name.startswith(prefix)]
             parts = Counter(part for part, dot, _ in places if dot)
-            part, most = next(iter(parts.most_common(1)), ("", 0))
-            if 2 * most <= count:
-                break
-            prefixes.append(f"{prefixes[-1]}{part}.")
+            waiting += [f"{prefix}{part}." for part, held in parts.most_common() if 4 * held >= len(names)]
         return prefixes
 
 

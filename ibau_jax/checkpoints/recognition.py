@@ -112,10 +112,11 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     if sure:
         return _with_several_classes(_chosen(sure))
     if fitting:
-        name, beside = fitting[0].architecture.name, ", ".join(fitting[0].doubtful)
+        first = _chosen(fitting)
+        name, beside = first.architecture.name, ", ".join(first.doubtful)
         raise CheckpointError(
             f"the state dict fits {name}, but tensors beside it may take part in what it computes: {beside}. "
-            f"If they do not, --leave-out {fitting[0].doubtful[0]} keeps them as they are; else write the network as a "
+            f"If they do not, --leave-out {first.doubtful[0]} keeps them as they are; else write the network as a "
             "Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
         )
     closest = runners_up(tensors, request)

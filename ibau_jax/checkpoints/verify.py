@@ -113,8 +113,19 @@ def _loaded_module(
 
 def _of_network(checkpoint: Checkpoint, tensors: dict[str, Any]) -> dict[str, Any]:
     """The network's tensors under its own names, without what belongs to training alone."""
+    tensors = tensors | _folded_by_torch(checkpoint, tensors)
     own = {name: tensors[full] for name, full in checkpoint.envelope.names.items() if full in tensors}
     return {name: value for name, value in own.items() if not name.endswith(FOREIGN_COUNTERS)}
+
+
+def _folded_by_torch(checkpoint: Checkpoint, tensors: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    return {
+        name: torch.as_tensor(fold.form.fold([tensors[part].double().numpy() for part in fold.parts]))
+        for name, fold in checkpoint.envelope.folds.items()
+        if tensors.keys() >= set(fold.parts)
+    }
 
 
 def _tensors_by_torch(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
