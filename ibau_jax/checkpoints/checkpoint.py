@@ -24,6 +24,7 @@ from ibau_jax.checkpoints.conversion import Path as LeafPath
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope, opened
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.module_evidence import Layers, told_by_module
+from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import Format, read_torch_file
 from ibau_jax.checkpoints.recognition import Candidate, Request, abstract_model, abstract_shapes, recognise, same_name
 from ibau_jax.checkpoints.values import TorchTensor
@@ -254,7 +255,8 @@ def possible_networks(
         return possible, candidate.normalization
     tensors, names = envelope.tensors(), candidate.reading.names
     _check_apart({name: tensors[full] for name, full in names.items()})
-    layers = Layers(module, names, request.leave_out)
+    unused = [common_prefix(names) + part for part in candidate.architecture.unused]
+    layers = Layers(module, names, (*request.leave_out, *unused))
     if not is_own(candidate.architecture.name):
         possible = told_by_module(possible, layers, candidate.num_classes, candidate.image_size)
     return possible, candidate.normalization or layers.normalization()

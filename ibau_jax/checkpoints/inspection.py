@@ -30,7 +30,7 @@ class Report:
         other_state_dicts: where there are others, for `--key`.
         is_whole_module: whether that is a module whose layers say what they do.
         entries: what else lies at the top of the file, by key, and of what kind it is.
-        prefix: what every name of the network begins with beside the model's own names.
+        prefix: what most names of the network begin with before the model's own names.
         beside: tensors that are no part of the network, by their full names.
         keys: the state dict's tensors by their full names, with their shapes.
         parameters: how many trained values they hold: neither running statistics nor counters.

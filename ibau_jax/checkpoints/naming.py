@@ -146,20 +146,21 @@ class Reading:
         prefix: what the names begin with, those of wrappers left out, beside the network's own.
         names: the file's names of all tensors in the sub-tree, counters included, by the network's own.
         beside: the file's names of all other tensors.
+        idle: those of them that are of the network's layers which inference does not use.
         mismatch: what of the network's names and shapes does not fit.
     """
 
     prefix: str
     names: Mapping[str, str] = field(repr=False)
     beside: tuple[str, ...]
+    idle: frozenset[str]
     mismatch: Mismatch = field(repr=False)
 
 
 def common_prefix(names: Mapping[str, str]) -> str:
-    """What the file's names begin with beside the network's own, if that is the same for all; else nothing."""
-    own, full = next(iter(names.items()), ("", ""))
-    prefix = full.removesuffix(own)
-    return prefix if all(full == prefix + own for own, full in names.items()) else ""
+    """What most of the file's names begin with before the network's own: a classifier may lie elsewhere."""
+    prefixes = Counter(full.removesuffix(own) for own, full in names.items() if full.endswith(own))
+    return max(prefixes, key=prefixes.__getitem__, default="")
 
 
 def is_below(name: str, prefixes: Sequence[str]) -> bool:
@@ -167,7 +168,9 @@ def is_below(name: str, prefixes: Sequence[str]) -> bool:
     return f"{name}.".startswith(tuple(f"{prefix.rstrip('.')}." for prefix in prefixes))
 
 
-def read_as(state: StateDict, prefix: str, shapes: Shapes, classifier: str | None) -> Reading:
+def read_as(
+    state: StateDict, prefix: str, shapes: Shapes, classifier: str | None, unused: Sequence[str] = ()
+) -> Reading:
     """The state dict read as a network that lies below `prefix`.
 
     Args:
@@ -176,12 +179,18 @@ def read_as(state: StateDict, prefix: str, shapes: Shapes, classifier: str | Non
         shapes: of the network's tensors, by its own names.
         classifier: the name of its last weight. One that lies deeper or elsewhere is taken in its place, where it is
             the only matrix beside the network's body.
+        unused: what the names of its layers begin with that inference does not use; their tensors lie beside it.
     """
-    inside = {name.removeprefix(prefix): full for name, full in state.full.items() if name.startswith(prefix)}
+    idle = {full for name, full in state.full.items() if is_below(name, [prefix + part for part in unused])}
+    inside = {
+        name.removeprefix(prefix): full
+        for name, full in state.full.items()
+        if name.startswith(prefix) and full not in idle
+    }
     modules = {name.partition(".")[0] for name in shapes}
     # What lies in a module of the network belongs to it; a module of another name at the top need not.
     own = {name: full for name, full in inside.items() if name in shapes or name.partition(".")[0] in modules}
-    beside = set(state.full.values()) - set(own.values())
+    beside = set(state.full.values()) - set(own.values()) - idle
     if classifier is not None and classifier not in own:
         own = _with_classifier(state, own, beside, shapes, classifier)
     counters = {name: full for name, full in inside.items() if is_counter(name, state.tensors[full])}
@@ -190,7 +199,7 @@ def read_as(state: StateDict, prefix: str, shapes: Shapes, classifier: str | Non
     fit = mismatch(shapes, {name: state.tensors[full] for name, full in names.items()})
     if fit:  # then whatever else is there may be what is wrong
         fit = mismatch(shapes, {name: state.tensors[full] for name, full in (inside | names).items()})
-    return Reading(prefix, names, tuple(name for name in state.tensors if name not in used), fit)
+    return Reading(prefix, names, tuple(name for name in state.tensors if name not in used), frozenset(idle), fit)
 
 
 def _with_classifier(
@@ -232,7 +241,7 @@ def doubtful(state: StateDict, reading: Reading, channels: int, num_classes: int
             or (leaf in NORMALIZING and max(shape, default=1) in (1, channels, num_classes))
         )
 
-    return [name for name in reading.beside if may_take_part(name)]
+    return [name for name in reading.beside if name not in reading.idle and may_take_part(name)]
 
 
 def find_normalization(

@@ -235,7 +235,7 @@ def _as_architecture(
 def _of_size(state: StateDict, architecture: Architecture, prefix: str, request: Request, image_size: int) -> Candidate:
     def read(classes: int) -> Reading:
         shapes = torch_shapes(abstract_shapes(architecture, classes, image_size))
-        return read_as(state, prefix, shapes, architecture.classifier)
+        return read_as(state, prefix, shapes, architecture.classifier, architecture.unused)
 
     num_classes = request.num_classes or _classes(architecture, state, prefix, request.hints.num_classes)
     reading = read(num_classes or UNKNOWN_CLASSES)

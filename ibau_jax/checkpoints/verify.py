@@ -1,6 +1,6 @@
 """Compares a checkpoint's Flax model with PyTorch's own forward pass. Needs torch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from ibau_jax.checkpoints.checkpoint import Checkpoint
 from ibau_jax.checkpoints.conversion import FOREIGN_COUNTERS
+from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import read_torch_file
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
@@ -105,16 +106,22 @@ def _loaded_module(
     try:
         tensors = _tensors_by_torch(checkpoint, file)
         whole = set(module.state_dict()) == set(tensors) != set(checkpoint.envelope.names)
-        module.load_state_dict(tensors if whole else _of_network(checkpoint, tensors))
+        module.load_state_dict(tensors if whole else _of_network(checkpoint, tensors, module.state_dict()))
     except Exception as error:  # whatever torch raises for a file or names it can't take
         raise CheckpointError(f"PyTorch can't load {file}: {str(error)[:200]}") from error
     return module.eval().float(), whole
 
 
-def _of_network(checkpoint: Checkpoint, tensors: dict[str, Any]) -> dict[str, Any]:
-    """The network's tensors under its own names, without what belongs to training alone."""
+def _of_network(checkpoint: Checkpoint, tensors: dict[str, Any], wanted: Iterable[str]) -> dict[str, Any]:
+    """The network's tensors under its own names, without what belongs to training alone.
+
+    With them are those that a module wants beside them, as of heads that it has for training, where the file has them.
+    """
     tensors = tensors | _folded_by_torch(checkpoint, tensors)
-    own = {name: tensors[full] for name, full in checkpoint.envelope.names.items() if full in tensors}
+    names = checkpoint.envelope.names
+    prefix = common_prefix(names)
+    full_names = {name: f"{prefix}{name}" for name in wanted} | dict(names)
+    own = {name: tensors[full] for name, full in full_names.items() if full in tensors}
     return {name: value for name, value in own.items() if not name.endswith(FOREIGN_COUNTERS)}
 
 

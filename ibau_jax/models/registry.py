@@ -36,6 +36,8 @@ class Architecture:
         channels: of an image.
         variant_of: the most common architecture with tensors of the same names and shapes, where that is another one.
             They differ in what leaves no trace in a state dict: strides, pooling, activations, what a shortcut reads.
+        unused: what the names of layers begin with that inference does not use, as auxiliary heads. A state dict may
+            hold them or not; they are kept as they are.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Architecture:
     torch_module: "Callable[[int], torch.nn.Module] | None" = None
     channels: int = 3
     variant_of: str | None = None
+    unused: tuple[str, ...] = ()
 
 
 Shapes = Mapping[str, tuple[int, ...]]

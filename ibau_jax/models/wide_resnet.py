@@ -1,5 +1,6 @@
 """Wide ResNets (Zagoruyko & Komodakis, 2016): WRN-depth-k, k times as wide as a thin one, as CIFAR code names them.
 
+The code of TRADES (Zhang et al., 2019) makes a second first group, `sub_block1`, that it never calls.
 Semi-supervised learning's code has LeakyReLU(0.1) in place of ReLU (`_leaky`), and first blocks that read their input
 as it is from the second group on (`_raw`); neither leaves a trace in a state dict.
 """
@@ -97,6 +98,7 @@ def _register(depth: int, factor: int, variant: str) -> None:
             classifier="fc.weight",
             landmarks={last: (64 * factor, 64 * factor, 3, 3), "bn1.weight": (64 * factor,)},
             variant_of=base if variant else None,
+            unused=("sub_block1",),
         )
     )
 

@@ -13,7 +13,7 @@ from ibau_jax.checkpoints.recognition import Request
 from ibau_jax.checkpoints.verify import verify
 from ibau_jax.errors import CheckpointError
 from tests.checkpoints.test_conversion import assert_same_tree, random_vgg
-from tests.oracles.cifar_models import WideResNet, randomise
+from tests.oracles.cifar_models import WideResNet, WideStage, randomise
 from tests.oracles.twins import as_torch
 
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -95,6 +95,47 @@ def test_tensors_are_left_out_on_request(tmp_path):
     network, other, _ = DOUBTFUL["a layer beside the others"]
     tree = OrderedDict([*network.items(), *other.items()])
     assert round_trip(tree, tmp_path, leave_out=("attention",)).architecture.name == "wide_resnet10_1"
+
+
+def with_unused_group(classes=10):
+    """TRADES' Wide ResNet, whose second first group takes no part in the computation."""
+    module = WideResNet(10, 1, classes)
+    module.sub_block1 = WideStage(1, 16, 16, 1)
+    return randomise(module, 0)
+
+
+@pytest.mark.parametrize(("prefix", "classifier"), [("", "fc"), ("module.", "fc.1"), ("model.net.", "head")])
+def test_layers_that_inference_does_not_use_are_kept(tmp_path, prefix, classifier):
+    state = with_unused_group().state_dict()
+    tree = OrderedDict((prefix + name.replace("fc", classifier), value) for name, value in state.items())
+    checkpoint = round_trip(tree, tmp_path)
+    assert (checkpoint.architecture.name, checkpoint.num_classes) == ("wide_resnet10_1", 10)
+    assert f"{prefix}sub_block1.layer.0.conv1.weight" in checkpoint.beside_note()
+    for make in (lambda classes: WideResNet(10, 1, classes), with_unused_group):
+        assert verify(checkpoint, tmp_path / "x.pth", torch_module=make) <= 1e-5
+
+
+def test_only_what_inference_does_not_use_is_passed_over(tmp_path):
+    state = with_unused_group().state_dict()
+    torch.save(
+        OrderedDict((name.replace("sub_block1", "sub_block12"), one) for name, one in state.items()), tmp_path / "x.pth"
+    )
+    with pytest.raises(CheckpointError, match="--leave-out sub_block12"):
+        load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, nn.DataParallel])
+def test_a_whole_module_with_layers_that_inference_does_not_use(tmp_path, wrap):
+    net = with_unused_group()
+    net.fc = nn.Sequential(nn.Dropout(), net.fc)
+    net.sub_block1.squash = nn.Softplus()
+    torch.save(wrap(net), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth")
+    assert checkpoint.architecture.name == "wide_resnet10_1"
+    save(checkpoint, tmp_path / "y.pth")
+    before, after = (torch.load(tmp_path / file, weights_only=False).state_dict() for file in ("x.pth", "y.pth"))
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
