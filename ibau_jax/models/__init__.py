@@ -9,6 +9,7 @@ from ibau_jax.models import (  # noqa: F401 - each registers what it defines
     mobilenet,
     preact_resnet,
     resnet,
+    senet,
     small_cnn,
     small_vgg,
     squeezenet,

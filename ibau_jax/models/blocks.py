@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.models.convolution import Conv
 from ibau_jax.models.layers import Activation, Function, Sequential, batch_norm, conv
 
 Features = Float[Array, "n h w c"]
@@ -67,8 +68,12 @@ class SqueezeExcitation(nnx.Module):
         self.activation, self.gate = activation, gate
 
     def __call__(self, x: Features) -> Features:
-        mean = x.mean((1, 2), keepdims=True)
-        return self.gate(self.fc2(self.activation(self.fc1(mean)))) * x
+        return squeeze_and_excite(x, self.fc1, self.fc2, self.activation, self.gate)
+
+
+def squeeze_and_excite(x: Features, squeeze: Conv, excite: Conv, activation: Function, gate: Function) -> Features:
+    """Scales each channel by the gate of what two 1x1 convolutions make of the image's mean (Hu et al., 2018)."""
+    return gate(excite(activation(squeeze(x.mean((1, 2), keepdims=True))))) * x
 
 
 class Residual(nnx.Module):

@@ -16,46 +16,51 @@ from ibau_jax.models.layers import Sequential, batch_norm, conv, global_average,
 from ibau_jax.models.registry import Architecture, register
 
 
-class PreActBlock(nnx.Module):
-    """Two 3x3 convolutions."""
+class PreActivation(nnx.Module):
+    """branch(active) + projection(active), or + x where shapes agree; `active` is x normalised and rectified."""
 
     expansion = 1
 
     def __init__(self, raw_shortcut: bool, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
-        self.bn1, self.conv1 = batch_norm(in_features, rngs), conv(in_features, features, 3, rngs, stride=stride)
-        self.bn2, self.conv2 = batch_norm(features, rngs), conv(features, features, 3, rngs)
-        self.shortcut = _shortcut(in_features, features, stride, rngs)
+        self.bn1, out_features = batch_norm(in_features, rngs), features * self.expansion
+        project = stride != 1 or in_features != out_features
+        self.shortcut = Sequential([conv(in_features, out_features, 1, rngs, stride=stride)] if project else [])
         self.raw_shortcut, self.activation = raw_shortcut, relu
 
     def __call__(self, x: Features) -> Features:
         active = self.activation(self.bn1(x))
-        out = self.conv2(self.activation(conv_norm(self.conv1, self.bn2, active)))
-        return out + (self.shortcut(x if self.raw_shortcut else active) if self.shortcut else x)
+        return self.branch(active) + (self.shortcut(x if self.raw_shortcut else active) if self.shortcut else x)
+
+    def branch(self, active: Features) -> Features:
+        raise NotImplementedError
 
 
-class PreActBottleneck(nnx.Module):
+class PreActBlock(PreActivation):
+    """Two 3x3 convolutions."""
+
+    def __init__(self, raw_shortcut: bool, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
+        super().__init__(raw_shortcut, rngs, in_features, features, stride)
+        self.conv1 = conv(in_features, features, 3, rngs, stride=stride)
+        self.bn2, self.conv2 = batch_norm(features, rngs), conv(features, features, 3, rngs)
+
+    def branch(self, active: Features) -> Features:
+        return self.conv2(self.activation(conv_norm(self.conv1, self.bn2, active)))
+
+
+class PreActBottleneck(PreActivation):
     """1x1, 3x3 with the stride, 1x1 to four times the features."""
 
     expansion = 4
 
     def __init__(self, raw_shortcut: bool, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
-        self.bn1, self.conv1 = batch_norm(in_features, rngs), conv(in_features, features, 1, rngs)
+        super().__init__(raw_shortcut, rngs, in_features, features, stride)
+        self.conv1 = conv(in_features, features, 1, rngs)
         self.bn2, self.conv2 = batch_norm(features, rngs), conv(features, features, 3, rngs, stride=stride)
         self.bn3, self.conv3 = batch_norm(features, rngs), conv(features, 4 * features, 1, rngs)
-        self.shortcut = _shortcut(in_features, 4 * features, stride, rngs)
-        self.raw_shortcut, self.activation = raw_shortcut, relu
 
-    def __call__(self, x: Features) -> Features:
-        active = self.activation(self.bn1(x))
+    def branch(self, active: Features) -> Features:
         out = self.activation(conv_norm(self.conv1, self.bn2, active))
-        out = self.conv3(self.activation(conv_norm(self.conv2, self.bn3, out)))
-        return out + (self.shortcut(x if self.raw_shortcut else active) if self.shortcut else x)
-
-
-def _shortcut(in_features: int, out_features: int, stride: int, rngs: nnx.Rngs) -> Sequential:
-    """The projection; empty where the block adds its own input."""
-    project = stride != 1 or in_features != out_features
-    return Sequential([conv(in_features, out_features, 1, rngs, stride=stride)] if project else [])
+        return self.conv3(self.activation(conv_norm(self.conv2, self.bn3, out)))
 
 
 class PreActResNet(nnx.Module):
@@ -63,7 +68,7 @@ class PreActResNet(nnx.Module):
 
     def __init__(
         self,
-        block: type[PreActBlock] | type[PreActBottleneck],
+        block: type[PreActivation],
         blocks: tuple[int, ...],
         final_norm: bool,
         raw_shortcut: bool,
@@ -86,10 +91,12 @@ class PreActResNet(nnx.Module):
         return self.linear(global_average(x))
 
 
-DEPTHS: dict[int, tuple[type[PreActBlock] | type[PreActBottleneck], tuple[int, ...]]] = {
+DEPTHS: dict[int, tuple[type[PreActivation], tuple[int, ...]]] = {
     18: (PreActBlock, (2, 2, 2, 2)),
     34: (PreActBlock, (3, 4, 6, 3)),
     50: (PreActBottleneck, (3, 4, 6, 3)),
+    101: (PreActBottleneck, (3, 4, 23, 3)),
+    152: (PreActBottleneck, (3, 8, 36, 3)),
 }
 
 
