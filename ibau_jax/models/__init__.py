@@ -3,6 +3,7 @@
 from ibau_jax.models import (  # noqa: F401 - each registers what it defines
     alexnet,
     cifar_densenet,
+    cifar_resnext,
     convnext,
     densenet,
     efficientnet,
