@@ -3,11 +3,13 @@
 from ibau_jax.models import (  # noqa: F401 - each registers what it defines
     alexnet,
     cifar_densenet,
+    cifar_efficientnet,
     cifar_resnext,
     convnext,
     densenet,
     efficientnet,
     mobilenet,
+    mobilenet_v1,
     preact_resnet,
     resnet,
     senet,

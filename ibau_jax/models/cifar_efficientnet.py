@@ -1,0 +1,80 @@
+"""EfficientNet-B0 (Tan & Le, 2019) for small images, as the CIFAR code after kuangliu names it.
+
+The stem has no stride, and nothing stands between the last block and the pooling. The first block, which does not
+expand its features, holds an expansion all the same; what that computes is not used.
+"""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from ibau_jax.models.blocks import Features, squeeze_and_excite
+from ibau_jax.models.convolution import conv_norm
+from ibau_jax.models.efficientnet import SQUEEZE, STAGES
+from ibau_jax.models.layers import Sequential, batch_norm, conv, global_average, linear, silu
+from ibau_jax.models.registry import Architecture, register
+
+STEM_FEATURES = 32
+
+
+class CifarSqueezeExcitation(nnx.Module):
+    """Scales each channel by what the image's mean says of it."""
+
+    def __init__(self, features: int, squeezed: int, rngs: nnx.Rngs) -> None:
+        self.se1 = conv(features, squeezed, 1, rngs, bias=True)
+        self.se2 = conv(squeezed, features, 1, rngs, bias=True)
+        self.activation = silu
+
+    def __call__(self, x: Features) -> Features:
+        return squeeze_and_excite(x, self.se1, self.se2, self.activation, jax.nn.sigmoid)
+
+
+class CifarMBConv(nnx.Module):
+    """Expansion, a convolution of each channel by itself, squeeze-and-excitation, and a projection."""
+
+    def __init__(
+        self, in_features: int, features: int, expansion: int, kernel: int, stride: int, rngs: nnx.Rngs
+    ) -> None:
+        hidden = in_features * expansion
+        self.conv1, self.bn1 = conv(in_features, hidden, 1, rngs), batch_norm(hidden, rngs)
+        self.conv2 = conv(hidden, hidden, kernel, rngs, stride=stride, groups=hidden)
+        self.bn2 = batch_norm(hidden, rngs)
+        self.se = CifarSqueezeExcitation(hidden, in_features // SQUEEZE, rngs)
+        self.conv3, self.bn3 = conv(hidden, features, 1, rngs), batch_norm(features, rngs)
+        self.expands, self.add = expansion != 1, stride == 1 and in_features == features
+        self.activation = silu
+
+    def __call__(self, x: Features) -> Features:
+        out = self.activation(conv_norm(self.conv1, self.bn1, x)) if self.expands else x
+        out = self.se(self.activation(conv_norm(self.conv2, self.bn2, out)))
+        out = conv_norm(self.conv3, self.bn3, out)
+        return out + x if self.add else out
+
+
+class CifarEfficientNet(nnx.Module):
+    """Logits of RGB images of any size."""
+
+    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        self.conv1, self.bn1 = conv(3, STEM_FEATURES, 3, rngs), batch_norm(STEM_FEATURES, rngs)
+        blocks, in_features = [], STEM_FEATURES
+        for expansion, kernel, stride, features, count in STAGES:
+            for index in range(count):
+                blocks.append(CifarMBConv(in_features, features, expansion, kernel, 1 if index else stride, rngs))
+                in_features = features
+        self.layers = Sequential(blocks)
+        self.linear = linear(in_features, num_classes, rngs)
+        self.activation = silu
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        x = self.layers(self.activation(conv_norm(self.conv1, self.bn1, x)))
+        return self.linear(global_average(x))
+
+
+register(
+    Architecture(
+        name="efficientnet_b0_cifar",
+        build=CifarEfficientNet,
+        classifier="linear.weight",
+        landmarks={"layers.15.conv3.weight": (320, 1152, 1, 1), "layers.15.se.se1.weight": (48, 1152, 1, 1)},
+    )
+)
