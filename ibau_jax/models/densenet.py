@@ -1,5 +1,10 @@
-"""DenseNet (Huang et al., 2017) 121 to 201, as torchvision names it, also without the stem's stride or max pooling."""
+"""DenseNet (Huang et al., 2017) 121 to 201, as torchvision names it, also without the stem's stride or max pooling.
 
+Code for small images after huyvnphan takes torchvision's names with a 3x3 stem of stride 1, and mostly keeps the max
+pooling (`_small_stem`).
+"""
+
+from dataclasses import dataclass
 from functools import partial
 
 import jax.numpy as jnp
@@ -29,6 +34,18 @@ CONFIGURATIONS: dict[int, tuple[int, tuple[int, ...], int]] = {
     169: (32, (6, 12, 32, 32), 64),
     201: (32, (6, 12, 48, 32), 64),
 }
+
+
+@dataclass(frozen=True)
+class Stem:
+    """What comes before the first block."""
+
+    kernel: int  # of the first convolution
+    stride: int  # of the first convolution
+    max_pool: bool  # 3x3 with stride 2
+
+
+TORCHVISION = Stem(7, 2, True)
 BOTTLENECK = 4  # the inner convolution has this many times the growth rate of features
 
 
@@ -62,15 +79,13 @@ def _transition(features: int, rngs: nnx.Rngs) -> NamedSequential:
 class DenseNet(nnx.Module):
     """Logits of RGB images of any size from 32 on."""
 
-    def __init__(
-        self, depth: int, stride: int, max_pool: bool, num_classes: int, image_size: int, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, depth: int, stem: Stem, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
         growth, blocks, features = CONFIGURATIONS[depth]
         layers: dict[str, nnx.Module] = {
-            "conv0": conv(3, features, 7, rngs, stride=stride),
+            "conv0": conv(3, features, stem.kernel, rngs, stride=stem.stride),
             "norm0": batch_norm(features, rngs),
             "relu0": Activation(relu),
-            "pool0": MaxPool(3, 2, padding=1) if max_pool else Identity(),
+            "pool0": MaxPool(3, 2, padding=1) if stem.max_pool else Identity(),
         }
         for number, count in enumerate(blocks, start=1):
             layers[f"denseblock{number}"] = _dense_block(features, growth, count, rngs)
@@ -86,28 +101,37 @@ class DenseNet(nnx.Module):
         return self.classifier(global_average(self.activation(self.features(x))))
 
 
-# Stride of the first convolution, and whether a max pooling follows.
-STEMS = {"": (2, True), "_stride1": (1, True), "_no_pool": (2, False), "_stride1_no_pool": (1, False)}
+STEMS = {
+    "": {
+        "": TORCHVISION,
+        "_stride1": Stem(7, 1, True),
+        "_no_pool": Stem(7, 2, False),
+        "_stride1_no_pool": Stem(7, 1, False),
+    },
+    "_small_stem": {"": Stem(3, 1, True), "_no_pool": Stem(3, 1, False)},
+}
 
 
-def _register(depth: int, stem: str) -> None:
+def _register(base: str, depth: int, variant: str, stem: Stem) -> None:
     growth, blocks, features = CONFIGURATIONS[depth]
+    in_torchvision = stem == TORCHVISION
     register(
         Architecture(
-            name=f"densenet{depth}{stem}",
-            build=partial(DenseNet, depth, *STEMS[stem]),
+            name=base + variant,
+            build=partial(DenseNet, depth, stem),
             classifier="classifier.weight",
-            image_sizes=(32 if stem else 224,),
+            image_sizes=(224 if in_torchvision else 32,),
             landmarks={
-                "features.conv0.weight": (features, 3, 7, 7),
+                "features.conv0.weight": (features, 3, stem.kernel, stem.kernel),
                 f"features.denseblock4.denselayer{blocks[-1]}.conv2.weight": (growth, 4 * growth, 3, 3),
             },
-            torch_module=None if stem else from_torchvision(f"densenet{depth}"),
-            variant_of=f"densenet{depth}" if stem else None,
+            torch_module=from_torchvision(base) if in_torchvision else None,
+            variant_of=base if variant else None,
         )
     )
 
 
 for _depth in CONFIGURATIONS:
-    for _stem in STEMS:
-        _register(_depth, _stem)
+    for _kind, _variants in STEMS.items():
+        for _variant, _stem in _variants.items():
+            _register(f"densenet{_depth}{_kind}", _depth, _variant, _stem)

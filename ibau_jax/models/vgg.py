@@ -1,10 +1,13 @@
 """VGG (Simonyan & Zisserman, 2015) 11 to 19, with and without BatchNorm.
 
 The convolutions are torchvision's; what follows them is torchvision's three layers behind a 7x7 adaptive pooling, or
-one linear layer as CIFAR code after kuangliu has it, or three layers of 512 as backdoor-toolbox has them.
+one linear layer as CIFAR code after kuangliu has it, or three layers of 512 as backdoor-toolbox has them (`_cifar_3`),
+or torchvision's three layers of any width without its pooling: `vgg16_bn_cifar_w4096` as huyvnphan has it, `_w512` as
+chenyaofo does.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from flax import nnx
@@ -22,7 +25,7 @@ from ibau_jax.models.layers import (
     linear,
     relu,
 )
-from ibau_jax.models.registry import Architecture, from_torchvision, register
+from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
 
 # Features of the convolutions of the five blocks, each of which ends with a max pooling.
 BLOCKS: dict[int, tuple[tuple[int, ...], ...]] = {
@@ -31,6 +34,9 @@ BLOCKS: dict[int, tuple[tuple[int, ...], ...]] = {
     16: ((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3),
     19: ((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4),
 }
+FLAT_IN_TORCHVISION = 512 * 7 * 7  # features of the last maps, behind torchvision's pooling
+WIDEST = 1 << 16
+NAME = re.compile(rf"vgg(?P<depth>{'|'.join(map(str, BLOCKS))})(?P<bn>_bn)?_cifar_w(?P<width>\d{{1,5}})")
 
 
 def convolutions(depth: int, normalized: bool, rngs: nnx.Rngs) -> Sequential:
@@ -81,25 +87,38 @@ class VGG(nnx.Module):
 
 
 def _torchvision_classifier(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
-    return _three_layers(512 * 7 * 7, 4096, num_classes, "LRDLRDL", rngs)
+    return _three_layers(FLAT_IN_TORCHVISION, 4096, num_classes, "LRDLRDL", rngs)
 
 
 def _single_linear(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return linear(512 * (image_size // 32) ** 2, num_classes, rngs)
+    return linear(_flat(image_size), num_classes, rngs)
 
 
-def _three_of_512(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
-    return _three_layers(512 * (image_size // 32) ** 2, 512, num_classes, "DLRDLRL", rngs)
+def _three_of(width: int, order: str, num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
+    return _three_layers(_flat(image_size), width, num_classes, order, rngs)
+
+
+def _flat(image_size: int) -> int:
+    """The features of all places together, behind the convolutions."""
+    return 512 * (image_size // 32) ** 2
+
+
+def _named(depth: int, normalized: bool) -> str:
+    return f"vgg{depth}" + ("_bn" if normalized else "")
+
+
+def _landmarks(depth: int, normalized: bool) -> dict[str, tuple[int, ...]]:
+    """The last convolution."""
+    layers = convolutions_count(depth, normalized)
+    return {f"features.{layers - (4 if normalized else 3)}.weight": (512, 512, 3, 3)}
 
 
 def _register(depth: int, normalized: bool) -> None:
-    base = f"vgg{depth}" + ("_bn" if normalized else "")
-    layers = convolutions_count(depth, normalized)
-    landmarks = {f"features.{layers - (4 if normalized else 3)}.weight": (512, 512, 3, 3)}
+    base, landmarks = _named(depth, normalized), _landmarks(depth, normalized)
     for name, grid, head, classifier, sizes in (
         (base, 7, _torchvision_classifier, "classifier.6.weight", (224,)),
         (f"{base}_cifar", None, _single_linear, "classifier.weight", (32, 64)),
-        (f"{base}_cifar_3", None, _three_of_512, "classifier.6.weight", (32, 64)),
+        (f"{base}_cifar_3", None, partial(_three_of, 512, "DLRDLRL"), "classifier.6.weight", (32, 64)),
     ):
         oracle = from_torchvision(name) if grid else None
         build = partial(VGG, depth, normalized, grid, head)
@@ -114,3 +133,29 @@ def convolutions_count(depth: int, normalized: bool) -> int:
 for _depth in BLOCKS:
     for _normalized in (False, True):
         _register(_depth, _normalized)
+
+
+def _make(match: re.Match[str]) -> Architecture | None:
+    depth, normalized, width = int(match["depth"]), match["bn"] is not None, int(match["width"])
+    if not 0 < width <= WIDEST:
+        return None
+    return Architecture(
+        name=match[0],
+        build=partial(VGG, depth, normalized, None, partial(_three_of, width, "LRDLRDL")),
+        classifier="classifier.6.weight",
+        image_sizes=(32, 64),
+        landmarks={"classifier.3.weight": (width, width), **_landmarks(depth, normalized)},
+    )
+
+
+def _propose(shapes: Shapes) -> Iterator[str]:
+    first, second = shapes.get("classifier.0.weight", ()), shapes.get("classifier.3.weight", ())
+    if len(first) != 2 or len(second) != 2 or first[1] == FLAT_IN_TORCHVISION:
+        return
+    for depth in BLOCKS:
+        for normalized in (False, True):
+            if all(shapes.get(name) == shape for name, shape in _landmarks(depth, normalized).items()):
+                yield f"{_named(depth, normalized)}_cifar_w{first[0]}"
+
+
+register_family(Family(NAME, "vgg16_bn_cifar_w512", _make, _propose))
