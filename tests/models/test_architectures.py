@@ -15,7 +15,16 @@ from flax import nnx
 from ibau_jax import UnlearnConfig, load, make_dataset, save, unlearn
 from ibau_jax.checkpoints.conversion import leaf_shapes, torch_name, torch_shape
 from ibau_jax.checkpoints.recognition import abstract_model
-from ibau_jax.models import architectures, convnext, densenet, efficientnet, get_architecture, mobilenet
+from ibau_jax.models import (
+    architectures,
+    cifar_efficientnet,
+    convnext,
+    densenet,
+    efficientnet,
+    get_architecture,
+    mobilenet,
+    mobilenet_v1,
+)
 from ibau_jax.training import initialise
 from tests.oracles import torchvision_models  # noqa: F401 - before any architecture's `torch_module` imports torchvision
 from tests.oracles.cifar_models import randomise, torch_oracle
@@ -39,6 +48,9 @@ FAST = {
     "mnist_backdoorbox",
     "mnist_input_aware",
     "mnist_wanet",
+    "densenet_cifar_k4_1_2_1_1",
+    "resnext11_2x2d_cifar",
+    "mobilenet_v1_cifar",
 }
 WIDE = {
     "wide_resnet28_10",
@@ -49,7 +61,19 @@ WIDE = {
     "wide_resnet50_2",
 }
 # Sizes of a family whose other sizes are tried: each takes half a minute to compile.
-LIKE_OTHERS = {"densenet201", "efficientnet_b2", "efficientnet_b4", "resnext101_32x8d", "resnext101_64x4d"}
+LIKE_OTHERS = {
+    "densenet201",
+    "densenet161_small_stem",
+    "densenet169_small_stem",
+    "densenet201_small_stem",
+    "efficientnet_b2",
+    "efficientnet_b4",
+    "preact_resnet152",
+    "preact_resnet101_bn",
+    "preact_resnet152_bn",
+    "resnext101_32x8d",
+    "resnext101_64x4d",
+}
 COVERED = [
     architecture.name
     for architecture in architectures()
@@ -58,6 +82,9 @@ COVERED = [
     and (not architecture.name.startswith("wide_resnet") or architecture.name in WIDE)
 ]  # tests/models/test_look_alikes.py has the variants
 COVERED += ["thin_resnet20", "thin_resnet32_downsample_fc", "thin_resnet20_w24_shortcut", "thin_resnet110", "vit_b_32"]
+COVERED += ["densenet_cifar", "densenet121_cifar", "densenet161_cifar", "densenet_cifar_k4_1_2_1_1"]
+COVERED += ["resnext29_2x64d_cifar", "resnext29_32x4d_cifar", "resnext20_4x6d_cifar", "resnext11_2x2d_cifar"]
+COVERED += ["vgg11_bn_cifar_w512", "vgg16_bn_cifar_w4096", "vgg13_cifar_w48"]
 # An unlearning round on the smallest member of each family.
 FAMILIES = (
     "small_vgg",
@@ -73,6 +100,19 @@ FAMILIES = (
     "efficientnet_b0",
     "convnext_tiny",
     "vit_w128_d2_p8",
+    "densenet_cifar_k4_1_2_1_1",
+    "resnext11_2x2d_cifar",
+    "senet18",
+    "mobilenet_v1_cifar",
+    "efficientnet_b0_cifar",
+)
+# The last pooling has windows of a size that small images have.
+POOLED_BY_WINDOWS = (
+    "densenet_cifar_k4_1_2_1_1",
+    "resnext11_2x2d_cifar",
+    "senet18",
+    "mobilenet_v1_cifar",
+    "vgg11_bn_cifar_w512",
 )
 # With fewer blocks where compiling all of them, which are alike, takes minutes.
 SHORTER = {
@@ -82,6 +122,8 @@ SHORTER = {
     "mobilenet_v2": [(mobilenet, "V2_STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))],
     "mobilenet_v2_cifar": [(mobilenet, "V2_CIFAR_STAGES", ((1, 16, 1, 1), (6, 24, 2, 1)))],
     "vit_w128_d2_p8": [],
+    "efficientnet_b0_cifar": [(cifar_efficientnet, "STAGES", ((1, 3, 1, 16, 1), (6, 3, 2, 24, 1), (6, 5, 2, 40, 1)))],
+    "mobilenet_v1_cifar": [(mobilenet_v1, "BLOCKS", ((64, 2), (128, 2), (128, 2), (128, 2)))],
     "mobilenet_v3_large": [(mobilenet, "V3_LARGE_BLOCKS", mobilenet.V3_LARGE_BLOCKS[::6])],
 }
 SIZE, IMAGES = 32, 6
@@ -195,6 +237,20 @@ def test_gradients_that_jump_in_float32_agree_in_float64(name, tmp_path):
         logits_off, gradient_off = differences(load(tmp_path / "x.pth"), module.double(), size, np.float64)
     assert logits_off.max() <= 1e-12
     assert gradient_off.max() <= 1e-12
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_quickly")
+@pytest.mark.parametrize("name", POOLED_BY_WINDOWS)
+def test_the_classifier_tells_how_large_the_images_are(name, tmp_path):
+    """Of 64x64 images the last pooling leaves four places, not one."""
+    module = torch_model(name, 64)
+    torch.save(module.state_dict(), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth")
+    assert (checkpoint.architecture.name, checkpoint.input_shape) == (name, (64, 64, 3))
+    logits_off, gradient_off = differences(checkpoint, module, 64)
+    assert logits_off.max() <= 1e-4
+    assert np.median(gradient_off) <= 1e-3
 
 
 @pytest.mark.slow

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.oracles.pytorch_cifar import pytorch_cifar
+
 
 def chain(x, *layers):
     for layer in layers:
@@ -102,6 +104,21 @@ class PreBasic(nn.Module):
         return self.conv2(F.relu(self.bn2(self.conv1(out)))) + short
 
 
+class SqueezedPreBasic(PreBasic):
+    """kuangliu's, in SENet: each channel of the branch is scaled by what the mean says."""
+
+    def __init__(self, i, o, s):
+        super().__init__(i, o, s)
+        self.fc1, self.fc2 = nn.Conv2d(o, o // 16, 1), nn.Conv2d(o // 16, o, 1)
+
+    def forward(self, x):
+        active = F.relu(self.bn1(x))
+        short = self.shortcut(active) if hasattr(self, "shortcut") else x
+        out = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        scale = self.fc2(F.relu(self.fc1(F.avg_pool2d(out, out.size(2)))))
+        return out * scale.sigmoid() + short
+
+
 class PreBottle(nn.Module):
     expansion = 4
 
@@ -138,6 +155,20 @@ class PreActResNet(nn.Module):
         return self.linear(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class SENet(nn.Module):
+    """kuangliu's, which BackdoorBench has as well."""
+
+    def __init__(self, depth, classes, size=32):
+        super().__init__()
+        self.conv1, self.bn1 = conv(3, 64), nn.BatchNorm2d(64)
+        (self.layer1, self.layer2, self.layer3, self.layer4), width = layers(SqueezedPreBasic, 64, COUNTS[depth])
+        self.linear = nn.Linear(width * (size // 32) ** 2, classes)
+
+    def forward(self, x):
+        x = chain(F.relu(self.bn1(self.conv1(x))), self.layer1, self.layer2, self.layer3, self.layer4)
+        return self.linear(F.avg_pool2d(x, 4).flatten(1))
+
+
 PLANS = {
     11: "64 M 128 M 256 256 M 512 512 M 512 512 M",
     13: "64 64 M 128 128 M 256 256 M 512 512 M 512 512 M",
@@ -147,9 +178,9 @@ PLANS = {
 
 
 class VGG(nn.Module):
-    """kuangliu's, with one linear layer; with `hidden` three, as backdoor-toolbox has them."""
+    """kuangliu's, with one linear layer; with `hidden` three, as huyvnphan or backdoor-toolbox has them."""
 
-    def __init__(self, depth, norm, classes, hidden=None, size=32):
+    def __init__(self, depth, norm, classes, hidden=None, size=32, linear_first=False):
         super().__init__()
         parts, i = [], 3
         for item in PLANS[depth].split():
@@ -163,8 +194,12 @@ class VGG(nn.Module):
         flat = 512 * (size // 32) ** 2
         self.classifier = nn.Linear(flat, classes)
         if hidden:
-            first = [nn.Dropout(), nn.Linear(flat, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, hidden)]
-            self.classifier = nn.Sequential(*first, nn.ReLU(), nn.Linear(hidden, classes))
+            one, two, last = nn.Linear(flat, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, classes)
+            dropout, relu = nn.Dropout(), nn.ReLU()
+            parts = (
+                [one, relu, dropout, two, relu, dropout] if linear_first else [dropout, one, relu, dropout, two, relu]
+            )
+            self.classifier = nn.Sequential(*parts, last)
 
     def forward(self, x):
         return self.classifier(self.features(x).flatten(1))
@@ -383,6 +418,10 @@ def small_cnn(name, classes):
 
 def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
     """The PyTorch module of a registered CIFAR architecture, from its name alone."""
+    if module := pytorch_cifar(name, classes, size):
+        return module
+    if name.startswith("densenet"):
+        return small_stem_densenet(name.removesuffix("_small_stem"), classes)
     if name == "mobilenet_v2_cifar":
         return MobileNetV2(classes)
     if name == "mobilenet_v2_weiaicunzai":
@@ -394,6 +433,8 @@ def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
     if name.startswith("wide_resnet"):
         depth, k = name.removeprefix("wide_resnet").split("_")
         return WideResNet(int(depth), int(k), classes)
+    if name.startswith("senet"):
+        return SENet(int(name.removeprefix("senet")), classes, size)
     if name.startswith("preact_resnet"):
         depth, _, norm = name.removeprefix("preact_resnet").partition("_")
         return PreActResNet(int(depth), classes, bool(norm))
@@ -402,7 +443,17 @@ def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
         style = {"shortcut": "downsample", "last": "fc"} if kind == "small_stem" else {}
         return ResNet(int(depth), classes, 4 if kind == "cifar_64" else None, **style)
     depth, *kind = name.removeprefix("vgg").split("_")
-    return VGG(int(depth), "bn" in kind, classes, 512 if kind[-1] == "3" else None, size)
+    hidden = {"cifar": None, "3": 512}[kind[-1]] if kind[-1] in ("cifar", "3") else int(kind[-1].removeprefix("w"))
+    return VGG(int(depth), "bn" in kind, classes, hidden, size, linear_first=kind[-1] != "3")
+
+
+def small_stem_densenet(name, classes):
+    """torchvision's, with the stem of huyvnphan's."""
+    from tests.oracles.torchvision_models import models
+
+    module = getattr(models, name)(num_classes=classes)
+    module.features.conv0 = conv(3, module.features.conv0.out_channels)
+    return module
 
 
 def randomise(module: nn.Module, seed: int) -> nn.Module:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.oracles.cifar_models import PreActResNet, WideResNet, thin_resnet
+from tests.oracles.cifar_models import PreActResNet, WideResNet, small_stem_densenet, thin_resnet
 from tests.oracles.torchvision_models import models
 
 
@@ -52,6 +52,12 @@ def densenet121(classes, stride, pool):
     module.features.conv0.stride = (stride, stride)
     if not pool:
         module.features.pool0 = nn.Identity()
+    return module
+
+
+def small_stem_densenet121_without_pool(classes):
+    module = small_stem_densenet("densenet121", classes)
+    module.features.pool0 = nn.Identity()
     return module
 
 
@@ -105,6 +111,7 @@ LOOK_ALIKES = {
     "efficientnet_b0_stride16": lambda classes: efficientnet_b0(classes, 1),
     "efficientnet_b0_stride8": lambda classes: efficientnet_b0(classes, 2),
     "densenet121_stride1_no_pool": lambda classes: densenet121(classes, 1, False),
+    "densenet121_small_stem_no_pool": small_stem_densenet121_without_pool,
     "wide_resnet10_1_leaky_raw": lambda classes: SemiSupervisedWideResNet(10, 1, classes, True, True),
     "wide_resnet10_1_raw": lambda classes: SemiSupervisedWideResNet(10, 1, classes, False, True),
     "wide_resnet28_2_leaky": lambda classes: SemiSupervisedWideResNet(28, 2, classes, True, False),
