@@ -129,6 +129,19 @@ def _split_in_three(array: np.ndarray, parts: Arrays) -> Arrays:
     return np.array_split(array, len(parts))
 
 
+def _is_flat(tensors: Tensors, parts: tuple[str, ...]) -> bool:
+    return len(tensors[parts[0]].shape) == 1
+
+
+def _as_images(parts: Arrays) -> np.ndarray:
+    """A value a channel, to be multiplied with images of PyTorch's layout."""
+    return parts[0].reshape(-1, 1, 1)
+
+
+def _as_vector(array: np.ndarray, parts: Arrays) -> Arrays:
+    return (array.reshape(-1),)
+
+
 def _maskable(tensors: Tensors, parts: tuple[str, ...]) -> bool:
     """Whether all have the weight's shape."""
     return len({tensors[part].shape for part in parts}) == 1
@@ -209,6 +222,7 @@ FORMS = (
         for what in (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
         for leaf in ("weight", "bias")
     ),
+    Form(("layer_scale_parameter",), "layer_scale", _is_flat, _as_images, _as_vector, is_lossless=True),  # of ConvNeXt
     *(
         Form((f"{leaf}_orig", f"{leaf}_mask"), leaf, _maskable, _masked, _unmasked) for leaf in ("weight", "bias")
     ),  # torch.nn.utils.prune

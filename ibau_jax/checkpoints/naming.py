@@ -5,7 +5,6 @@ it. The network is a sub-tree of the names; what lies beside it is kept for the 
 """
 
 import functools
-import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ibau_jax.checkpoints.conversion import Mismatch, is_counter, mismatch
+from ibau_jax.checkpoints.spellings import SPELLINGS
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import ConfigError
 from ibau_jax.models import Normalization
@@ -30,67 +30,9 @@ NORMALIZERS = (
 )
 STATISTICS = ("running_mean", "running_var")
 NORMALIZING = frozenset((*(name for pair in NORMALIZERS for name in pair), "var", "istd", *STATISTICS))
-MOST_MARKS = 4  # networks in a file whose names are translated
 MAX_DEPTH = 32  # of a sub-tree: no network nests deeper, and a hostile name may have a million parts
 
 Tensors = Mapping[str, TorchTensor]
-
-
-@dataclass(frozen=True)
-class Spelling:
-    """Names that other code has for a network's tensors, one for one.
-
-    Attributes:
-        mark: what the name of one tensor ends with by which the spelling is known.
-        names: patterns of names behind the network's prefix, and what the network here calls them.
-    """
-
-    mark: str
-    names: Mapping[str, str]
-
-    def translated(self, plain: Mapping[str, str]) -> dict[str, str] | None:
-        """The file's names by the network's, where this is their spelling."""
-        marked = [name for name in plain if name == self.mark or name.endswith(f".{self.mark}")]
-        prefixes = [name.removesuffix(self.mark) for name in marked]
-        if not 0 < len(prefixes) <= MOST_MARKS:
-            return None
-        found = {self._own(name, prefixes): full for name, full in plain.items()}
-        return found if len(found) == len(plain) else None
-
-    def _own(self, name: str, prefixes: list[str]) -> str:
-        for prefix in filter(name.startswith, prefixes):
-            for pattern, own in self.names.items():
-                if match := re.fullmatch(pattern, name.removeprefix(prefix)):
-                    return prefix + match.expand(own)
-        return name
-
-
-SPELLINGS = (
-    # timm's and DeiT's vision transformers, in torchvision's words.
-    Spelling(
-        "blocks.0.attn.qkv.weight",
-        {
-            r"cls_token": "class_token",
-            r"pos_embed": "encoder.pos_embedding",
-            r"patch_embed\.proj\.(weight|bias)": r"conv_proj.\1",
-            r"blocks\.(\d+)\.norm([12])\.(weight|bias)": r"encoder.layers.encoder_layer_\1.ln_\2.\3",
-            r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)": r"encoder.layers.encoder_layer_\1.self_attention.in_proj_\2",
-            r"blocks\.(\d+)\.attn\.proj\.(weight|bias)": r"encoder.layers.encoder_layer_\1.self_attention.out_proj.\2",
-            r"blocks\.(\d+)\.mlp\.fc1\.(weight|bias)": r"encoder.layers.encoder_layer_\1.mlp.0.\2",
-            r"blocks\.(\d+)\.mlp\.fc2\.(weight|bias)": r"encoder.layers.encoder_layer_\1.mlp.3.\2",
-            r"norm\.(weight|bias)": r"encoder.ln.\1",
-            r"head\.(weight|bias)": r"heads.head.\1",
-        },
-    ),
-    # torchvision's of before 0.13.
-    Spelling(
-        "encoder.layers.encoder_layer_0.mlp.linear_1.weight",
-        {
-            r"(encoder\.layers\.encoder_layer_\d+\.mlp)\.linear_1\.(weight|bias)": r"\1.0.\2",
-            r"(encoder\.layers\.encoder_layer_\d+\.mlp)\.linear_2\.(weight|bias)": r"\1.3.\2",
-        },
-    ),
-)
 
 
 class StateDict:

@@ -1,0 +1,149 @@
+"""Other people's names for the networks here, one for one: timm's, transformers', torchvision's of earlier versions."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MOST_MARKS = 4  # networks in a file whose names are translated
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Names that other code has for a network's tensors, one for one.
+
+    Attributes:
+        mark: what the name of one tensor ends with by which the spelling is known.
+        names: patterns of names behind the network's prefix, and what the network here calls them.
+    """
+
+    mark: str
+    names: Mapping[str, str]
+
+    def translated(self, plain: Mapping[str, str]) -> dict[str, str] | None:
+        """The file's names by the network's, where this is their spelling."""
+        marked = [name for name in plain if name == self.mark or name.endswith(f".{self.mark}")]
+        prefixes = [name.removesuffix(self.mark) for name in marked]
+        if not 0 < len(prefixes) <= MOST_MARKS:
+            return None
+        found = {self._own(name, prefixes): full for name, full in plain.items()}
+        return found if len(found) == len(plain) else None
+
+    def _own(self, name: str, prefixes: list[str]) -> str:
+        for prefix in filter(name.startswith, prefixes):
+            for pattern, own in self.names.items():
+                if match := re.fullmatch(pattern, name.removeprefix(prefix)):
+                    return prefix + match.expand(own)
+        return name
+
+
+# Blocks of a vision transformer, as transformers' releases number them and as torchvision does.
+BLOCK, OWN_BLOCK = r"(?:encoder\.layer|layers)\.(\d+)", r"encoder.layers.encoder_layer_\1"
+
+SPELLINGS = (
+    # timm's and DeiT's vision transformers, in torchvision's words.
+    Spelling(
+        "blocks.0.attn.qkv.weight",
+        {
+            r"cls_token": "class_token",
+            r"pos_embed": "encoder.pos_embedding",
+            r"patch_embed\.proj\.(weight|bias)": r"conv_proj.\1",
+            r"blocks\.(\d+)\.norm([12])\.(weight|bias)": r"encoder.layers.encoder_layer_\1.ln_\2.\3",
+            r"blocks\.(\d+)\.attn\.qkv\.(weight|bias)": r"encoder.layers.encoder_layer_\1.self_attention.in_proj_\2",
+            r"blocks\.(\d+)\.attn\.proj\.(weight|bias)": r"encoder.layers.encoder_layer_\1.self_attention.out_proj.\2",
+            r"blocks\.(\d+)\.mlp\.fc1\.(weight|bias)": r"encoder.layers.encoder_layer_\1.mlp.0.\2",
+            r"blocks\.(\d+)\.mlp\.fc2\.(weight|bias)": r"encoder.layers.encoder_layer_\1.mlp.3.\2",
+            r"norm\.(weight|bias)": r"encoder.ln.\1",
+            r"head\.(weight|bias)": r"heads.head.\1",
+        },
+    ),
+    # torchvision's of before 0.13.
+    Spelling(
+        "encoder.layers.encoder_layer_0.mlp.linear_1.weight",
+        {
+            r"(encoder\.layers\.encoder_layer_\d+\.mlp)\.linear_1\.(weight|bias)": r"\1.0.\2",
+            r"(encoder\.layers\.encoder_layer_\d+\.mlp)\.linear_2\.(weight|bias)": r"\1.3.\2",
+        },
+    ),
+    # transformers' vision transformers, ViT and DeiT, of releases before and after 5; the folds join their queries.
+    *(
+        Spelling(
+            f"{name}.embeddings.patch_embeddings.projection.weight",
+            {
+                rf"{name}\.embeddings\.cls_token": "class_token",
+                rf"{name}\.embeddings\.position_embeddings": "encoder.pos_embedding",
+                rf"{name}\.embeddings\.patch_embeddings\.projection\.(weight|bias)": r"conv_proj.\1",
+                rf"{name}\.{BLOCK}\.layernorm_before\.(weight|bias)": rf"{OWN_BLOCK}.ln_1.\2",
+                rf"{name}\.{BLOCK}\.layernorm_after\.(weight|bias)": rf"{OWN_BLOCK}.ln_2.\2",
+                rf"{name}\.{BLOCK}\.attention\.(?:attention\.)?qkv\.(weight|bias)": (
+                    rf"{OWN_BLOCK}.self_attention.in_proj_\2"
+                ),
+                rf"{name}\.{BLOCK}\.attention\.(?:output\.dense|o_proj)\.(weight|bias)": (
+                    rf"{OWN_BLOCK}.self_attention.out_proj.\2"
+                ),
+                rf"{name}\.{BLOCK}\.(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)": rf"{OWN_BLOCK}.mlp.0.\2",
+                rf"{name}\.{BLOCK}\.(?:output\.dense|mlp\.fc2)\.(weight|bias)": rf"{OWN_BLOCK}.mlp.3.\2",
+                rf"{name}\.layernorm\.(weight|bias)": r"encoder.ln.\1",
+                r"classifier\.(weight|bias)": r"heads.head.\1",
+            },
+        )
+        for name in ("vit", "deit")
+    ),
+    # The first vision transformer in PyTorch, which chenyaofo/pytorch-cifar-models has too.
+    Spelling(
+        "transformer.embeddings.patch_embeddings.weight",
+        {
+            r"transformer\.embeddings\.cls_token": "class_token",
+            r"transformer\.embeddings\.position_embeddings": "encoder.pos_embedding",
+            r"transformer\.embeddings\.patch_embeddings\.(weight|bias)": r"conv_proj.\1",
+            rf"transformer\.{BLOCK}\.attention_norm\.(weight|bias)": rf"{OWN_BLOCK}.ln_1.\2",
+            rf"transformer\.{BLOCK}\.ffn_norm\.(weight|bias)": rf"{OWN_BLOCK}.ln_2.\2",
+            rf"transformer\.{BLOCK}\.attn\.qkv\.(weight|bias)": rf"{OWN_BLOCK}.self_attention.in_proj_\2",
+            rf"transformer\.{BLOCK}\.attn\.out\.(weight|bias)": rf"{OWN_BLOCK}.self_attention.out_proj.\2",
+            rf"transformer\.{BLOCK}\.ffn\.fc1\.(weight|bias)": rf"{OWN_BLOCK}.mlp.0.\2",
+            rf"transformer\.{BLOCK}\.ffn\.fc2\.(weight|bias)": rf"{OWN_BLOCK}.mlp.3.\2",
+            r"transformer\.encoder\.encoder_norm\.(weight|bias)": r"encoder.ln.\1",
+            r"head\.(weight|bias)": r"heads.head.\1",
+        },
+    ),
+    # transformers' ResNets.
+    Spelling(
+        "resnet.embedder.embedder.convolution.weight",
+        {
+            r"resnet\.embedder\.embedder\.convolution\.weight": "conv1.weight",
+            r"resnet\.embedder\.embedder\.normalization\.(\w+)": r"bn1.\1",
+            **{
+                rf"resnet\.encoder\.stages\.{stage}\.layers\.(\d+)\.{theirs}": rf"layer{stage + 1}.\1.{ours}"
+                for stage in range(4)
+                for theirs, ours in (
+                    *((rf"layer\.{place}\.convolution\.weight", f"conv{place + 1}.weight") for place in range(3)),
+                    *((rf"layer\.{place}\.normalization\.(\w+)", rf"bn{place + 1}.\2") for place in range(3)),
+                    (r"shortcut\.convolution\.weight", "downsample.0.weight"),
+                    (r"shortcut\.normalization\.(\w+)", r"downsample.1.\2"),
+                )
+            },
+            r"classifier\.1\.(weight|bias)": r"fc.\1",
+        },
+    ),
+    # transformers' ConvNeXts.
+    Spelling(
+        "convnext.embeddings.patch_embeddings.weight",
+        {
+            r"convnext\.embeddings\.patch_embeddings\.(weight|bias)": r"features.0.0.\1",
+            r"convnext\.embeddings\.layernorm\.(weight|bias)": r"features.0.1.\1",
+            **{
+                rf"convnext\.encoder\.stages\.{stage}\.{theirs}": ours
+                for stage in range(4)
+                for theirs, ours in (
+                    (r"layers\.(\d+)\.layer_scale", rf"features.{2 * stage + 1}.\1.layer_scale"),
+                    *(
+                        (rf"layers\.(\d+)\.{part}\.(weight|bias)", rf"features.{2 * stage + 1}.\1.block.{place}.\2")
+                        for part, place in (("dwconv", 0), ("layernorm", 2), ("pwconv1", 3), ("pwconv2", 5))
+                    ),
+                    (r"downsampling_layer\.([01])\.(weight|bias)", rf"features.{2 * stage}.\1.\2"),
+                )
+            },
+            r"convnext\.layernorm\.(weight|bias)": r"classifier.0.\1",
+            r"classifier\.(weight|bias)": r"classifier.2.\1",
+        },
+    ),
+)
