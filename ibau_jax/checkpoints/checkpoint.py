@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from ibau_jax.checkpoints import flax_store
+from ibau_jax.checkpoints import flax_store, hugging_face
 from ibau_jax.checkpoints.conversion import (
     Leaves,
     check_dtypes,
@@ -180,8 +180,8 @@ def load(
     """Reads a checkpoint, without torch and without executing anything in it.
 
     Args:
-        path: a PyTorch file, a pickle of tensors, a safetensors file, or a Flax directory that `save` wrote. What it
-            is called does not matter.
+        path: a PyTorch file, a pickle of tensors, a safetensors file, a folder of Hugging Face's transformers, or a
+            Flax directory that `save` wrote. What it is called does not matter.
         model: an architecture's name or FILE.py:CLASS, where it shall not be recognised from the names and shapes.
         num_classes: likewise.
         image_size: height and width of the images, where the weights fit more than one.
@@ -193,11 +193,12 @@ def load(
         CheckpointError: the file is missing, damaged or dangerous, holds no state dict, or none of a known model.
     """
     path = Path(path)
-    if path.is_dir():
+    if path.is_dir() and not hugging_face.is_model_folder(path):
         return _asked_for(_load_flax(path, model), num_classes, image_size, key, leave_out)
-    file = read_torch_file(path)
+    file = read_torch_file(hugging_face.weights_file(path))
+    description = hugging_face.read_description(path) if path.is_dir() else {}
     try:
-        envelope = replace(open_envelope(file.tree, file.format, key), dialect=file.dialect)
+        envelope = replace(open_envelope(file.tree, file.format, key), dialect=file.dialect, description=description)
         hints = read_hints(envelope.metadata())
         return _opened(envelope, Request(model, num_classes, image_size, hints, leave_out))
     except CheckpointError as error:
@@ -251,6 +252,9 @@ def possible_networks(
         CheckpointError: they contradict all of them, or the module has a layer in two places.
     """
     possible, module = possible_variants(candidate.architecture, request), envelope.module()
+    if envelope.description:
+        place = (candidate.num_classes, candidate.image_size)
+        possible = hugging_face.told_by_description(possible, envelope.description, *place)
     if module is None:
         return possible, candidate.normalization
     tensors, names = envelope.tensors(), candidate.reading.names
@@ -382,6 +386,7 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
         "alternatives": [architecture.name for architecture in checkpoint.alternatives],
         "state_dict": {"path": list(checkpoint.envelope.path), "names": dict(checkpoint.envelope.names)},
         "source_format": checkpoint.envelope.format,
+        "description": dict(checkpoint.envelope.description),
         "leaves_sha256": flax_store.digest(checkpoint.leaves),
     }
     flax_store.write_manifest(manifest, folder)
@@ -390,8 +395,8 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
 def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     if not flax_store.is_flax_checkpoint(folder):
         raise CheckpointError(
-            f"{folder} is a folder but no Flax checkpoint of this program (it has no checkpoint.json); name a file "
-            "in it, or several by a pattern such as 'FOLDER/*.pth'"
+            f"{folder} is a folder but no Flax checkpoint of this program (it has no checkpoint.json) and no model of "
+            "transformers (no config.json); name a file in it, or several by a pattern such as 'FOLDER/*.pth'"
         )
     manifest = flax_store.read_manifest(folder)
     try:
@@ -405,10 +410,11 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
         path = tuple(map(_text, manifest["state_dict"]["path"]))
         alternatives = () if model else _stored_alternatives(architecture, manifest)
         normalization = _stored_normalization(manifest, architecture.channels)
+        description = dict(manifest.get("description", {}))
     except (LookupError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {shortened(error)}") from error
     file = read_torch_file(folder / flax_store.ENVELOPE)
-    envelope = Envelope(opened(file.tree)[0], path, {}, source, file.dialect)
+    envelope = Envelope(opened(file.tree)[0], path, {}, source, file.dialect, description=description)
     envelope = replace(envelope, names=_stored_names(folder, manifest["state_dict"], envelope))
     shapes = abstract_shapes(architecture, num_classes, image_size)
     stored = _stored_dtypes(folder / flax_store.ENVELOPE, envelope, [torch_name(path) for path in shapes])

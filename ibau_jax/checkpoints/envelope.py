@@ -33,6 +33,7 @@ class Envelope:
         format: the file format it came in.
         dialect: how its pickle spells what is beside the weights.
         part: what the names of the tensors to look at begin with, where the state dict holds several networks.
+        description: what files beside it say of the model, by their names (`checkpoints.hugging_face`).
     """
 
     tree: Any = field(repr=False)
@@ -41,6 +42,7 @@ class Envelope:
     format: Format
     dialect: Dialect = field(default=OWN_DIALECT, repr=False)
     part: str = ""
+    description: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def state_dict(self) -> Mapping[str, Any]:
         """The (emptied) state dict inside `tree`, in its original key order."""
@@ -88,9 +90,9 @@ class Envelope:
         return [".".join(path) or "the file's first level" for path in others]
 
     def metadata(self) -> Mapping[str, Any]:
-        """Plain values beside the state dict at the top of the file (`acc`, `epoch`, ...)."""
+        """Plain values beside the state dict at the top of the file (`acc`, `epoch`, ...), and the description."""
         tree = _entries(self.tree) if self.path else {}
-        return {key: value for key, value in tree.items() if key != self.path[0]}
+        return {key: value for key, value in tree.items() if key != self.path[0]} | dict(self.description)
 
     def filled(self, tensors: Mapping[str, np.ndarray]) -> Any:
         """The file's content with `tensors` (by the network's names) in their places, each in its original dtype.

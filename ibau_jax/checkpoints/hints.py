@@ -1,10 +1,12 @@
 """What a checkpoint says of itself beside the weights, so that the command line need not.
 
-Two kinds of file do: ours, in an entry `ibau_jax`, and BackdoorBench's `attack_result.pt` and `defense_result.pt`.
+Three kinds of file do: ours, in an entry `ibau_jax`, BackdoorBench's `attack_result.pt` and `defense_result.pt`, and
+what lies beside the weights in a folder of transformers'.
 A file may be hostile, so what it says is data of known kinds: only embedded data and registered attacks can be named,
 no hint is a path, and the weights decide where they contradict a hint.
 """
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ibau_jax.data.sources import EMBEDDED
+from ibau_jax.errors import ConfigError
 from ibau_jax.models.normalized import NORMALIZATIONS, Normalization
 from ibau_jax.triggers import attack_names
 
@@ -46,6 +49,7 @@ class Hints:
         target_label: the class that the attack aims at.
         triggered_folder: whether triggered test images were stored in a folder beside the file.
         triggers: whether the attack's triggers were stored in a file beside it.
+        class_names: in the order of the classes.
     """
 
     source: str | None = None
@@ -59,6 +63,7 @@ class Hints:
     target_label: int | None = None
     triggered_folder: bool = False
     triggers: bool = False
+    class_names: tuple[str, ...] | None = None
 
 
 def read_hints(metadata: Mapping[str, Any]) -> Hints:
@@ -68,6 +73,8 @@ def read_hints(metadata: Mapping[str, Any]) -> Hints:
         return _own_hints(entry)
     if _text(metadata.get("model_name")) and "num_classes" in metadata:
         return _backdoorbench_hints(metadata)
+    if isinstance(config := metadata.get("config.json"), dict):
+        return _transformers_hints(config, metadata.get("preprocessor_config.json"))
     return Hints()
 
 
@@ -98,6 +105,45 @@ def _backdoorbench_hints(metadata: Mapping[str, Any]) -> Hints:
         target_label=_single_target(metadata.get("bd_test")),
         triggered_folder="bd_test" in metadata,
     )
+
+
+def _transformers_hints(config: Mapping[Any, Any], preprocessor: Any) -> Hints:
+    """Of a model's and its image processor's settings."""
+    labels = config.get("id2label")
+    said: Mapping[Any, Any] = preprocessor if isinstance(preprocessor, dict) else {}
+    sizes = (config.get("image_size"), said.get("crop_size"), said.get("size"))
+    return Hints(
+        source="transformers",
+        num_classes=len(labels) if isinstance(labels, dict) and labels else None,
+        image_size=next(filter(None, map(_side, sizes)), None),
+        normalization=_processed(said),
+        class_names=_names_of(labels),
+    )
+
+
+def _side(size: Any) -> int | None:
+    """A square image's side, of a number or of a dict that gives height and width, or the shortest edge."""
+    if isinstance(size, dict):
+        sides = {_integer(size.get(key), 1, MAX_IMAGE_SIZE) for key in ("height", "width", "shortest_edge")} - {None}
+        return sides.pop() if len(sides) == 1 else None
+    return _integer(size, 1, MAX_IMAGE_SIZE)
+
+
+def _processed(said: Mapping[Any, Any]) -> Normalization | None:
+    """What an image processor normalises with, of images in [0, 1]."""
+    if said.get("do_normalize") is False or said.get("do_rescale") is False:
+        return None
+    with contextlib.suppress(KeyError, TypeError, ValueError, ConfigError):
+        return Normalization(tuple(map(float, said["image_mean"])), tuple(map(float, said["image_std"])))
+    return None
+
+
+def _names_of(labels: Any) -> tuple[str, ...] | None:
+    """The classes' names in the order of their numbers, where all are there and are short texts."""
+    if not isinstance(labels, dict) or not labels:
+        return None
+    names = [_text(labels.get(str(number))) for number in range(len(labels))]
+    return tuple(name for name in names if name) if all(names) else None
 
 
 def _single_target(state: Any) -> int | None:

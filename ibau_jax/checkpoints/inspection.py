@@ -10,6 +10,7 @@ from ibau_jax.checkpoints.checkpoint import possible_networks
 from ibau_jax.checkpoints.conversion import check_dtypes, is_counter, not_finite
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope, state_dicts
 from ibau_jax.checkpoints.hints import read_hints
+from ibau_jax.checkpoints.hugging_face import is_model_folder, read_description, weights_file
 from ibau_jax.checkpoints.naming import STATISTICS, common_prefix
 from ibau_jax.checkpoints.reader import TorchFile, read_torch_file
 from ibau_jax.checkpoints.recognition import SHOWN, Candidate, Request, recognise, runners_up
@@ -89,16 +90,18 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
     Raises:
         CheckpointError: the file is missing, damaged, or of no known format.
     """
-    if path.is_dir():
+    if path.is_dir() and not is_model_folder(path):
         raise CheckpointError(f"{path} is a folder; --inspect looks at PyTorch files")
-    file = read_torch_file(path, inspect=True)
-    facts: dict[str, Any] = {"file": str(path), "size": path.stat().st_size, "format": _format(file)}
+    weights = weights_file(path)
+    file = read_torch_file(weights, inspect=True)
+    facts: dict[str, Any] = {"file": str(weights), "size": weights.stat().st_size, "format": _format(file)}
     refused = tuple(map(str, file.refused))
     known = [str(name) for name in file.unknown if name not in file.refused]
     unknown = tuple(sorted(known, key=lambda name: name.startswith("torch.")))  # the file's own first
     problem = f"the pickle names {', '.join(refused)}, outside the allow list" if refused else None
     try:
-        envelope = open_envelope(file.tree, file.format, key)
+        description = read_description(path) if path.is_dir() else {}
+        envelope = replace(open_envelope(file.tree, file.format, key), description=description)
     except CheckpointError as error:
         return Report(
             **facts,

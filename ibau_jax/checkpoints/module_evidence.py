@@ -85,7 +85,7 @@ class Layers:
     def contradictions(self, model: nnx.Module) -> list[str]:
         """What of the layers differs from a network's, or is not known, a line each."""
         found, seen = list[str](), set[str]()
-        functions = _functions(model)
+        functions = activations_of(model)
         for path, layer in nnx.iter_graph(model):
             if not isinstance(layer, nnx.Module):
                 continue
@@ -125,7 +125,7 @@ class Layers:
 
     def suggested(self, model: nnx.Module) -> set[str]:
         """The alterations of a network that its differences from the layers ask for."""
-        activations = set(self._activations.values()) - _functions(model)
+        activations = set(self._activations.values()) - activations_of(model)
         names = activations if len(set(self._activations.values())) == 1 else set()
         for path, layer in nnx.iter_graph(model):
             one = self.at(path)[1] if isinstance(layer, nnx.Module) else None
@@ -176,7 +176,7 @@ def told_by_module(
     )
 
 
-def _functions(model: nnx.Module) -> set[str | None]:
+def activations_of(model: nnx.Module) -> set[str | None]:
     """The names of a network's activations."""
     layers = [layer for _, layer in nnx.iter_graph(model)]
     return {_name_of(getattr(one, part)) for one in layers for part in ("activation", "gate") if hasattr(one, part)}

@@ -16,6 +16,7 @@ from ibau_jax.checkpoints import Checkpoint, save
 from ibau_jax.checkpoints.checkpoint import form_of
 from ibau_jax.checkpoints.conversion import described_not_finite
 from ibau_jax.checkpoints.flax_store import is_flax_checkpoint
+from ibau_jax.checkpoints.hugging_face import weights_file
 from ibau_jax.checkpoints.inspection import Report, inspect_file, normalization_name
 from ibau_jax.checkpoints.recognition import Request
 from ibau_jax.checkpoints.variants import check_evidence
@@ -88,7 +89,7 @@ def convert(
     if target.is_dir() and not is_flax_checkpoint(target):
         raise ConfigError(f"{target} is a folder that holds something other than a Flax checkpoint; choose another OUT")
     if source.is_dir() and Path(os.path.realpath(source)) in Path(os.path.realpath(target)).parents:
-        raise ConfigError(f"{target} lies in the Flax folder {source}, which is read; choose another OUT")
+        raise ConfigError(f"{target} lies in the folder {source}, which is read; choose another OUT")
     check_writable(target)
     subject = load_subject(options)
     images = None
@@ -100,7 +101,8 @@ def convert(
         prepared = folder / target.name
         save(checkpoint, prepared)
         if comparison:
-            yield from compared(checkpoint, prepared if source.is_dir() else source, comparison, images)
+            torch_file = prepared if is_flax_checkpoint(source) else weights_file(source)
+            yield from compared(checkpoint, torch_file, comparison, images)
         put_in_place(prepared, target)
     values = sum(leaf.size for leaf in checkpoint.leaves.values())
     yield f"{source}: {checkpoint.summary()}, {values:,} values in {len(checkpoint.leaves)} leaves"

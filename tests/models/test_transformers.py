@@ -1,6 +1,8 @@
 """Hugging Face transformers' own models, in its spelling, both ways."""
 
+import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 
 from ibau_jax import load, save
+from ibau_jax.errors import CheckpointError
 from tests.oracles import torchvision_models  # noqa: F401 - before transformers imports torchvision
 from tests.oracles.cifar_models import randomise
 from tests.oracles.twins import as_torch
@@ -73,3 +76,72 @@ def test_transformers(tmp_path, name, spelled):
     back = torch.load(tmp_path / "y.pth")
     assert list(back) == list(state)
     assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+LABELS = {0: "cat", 1: "dog", 2: "fish", 3: "bird", 4: "cow"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model that transformers has saved, and its image processor."""
+    config = transformers.ViTConfig(num_labels=CLASSES, id2label=LABELS, **VIT)
+    torch.manual_seed(0)
+    module = randomise(transformers.ViTForImageClassification(config), seed=1).eval()
+    path = tmp_path_factory.mktemp("model")
+    module.save_pretrained(path)
+    size = {"height": 32, "width": 32}
+    processor = transformers.ViTImageProcessor(size=size, image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25])
+    processor.save_pretrained(path)
+    return path, module, processor
+
+
+def test_a_folder_of_transformers(folder, tmp_path):
+    path, module, processor = folder
+    checkpoint = load(path)
+    assert checkpoint.hints.class_names == tuple(LABELS.values())
+    assert checkpoint.image_size == 32
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    inputs = processor(list(images), return_tensors="pt")
+    with jax.default_matmul_precision("highest"), torch.no_grad():
+        found = np.asarray(checkpoint.model()((images / 255).astype(np.float32)))
+        expected = module(**inputs).logits.numpy()
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    save(checkpoint, tmp_path / "flax")
+    again = load(tmp_path / "flax")
+    assert again.hints == checkpoint.hints
+    shutil.copytree(path, tmp_path / "written")
+    save(again, tmp_path / "written" / "model.safetensors")
+    back = transformers.ViTForImageClassification.from_pretrained(tmp_path / "written").state_dict()
+    assert all(torch.equal(back[name], value) for name, value in module.state_dict().items())
+
+
+DAMAGE = {
+    "num_attention_heads = 4": {"num_attention_heads": 4},
+    "hidden_act = relu": {"hidden_act": "relu"},
+    "holds no settings": [],
+    "can't read": "{",
+}
+
+
+@pytest.mark.parametrize("message", DAMAGE)
+def test_a_configuration_that_says_something_else_is_an_error(folder, tmp_path, message):
+    shutil.copytree(folder[0], tmp_path / "model")
+    file, change = tmp_path / "model" / "config.json", DAMAGE[message]
+    config = json.loads(file.read_text())
+    file.write_text(change if isinstance(change, str) else json.dumps(config | change if change else change))
+    with pytest.raises(CheckpointError, match=re.escape(message)):
+        load(tmp_path / "model")
+
+
+def test_a_folder_without_weights_is_an_error(folder, tmp_path):
+    shutil.copy(folder[0] / "config.json", tmp_path)
+    with pytest.raises(CheckpointError, match=r"none of model\.safetensors"):
+        load(tmp_path)
+
+
+def test_caffes_strides_are_told_by_the_configuration(tmp_path):
+    config = transformers.ResNetConfig(num_labels=CLASSES, downsample_in_bottleneck=True)
+    transformers.ResNetForImageClassification(config).save_pretrained(tmp_path)
+    checkpoint = load(tmp_path)
+    assert checkpoint.architecture.name == "resnet50_v1"
+    assert not any(one.name == "resnet50" for one in checkpoint.alternatives)

@@ -1,0 +1,107 @@
+"""Folders as Hugging Face's transformers writes and reads them: weights, `config.json`, `preprocessor_config.json`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+
+from ibau_jax.checkpoints.module_evidence import activations_of
+from ibau_jax.checkpoints.recognition import abstract_model
+from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.json_files import read_json
+from ibau_jax.models import Architecture
+
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# What is kept of the two files: what is looked at here or in `hints`.
+CONFIG_KEYS = (
+    *("num_attention_heads", "hidden_act", "downsample_in_bottleneck", "downsample_in_first_stage"),
+    *("image_size", "model_type", "id2label"),
+)
+PREPROCESSOR_KEYS = ("image_mean", "image_std", "do_normalize", "do_rescale", "size", "crop_size")
+MOST_LABELS = 1000  # whose names are kept
+
+
+def is_model_folder(path: Path) -> bool:
+    """Says whether a folder is one of transformers'."""
+    return (path / CONFIG).is_file()
+
+
+def weights_file(path: Path) -> Path:
+    """The file with the weights: the path itself, or the one in a folder of transformers'.
+
+    Raises:
+        CheckpointError: the folder holds none.
+    """
+    if not path.is_dir():
+        return path
+    found = next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{path} has a {CONFIG} but none of {', '.join(WEIGHTS)}")
+    return found
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """What the files beside the weights say, by file: what `hints` and `check_description` look at.
+
+    Raises:
+        CheckpointError: one of them is damaged.
+    """
+    kept = {CONFIG: _read(folder / CONFIG, CONFIG_KEYS)}
+    if len(kept[CONFIG].get("id2label") or ()) > MOST_LABELS:
+        del kept[CONFIG]["id2label"]
+    if (folder / PREPROCESSOR).exists():
+        kept[PREPROCESSOR] = _read(folder / PREPROCESSOR, PREPROCESSOR_KEYS)
+    return kept
+
+
+def _read(file: Path, keys: Sequence[str]) -> dict[str, Any]:
+    try:
+        content = read_json(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"can't read {file}: {shortened(error)}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file} is damaged: it holds no settings by name")
+    return {key: content[key] for key in keys if key in content}
+
+
+def told_by_description(
+    possible: list[Architecture], description: Mapping[str, Any], num_classes: int, image_size: int
+) -> list[Architecture]:
+    """Those of several architectures with the same names and shapes that `config.json` does not contradict.
+
+    Raises:
+        CheckpointError: it contradicts all of them; the message says in what.
+    """
+    config = description.get(CONFIG) or {}
+    found = {one: _contradiction(one, abstract_model(one, num_classes, image_size), config) for one in possible}
+    right = [one for one, contradiction in found.items() if contradiction is None]
+    if not right:
+        raise CheckpointError(
+            f"{CONFIG} says {found[possible[0]]}, unlike {possible[0].name}, which has the same names and shapes. "
+            "Write the network as a Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
+        )
+    return right
+
+
+def _contradiction(architecture: Architecture, model: nnx.Module, config: Mapping[str, Any]) -> str | None:
+    heads = {module.heads for _, module in nnx.iter_graph(model) if isinstance(getattr(module, "heads", None), int)}
+    caffe = "_v1" in architecture.name
+    facts = {
+        "num_attention_heads": next(iter(heads)) if len(heads) == 1 else None,
+        "hidden_act": activations_of(model) or None,
+        "downsample_in_bottleneck": caffe if architecture.name.startswith("resnet") else None,
+        "downsample_in_first_stage": False,
+    }
+    for key, own in facts.items():
+        said = config.get(key)
+        if said is None or own is None or said == own or (isinstance(own, set) and said in own):
+            continue
+        return f"{key} = {shortened(said, 40)}"
+    return None
