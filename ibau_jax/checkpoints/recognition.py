@@ -14,6 +14,7 @@ from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, f
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, name_patterns, proposed
 from ibau_jax.models.layers import ABSTRACT
+from ibau_jax.models.registry import grey
 
 UNKNOWN_CLASSES = 2  # stands for the number of classes where no classifier tells it
 MAX_CANDIDATES = 64  # honest files have a handful; a hostile one may have a landmark at every name
@@ -190,7 +191,8 @@ def _state_dict(tensors: Tensors, request: Request) -> StateDict:
 def _possible(state: StateDict, request: Request) -> list[Architecture]:
     """The requested architecture, or all that are no variants of others, that which the file names first.
 
-    Of families they are those that the names and shapes in each sub-tree propose.
+    Of families they are those that the names and shapes in each sub-tree propose. Where no convolution has three
+    inputs, those of RGB images are taken for grey ones.
     """
     if request.model:
         return [find_architecture(request.model)]
@@ -199,6 +201,8 @@ def _possible(state: StateDict, request: Request) -> list[Architecture]:
         known += proposed(
             {name.removeprefix(prefix): state[name].shape for name in state.full if name.startswith(prefix)}
         )
+    if not any(len(state[name].shape) == 4 and state[name].shape[1] == 3 for name in state.full):
+        known = [grey(one) if one.channels == 3 else one for one in known]
     known = list(dict.fromkeys(known))
     return sorted(known, key=lambda one: not same_name(one.name, request.hints.model))
 

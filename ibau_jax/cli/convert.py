@@ -264,4 +264,4 @@ def _normalization_line(report: Report) -> str:
         return f"none for {report.data_name!r}" if report.data_name else "the file does not say; see --normalize"
     name = normalization_name(**report.normalization)
     numbers = f"mean {report.normalization['mean']}, std {report.normalization['std']}"
-    return f"{name or report.data_name}: {numbers}"
+    return ": ".join(filter(None, (name or report.data_name, numbers)))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import jax
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError
@@ -74,6 +75,8 @@ class Family:
     variants: tuple[str, ...] = ()
 
 
+GREY = "_grey"  # what the names of architectures end with that are an RGB one with one channel
+
 _ARCHITECTURES: dict[str, Architecture] = {}
 _FAMILIES: list[Family] = []
 
@@ -100,19 +103,57 @@ def known(name: str) -> Architecture | None:
     """The architecture of that name, without alterations, registered or of a family; None where there is none."""
     if name in _ARCHITECTURES:
         return _ARCHITECTURES[name]
+    if name.endswith(GREY):
+        base = known(name.removesuffix(GREY))
+        return grey(base) if base and base.channels == 3 else None
     made = (family.make(match) for family in _FAMILIES if (match := family.pattern.fullmatch(name)))
     return next((one for one in made if one), None)
 
 
 def proposed(shapes: Shapes) -> list[Architecture]:
-    """The members of families that a state dict with these names and shapes may be of."""
+    """The members of families that a state dict with these names and shapes may be of; grey ones for RGB."""
+    first = next((name for name, shape in shapes.items() if len(shape) == 4), None)
+    if first is not None and shapes[first][1] == 1:
+        shapes = {**shapes, first: (shapes[first][0], 3, *shapes[first][2:])}
     names = (name for family in _FAMILIES for name in family.propose(shapes))
     return [one for one in map(known, names) if one]
+
+
+@functools.cache  # so that the same architecture gives the same
+def grey(architecture: Architecture) -> Architecture:
+    """An architecture of RGB images for grey ones: its first convolution has one input."""
+
+    def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
+        model = architecture.build(num_classes, image_size, rngs)
+        layers = (layer for _, layer in nnx.iter_graph(model) if isinstance(layer, nnx.Conv))
+        first = next(layer for layer in layers if layer.in_features == 3)
+        kernel = first.kernel.get_value()
+        shape = (*kernel.shape[:2], 1, kernel.shape[3])
+        is_abstract = isinstance(kernel, jax.ShapeDtypeStruct)
+        first.kernel = nnx.Param(jax.ShapeDtypeStruct(shape, kernel.dtype) if is_abstract else kernel[:, :, :1])
+        first.in_features = 1
+        return model
+
+    def of_one(shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (shape[0], 1, *shape[2:]) if len(shape) == 4 and shape[1] == 3 else shape
+
+    return replace(
+        architecture,
+        name=architecture.name + GREY,
+        build=build,
+        landmarks={name: of_one(shape) for name, shape in architecture.landmarks.items()},
+        torch_module=None,
+        channels=1,
+        variant_of=architecture.variant_of and architecture.variant_of + GREY,
+    )
 
 
 def variants(architecture: Architecture) -> tuple[Architecture, ...]:
     """All architectures with the names and shapes of this one, which is among them; the most common comes first."""
     base = architecture.variant_of or architecture.name
+    if base.endswith(GREY) and (in_colour := known(base.removesuffix(GREY))):
+        group = tuple(map(grey, variants(in_colour)))
+        return group if architecture in group else (architecture, *group)
     of_family = {base + suffix: None for family in _FAMILIES for suffix in ("", *family.variants)}
     relatives = (*_ARCHITECTURES.values(), *filter(None, map(known, of_family)))
     group = tuple(dict.fromkeys(one for one in relatives if base in (one.name, one.variant_of)))
