@@ -17,7 +17,7 @@ from ibau_jax.cli import console
 from ibau_jax.cli.options import AttackOptions, DataOptions, ModelChoices, ModelOptions
 from ibau_jax.cli.progress import Bar
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
-from ibau_jax.data.folder import is_folder
+from ibau_jax.data.sources import has_class_folders
 from ibau_jax.errors import CheckpointError, ConfigError, DataError, IbauError, NotFiniteError
 from ibau_jax.files import digests
 from ibau_jax.models import NORMALIZATIONS, Normalization
@@ -61,8 +61,8 @@ class Subject:
 
     def sha256(self) -> str:
         """Of the checkpoint's file; of a Flax folder, of the digests of all its files."""
-        is_folder = self.path.is_dir()
-        content = json.dumps(digests(self.path)).encode() if is_folder else self.path.read_bytes()
+        has_class_folders = self.path.is_dir()
+        content = json.dumps(digests(self.path)).encode() if has_class_folders else self.path.read_bytes()
         return hashlib.sha256(content).hexdigest()
 
 
@@ -218,7 +218,7 @@ def load_images(options: DataOptions, subject: Subject) -> Dataset:
     spec = options.dataset or subject.hints.dataset
     if spec is None:
         raise ConfigError("the checkpoint names no data; name clean images by --dataset")
-    if options.class_order is not None and not any(map(is_folder, filter(None, (spec, options.clean_set)))):
+    if options.class_order is not None and not any(map(has_class_folders, filter(None, (spec, options.clean_set)))):
         raise ConfigError(f"--class-order is for folders of class folders; {spec} is none")
     return _fitting(spec, subject.checkpoint, options.class_order)
 
@@ -243,7 +243,7 @@ def _loaded(spec: str, input_shape: tuple[int, int, int], num_classes: int, clas
 
 
 def _fitting(spec: str, checkpoint: Checkpoint, class_order: str | None) -> Dataset:
-    order = class_order if is_folder(spec) else None
+    order = class_order if has_class_folders(spec) else None
     dataset = _loaded(spec, checkpoint.input_shape, checkpoint.num_classes, order)
     dataset.check_fits(checkpoint.input_shape, checkpoint.num_classes)
     dataset.check_contrast()

@@ -14,7 +14,7 @@ from ibau_jax.cli.poison_options import PoisonOptions
 from ibau_jax.cli.stored import Content
 from ibau_jax.config import TrainConfig
 from ibau_jax.data import Dataset, load_dataset
-from ibau_jax.data.folder import is_folder
+from ibau_jax.data.sources import has_class_folders
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.metrics import Metrics, check_measurable, evaluate
 from ibau_jax.models import NORMALIZATIONS, Architecture, find_architecture
@@ -96,7 +96,7 @@ def images(options: PoisonOptions, shape: tuple[int, int, int]) -> tuple[Dataset
             "0, without gaps (folders may be listed in a file for --class-order)"
         )
     if options.test is not None:
-        order = order if is_folder(options.test) else None
+        order = order if has_class_folders(options.test) else None
         return dataset, load_dataset(options.test, shape, num_classes=num_classes, class_order=order)
     permutation = np.random.default_rng(options.seed).permutation(len(dataset))
     count = len(dataset) // TEST_SHARE

@@ -1,19 +1,53 @@
-"""Arrays in files: NumPy archives and the published GTSRB HDF5 layout."""
+"""Arrays in files: NumPy archives and HDF5 files, whatever the arrays are called."""
 
-import os
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Protocol
 
-from ibau_jax.data.dataset import NUMBERS, Dataset, check_forms, make_dataset
+import numpy as np
+
+from ibau_jax.data.dataset import NUMBERS, Dataset, Form, check_forms, make_dataset
+from ibau_jax.data.layout import ImageRequest, place_and_split
 from ibau_jax.data.memory import check_memory
-from ibau_jax.data.npy import Arrays, open_npz
+from ibau_jax.data.npy import open_npz
 from ibau_jax.errors import DataError, shortened
 
 SHOWN = 10  # names in a message
+# What images and labels are called, in whatever case, {} being the split: Keras, the published GTSRB file, MedMNIST.
+PAIRS = (
+    ("x", "y"),
+    ("x_{}", "y_{}"),
+    ("{}_x", "{}_y"),
+    ("{}_images", "{}_labels"),
+    ("{}_data", "{}_labels"),
+    ("images", "labels"),
+    ("data", "labels"),
+)
 
 
-def load_npz(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
-    """Images and labels of a NumPy archive: `x` and `y`; or `x_test` and `y_test`, as Keras has them, and `x_train` and
-    `y_train` for `FILE.npz:train`; or the only arrays that can be images and as many labels.
+class Declared(Form, Protocol):
+    """What is known of an array before it is read, and how many bytes it takes."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class NamedArrays(Protocol):
+    """The arrays of an open file."""
+
+    @property
+    def names(self) -> list[str]: ...
+
+    def form(self, name: str) -> Form | None: ...
+
+    def header(self, name: str) -> Declared: ...
+
+    def read(self, name: str) -> np.ndarray: ...
+
+
+def load_npz(spec: str, request: ImageRequest) -> Dataset:
+    """Images and labels of a NumPy archive: those that the spec names, `FILE.npz:IMAGES,LABELS`; or by the names in
+    `PAIRS`, of the split `test` or that of `FILE.npz:SPLIT`; or the only arrays that can be images and as many labels.
 
     Nothing pickled is read, and nothing before its size is checked.
 
@@ -21,60 +55,67 @@ def load_npz(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
         DataError: the file is damaged, lacks them, holds no images and labels, or is too large.
         ConfigError: it is no regular file.
     """
-    path, split = _split(spec)
-    with open_npz(Path(path), DataError) as arrays:
-        keys = _named(arrays.names, split) or _by_shape(arrays) or ("x", "y")
+    path, asked = place_and_split(spec)
+    return _load(open_npz(Path(path), DataError), path, asked, spec)
+
+
+def load_hdf5(spec: str, request: ImageRequest) -> Dataset:
+    """The same of an HDF5 file's root group; floats may be integers in 0..255, as the published GTSRB file has them.
+
+    Raises:
+        DataError: the file is damaged, lacks them, names other files, or is too large. ConfigError: it is no regular
+            file.
+    """
+    from ibau_jax.data.hdf5 import open_hdf5
+
+    path, asked = place_and_split(spec)
+    return _load(open_hdf5(Path(path)), path, asked, spec, bytes_as_float=True)
+
+
+def _load(
+    opened: AbstractContextManager[NamedArrays], path: str, asked: str, spec: str, *, bytes_as_float: bool = False
+) -> Dataset:
+    with opened as arrays:
+        keys = _keys(arrays, asked)
         _check_names(arrays.names, keys, path)
         images, labels = map(arrays.header, keys)
         check_forms(images, labels, spec)
         check_memory(images.nbytes + labels.nbytes, spec)
-        return make_dataset(arrays.read(keys[0]), arrays.read(keys[1]), spec)
+        return make_dataset(arrays.read(keys[0]), arrays.read(keys[1]), spec, bytes_as_float=bytes_as_float)
 
 
-def _split(spec: str) -> tuple[str, str]:
-    """A file's path, and which of its splits is meant."""
-    return (spec, "test") if os.path.exists(spec) else (spec.rpartition(":")[0], spec.rpartition(":")[2])
+def _keys(arrays: NamedArrays, asked: str) -> tuple[str, str]:
+    """The names of images and labels, some of which may be missing."""
+    if "," in asked:
+        images, _, labels = asked.partition(",")
+        return images, labels
+    named = _named(arrays.names, asked or "test") or (_by_shape(arrays) if asked == "" else None)
+    return named or ((f"x_{asked}", f"y_{asked}") if asked else ("x", "y"))
 
 
 def _named(names: list[str], split: str) -> tuple[str, str] | None:
-    """The names of images and labels, where they are called so."""
+    """The names of images and labels, where they are called as `PAIRS` has them."""
     lower = {name.lower(): name for name in names}
-    pairs = (("x", "y"), (f"x_{split}", f"y_{split}"))
+    pairs = [(one.format(split).lower(), other.format(split).lower()) for one, other in PAIRS]
     return next(((lower[one], lower[other]) for one, other in pairs if one in lower and other in lower), None)
 
 
-def _by_shape(arrays: Arrays) -> tuple[str, str] | None:
+def _by_shape(arrays: NamedArrays) -> tuple[str, str] | None:
     """The names of the only arrays that can be images and as many labels."""
     if len(arrays.names) > SHOWN:
         return None
-    headers = {name: arrays.header(name) for name in arrays.names}
-    images = [name for name, header in headers.items() if len(header.shape) in (3, 4) and header.dtype.kind in NUMBERS]
-    labels = [name for name, header in headers.items() if len(header.shape) in (1, 2) and header.dtype.kind in NUMBERS]
-    pairs = [(one, other) for one in images for other in labels if headers[one].shape[0] == headers[other].shape[0]]
+    forms = {name: form for name in arrays.names if (form := arrays.form(name)) and form.dtype.kind in NUMBERS}
+    images = [name for name, form in forms.items() if len(form.shape) in (3, 4)]
+    labels = [name for name, form in forms.items() if len(form.shape) in (1, 2)]
+    pairs = [(one, other) for one in images for other in labels if forms[one].shape[0] == forms[other].shape[0]]
     return pairs[0] if len(pairs) == 1 else None
-
-
-def load_hdf5(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
-    """`X_test` and one-hot `Y_test` of an HDF5 file; `FILE.h5:train` for `X_train` and `Y_train`.
-
-    Raises:
-        DataError: the file is damaged, lacks the split, names other files, or is too large.
-        ConfigError: it is no regular file.
-    """
-    from ibau_jax.data.hdf5 import open_hdf5
-
-    path, split = _split(spec)
-    keys = (f"X_{split}", f"Y_{split}")
-    with open_hdf5(Path(path)) as arrays:
-        _check_names(arrays.names, keys, path)
-        images, labels = (arrays.array(key) for key in keys)
-        check_forms(images, labels, spec)
-        check_memory(images.nbytes + labels.nbytes, spec)
-        return make_dataset(arrays.read(keys[0]), arrays.read(keys[1]), spec, bytes_as_float=True)
 
 
 def _check_names(names: list[str], wanted: tuple[str, ...], file: str) -> None:
     missing = [name for name in wanted if name not in names]
     if missing:
         shown = ", ".join(shortened(name, 40) for name in names[:SHOWN]) or "nothing"
-        raise DataError(f"{file} lacks {shortened(' and '.join(missing), 80)}; it holds {shown}")
+        raise DataError(
+            f"{file} lacks {shortened(' and '.join(missing), 80)}; it holds {shown}; name images and labels by "
+            f"{file}:IMAGES,LABELS"
+        )

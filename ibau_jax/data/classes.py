@@ -6,15 +6,14 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ibau_jax.data.text import read_text
 from ibau_jax.errors import DataError, refusing, shortened
-from ibau_jax.files import check_regular
 
 NUMBER, TEXT = "number", "text"
 MOST_CLASSES = 10**6
-LARGEST_LIST = 2**22  # bytes in a file of class names
 
 
 def class_labels(names: Sequence[str], num_classes: int | None = None, order: str | None = None) -> dict[str, int]:
@@ -46,6 +45,22 @@ def class_labels(names: Sequence[str], num_classes: int | None = None, order: st
     if numbers is not None and (order == NUMBER or (order is None and plain)):
         return _by_number(numbers, num_classes)
     return _by_text(names, num_classes, plain)
+
+
+def names_by_label(labels: Mapping[str, int], num_classes: int | None, words: Mapping[str, str]) -> tuple[str, ...]:
+    """The classes' names in the order of labels, "" for a class without one; none where all names are numbers.
+
+    Args:
+        labels: the label of each class folder.
+        num_classes: how many classes there are; None for as many as the labels tell.
+        words: what classes are called, by the names of their folders, where they are called otherwise.
+    """
+    if all(map(_is_number, labels)):
+        return ()
+    names = [""] * (num_classes or max(labels.values()) + 1)
+    for folder, label in labels.items():
+        names[label] = words.get(folder, folder)
+    return tuple(names)
 
 
 def numbers_in(names: Sequence[str]) -> dict[str, int] | None:
@@ -144,14 +159,8 @@ def class_names(file: Path) -> list[str]:
         raise DataError(
             f"--class-order is {NUMBER}, {TEXT} or a file of class names; there is no file {shortened(file)}"
         )
-    check_regular(file)
+    text = read_text(file)
     with refusing(str(file), DataError):
-        if file.stat().st_size > LARGEST_LIST:
-            raise DataError(f"{file} has {file.stat().st_size} bytes, more than any list of class names")
-        try:
-            text = file.read_text("utf-8-sig")
-        except UnicodeDecodeError:
-            raise DataError(f"{file} is no text in UTF-8; save the list of class names as UTF-8") from None
         names = (
             json.loads(text, object_pairs_hook=_each_once)
             if text.lstrip()[:1] in ("{", "[")

@@ -1,6 +1,6 @@
 """Labelled images in memory, and the checks that every source's images go through."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,11 +22,13 @@ class Dataset:
         images: uint8 in 0..255 or float32 in [0, 1]; NHWC, RGB or grey.
         labels: true classes, int64, counted from 0.
         name: what messages call it.
+        class_names: names of the classes in the order of labels, where the data have some; "" for one without.
     """
 
     images: Shaped[np.ndarray, "n h w c"] = field(repr=False)
     labels: Int[np.ndarray, " n"] = field(repr=False)
     name: str = "data"
+    class_names: tuple[str, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         if len(self.images) != len(self.labels):
@@ -37,7 +39,7 @@ class Dataset:
 
     def take(self, indices: np.ndarray) -> "Dataset":
         """The images at `indices`, in that order."""
-        return Dataset(self.images[indices], self.labels[indices], self.name)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def first(self, count: int) -> "Dataset":
         """The first `count` images, or all where there are fewer."""

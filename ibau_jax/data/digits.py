@@ -4,13 +4,14 @@ import numpy as np
 from PIL import Image
 
 from ibau_jax.data.dataset import Dataset
+from ibau_jax.data.layout import ImageRequest
 from ibau_jax.errors import DataError
 
 TRAIN_SIZE = 997
 SPLIT_SEED = 20220131
 
 
-def load_digits(split: str, input_shape: tuple[int, int, int]) -> Dataset:
+def load_digits(split: str, request: ImageRequest) -> Dataset:
     """The split `train` (997 images, for training examples) or `test` (the other 800; the default).
 
     Images are uint8 (n, 32, 32, 3), enlarged bilinearly and grey.

@@ -1,33 +1,33 @@
 """A folder of images, one sub-folder a class."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
-from ibau_jax.data.classes import MOST_CLASSES, class_labels
+from ibau_jax.data.classes import MOST_CLASSES, class_labels, names_by_label
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.data.images import SUFFIXES, read_image
+from ibau_jax.data.layout import ImageRequest
 from ibau_jax.data.memory import check_memory
 from ibau_jax.errors import DataError, refusing
 
 # Sub-folders that systems and archives make.
 NO_CLASSES = ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 INNER = "images"  # CLASS/images/NAME.png, as Tiny ImageNet has them
+NO_WORDS: Mapping[str, str] = MappingProxyType({})
 FORM = "CLASS/NAME.png or CLASS/images/NAME.png"
 
 
-def load_folder(
-    spec: str, input_shape: tuple[int, int, int], num_classes: int | None = None, class_order: str | None = None
-) -> Dataset:
+def load_folder(spec: str, request: ImageRequest, words: Mapping[str, str] = NO_WORDS) -> Dataset:
     """The images in the class folders of `spec`, resized (bicubic) to the model's input.
 
     Args:
         spec: the folder; `ibau_jax.data.classes.class_labels` says which label each of its sub-folders has.
-        input_shape: the model's height, width and channels.
-        num_classes: how many classes the model has, where that is known.
-        class_order: `number`, `text` or a file of names; see `class_labels`.
+        request: what the model takes.
+        words: what classes are called, by the names of their folders, where they are called otherwise.
 
     Raises:
         DataError: there are no class folders or no images, or one can't be read, or the folders don't fit the model.
@@ -35,19 +35,14 @@ def load_folder(
     """
     folders = {folder.name: folder for folder in class_folders(spec)}
     try:
-        labels = class_labels(list(folders), num_classes, class_order)
+        labels = class_labels(list(folders), request.num_classes, request.class_order)
     except DataError as error:
         raise DataError(f"{spec}: {error}{_left_out(spec)}") from error
     by_label = sorted(folders, key=lambda name: labels[name])
     files = [(file, labels[name]) for name in by_label for file in _image_files(folders[name])]
     if not files:
-        raise DataError(f"{spec} has no images in class folders; it needs {FORM} (no CSV of labels is read)")
-    return _read(files, input_shape, spec)
-
-
-def is_folder(spec: str) -> bool:
-    """Whether a spec of `load_dataset` names a folder of class folders."""
-    return os.path.isdir(spec)
+        raise DataError(f"{spec} has no images in class folders; it needs {FORM} (see docs/unlearning.md for others)")
+    return read_images(files, request.input_shape, spec, names_by_label(labels, request.num_classes, words))
 
 
 def load_triggered(folder: str, input_shape: tuple[int, int, int], without: Collection[int] = ()) -> Dataset:
@@ -78,7 +73,7 @@ def load_triggered(folder: str, input_shape: tuple[int, int, int], without: Coll
     ]
     if not files:
         raise DataError(f"{folder} has no triggered images to evaluate on; it needs {form}")
-    return _read(files, input_shape, folder)
+    return read_images(files, input_shape, folder)
 
 
 def class_folders(spec: str) -> list[Path]:
@@ -140,9 +135,15 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def _read(files: Sequence[tuple[Path, int]], input_shape: tuple[int, int, int], name: str) -> Dataset:
+def read_images(
+    files: Sequence[tuple[Path, int]],
+    input_shape: tuple[int, int, int],
+    name: str,
+    class_names: tuple[str, ...] = (),
+) -> Dataset:
+    """Image files and their labels, resized to the model's input; raises as `ibau_jax.data.images.read_image`."""
     check_memory(len(files) * int(np.prod(input_shape)), name)
     images = np.empty((len(files), *input_shape), np.uint8)
     for image, (file, _) in zip(images, files, strict=True):
         image[...] = read_image(file, input_shape)
-    return Dataset(images, np.asarray([label for _, label in files], np.int64), name)
+    return Dataset(images, np.asarray([label for _, label in files], np.int64), name, class_names)

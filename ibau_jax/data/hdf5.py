@@ -35,7 +35,12 @@ class Arrays:
         """The names, of which very many are cut off."""
         return [name for name, _ in zip(self._file, range(MOST_NAMES), strict=False)]
 
-    def array(self, name: str) -> h5py.Dataset:
+    def form(self, name: str) -> h5py.Dataset | None:
+        """An array of which nothing is checked but that it lies in this file; None for what is none."""
+        array = self._file[name] if isinstance(self._file.get(name, getlink=True), h5py.HardLink) else None
+        return array if isinstance(array, h5py.Dataset) and array.shape is not None else None
+
+    def header(self, name: str) -> h5py.Dataset:
         """An array that has not been read, its declared size and its storage checked.
 
         Raises:
@@ -90,7 +95,7 @@ class Arrays:
                 raise DataError(f"{where} has a part that holds more or less than it declares; the file is damaged")
 
     def read(self, name: str) -> np.ndarray:
-        """An array that `array` has checked."""
+        """An array that `header` has checked."""
         values = np.asarray(self._file[name][()])
         return values.astype(values.dtype.newbyteorder("="), copy=False)
 

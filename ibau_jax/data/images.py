@@ -1,7 +1,11 @@
-"""Image files as pixels of 8 bits. Values are scaled or refused, never clipped; sizes are checked before decoding."""
+"""Images in files and in arrays, as pixels of 8 bits.
+
+Values are scaled or refused, never clipped; sizes are checked before decoding.
+"""
 
 import io
 import logging
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,9 +13,10 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, UnidentifiedImageError
 
-from ibau_jax.data.memory import check_size
+from ibau_jax.data.memory import check_memory, check_size
 from ibau_jax.errors import DataError, refusing
 from ibau_jax.files import check_regular
 
@@ -41,7 +46,16 @@ def read_image(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
         DataError: it can't be read, or decoded it is too large, or its values have no known range.
         ConfigError: it is no regular file.
     """
-    return resized(_decoded(file, shape[2], None), shape)
+    return decoded_image(_content(file), shape, str(file))
+
+
+def decoded_image(content: bytes, shape: tuple[int, int, int], name: str) -> np.ndarray:
+    """The same of an image file's bytes, wherever they were; `name` is what messages call it.
+
+    Raises:
+        DataError: see `read_image`.
+    """
+    return resized(_decoded(content, name, shape[2], None), shape)
 
 
 def read_picture(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
@@ -51,7 +65,7 @@ def read_picture(file: Path, shape: tuple[int, int, int]) -> np.ndarray:
         DataError: see `read_image`; or it has another size, which shows before it is decoded.
         ConfigError: it is no regular file.
     """
-    return np.asarray(_decoded(file, shape[2], (shape[1], shape[0]))).reshape(shape)
+    return np.asarray(_decoded(_content(file), str(file), shape[2], (shape[1], shape[0]))).reshape(shape)
 
 
 def resized(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
@@ -61,12 +75,37 @@ def resized(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     return np.asarray(image).reshape(shape)
 
 
-def _decoded(file: Path, channels: int, size: tuple[int, int] | None) -> Image.Image:
-    """The image in RGB or grey; where `size` (width, height) is given it must have that."""
+def fitted(images: UInt8[np.ndarray, "n h w c"], shape: tuple[int, int, int], name: str) -> UInt8[np.ndarray, "..."]:
+    """Images that a file has as arrays, converted and resized to `shape` as those of image files are.
+
+    Raises:
+        DataError: they would take more memory than there is.
+    """
+    if images.shape[1:] == shape:
+        return np.ascontiguousarray(images)
+    check_memory(len(images) * math.prod(shape), name)
+    mode = _mode(shape[2])
+    made = np.empty((len(images), *shape), np.uint8)
+    for place, image in enumerate(images):
+        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
+        made[place] = resized(picture if picture.mode == mode else picture.convert(mode), shape)
+    return made
+
+
+def _mode(channels: int) -> str:
+    return "RGB" if channels == 3 else "L"
+
+
+def _content(file: Path) -> bytes:
     check_regular(file)
-    mode = "RGB" if channels == 3 else "L"
     with refusing(f"the image {file}", DataError):
-        whole = file.read_bytes()
+        return file.read_bytes()
+
+
+def _decoded(whole: bytes, file: str, channels: int, size: tuple[int, int] | None) -> Image.Image:
+    """The image in RGB or grey; where `size` (width, height) is given it must have that."""
+    mode = _mode(channels)
+    with refusing(f"the image {file}", DataError):
         _check_effort(whole, file)
         content = io.BytesIO(whole)  # Pillow reads as many bytes as a file says: no more than are there
         image = _opened(content, file)
@@ -80,7 +119,7 @@ def _decoded(file: Path, channels: int, size: tuple[int, int] | None) -> Image.I
         return pixels if pixels.mode == mode else pixels.convert(mode)
 
 
-def _check_effort(content: bytes, file: Path) -> None:
+def _check_effort(content: bytes, file: str) -> None:
     """Raises DataError where decoding takes far longer than the file's size accounts for."""
     for start, part in REPEATED.items():
         count = content.count(part) if content.startswith(start) else 0
@@ -90,7 +129,7 @@ def _check_effort(content: bytes, file: Path) -> None:
             )
 
 
-def _pixels(image: Image.Image, file: Path) -> int:
+def _pixels(image: Image.Image, file: str) -> int:
     """Counts the pixels that decoding makes: of a TIFF in tiles, one tile at least.
 
     Raises:
@@ -105,7 +144,7 @@ def _pixels(image: Image.Image, file: Path) -> int:
     return max(image.width, width) * max(image.height, height)
 
 
-def _opened(content: IO[bytes], file: Path) -> Image.Image:
+def _opened(content: IO[bytes], file: str) -> Image.Image:
     try:
         return Image.open(content, formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -135,7 +174,7 @@ def _bytes_a_pixel(image: Image.Image, wanted: str) -> int:
     return own + buffers + (0 if image.mode == wanted else BYTES.get(wanted, 4))
 
 
-def _eight_bits(image: Image.Image, file: Path) -> Image.Image:
+def _eight_bits(image: Image.Image, file: str) -> Image.Image:
     """The image in a mode of 8 bits a channel, which PIL converts to others as torchvision does."""
     tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
     if set(np.atleast_1d(tags.get(SAMPLE_FORMAT, UNSIGNED)).tolist()) != {UNSIGNED}:

@@ -71,6 +71,8 @@ class Arrays:
         with self._open(name) as (stream, size):
             return _header(stream, size)[0]
 
+    form = header  # what is known of any array, whether or not it can be images or labels
+
     def read(self, name: str) -> np.ndarray:
         """An array."""
         with self._open(name) as (stream, size):

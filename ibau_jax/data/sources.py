@@ -1,31 +1,43 @@
 """Where images come from: one function a source, found by the spec's form.
 
-To add a source, write a function `(argument, input_shape) -> Dataset` in a module here and register it in `SOURCES`
-(for specs like `name:argument`) or in `SUFFIXES` (for files).
+To add a source, write a function `(spec, ImageRequest) -> Dataset` in a module here and register it in `SOURCES` (for
+specs like `name:argument`, of which it gets the argument) or in `SUFFIXES` (for files). For a data set in a folder,
+write a module with its `LAYOUTS` and register it in `FOLDERS`.
 """
 
 import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from ibau_jax.data.dataset import Dataset
-from ibau_jax.data.folder import is_folder, load_folder
-from ibau_jax.errors import DataError, quoted, shortened
+from ibau_jax.data.folder import load_folder
+from ibau_jax.data.layout import ImageRequest, Layout, place_and_split
+from ibau_jax.errors import DataError, quoted, refusing, shortened
 from ibau_jax.files import check_regular
 
-Source = Callable[[str, tuple[int, int, int]], Dataset]
+Source = Callable[[str, ImageRequest], Dataset]
 
 # Module and function, imported when used: h5py, scikit-learn and tensorflow_datasets take long to import.
 SOURCES = {"digits": ("digits", "load_digits"), "tfds": ("tfds", "load_tfds")}
-SUFFIXES = {".npz": ("arrays", "load_npz"), ".h5": ("arrays", "load_hdf5"), ".hdf5": ("arrays", "load_hdf5")}
+SUFFIXES = {
+    ".npz": ("arrays", "load_npz"),
+    ".h5": ("arrays", "load_hdf5"),
+    ".hdf5": ("arrays", "load_hdf5"),
+    ".parquet": ("parquet", "load_parquet"),
+}
+# Modules of folders' layouts: data sets as they are downloaded, and where there is none of them, what they may also be.
+FOLDERS = (("cifar", "idx", "gtsrb", "tiny_imagenet", "parquet"), ("split_folders",))
 # The published command line's names.
 ALIASES = {"cifar10": "tfds:cifar10:test", "gtsrb": "tfds:visual_domain_decathlon/gtsrb:validation"}
 EMBEDDED = ("digits",)
+ARCHIVES = (".tar", ".tgz", ".gz", ".bz2", ".xz", ".zip", ".rar", ".7z")
 
 FORMS = (
-    "digits, tfds:NAME[/CONFIG][:SPLIT], a .npz or .h5 file, or a folder with one sub-folder a class "
-    "(CLASS/NAME.png or CLASS/images/NAME.png)"
+    "digits, tfds:NAME[/CONFIG][:SPLIT], a .npz, .h5 or .parquet file, a folder with one sub-folder a class "
+    "(CLASS/NAME.png or CLASS/images/NAME.png), or a folder of CIFAR, MNIST, GTSRB, Tiny ImageNet or parquet files as "
+    "downloaded"
 )
 
 
@@ -35,9 +47,11 @@ def load_dataset(
     """Loads the images that a spec names.
 
     Args:
-        spec: `digits[:train|test]`, `tfds:NAME[/CONFIG][:SPLIT]`, `FILE.npz`, `FILE.h5[:train|test]`, or a folder.
-        input_shape: the model's height, width and channels; images of varying size are resized to it.
-        num_classes: how many classes the model has: a folder's class folders are compared with it.
+        spec: `digits[:train|test]`, `tfds:NAME[/CONFIG][:SPLIT]`, `FILE.npz` or `FILE.h5`, with `:train|test` or the
+            arrays' names `:IMAGES,LABELS`, `FILE.parquet`, or a folder: class folders, or a data set as it is
+            downloaded, with `[:SPLIT]`.
+        input_shape: the model's height, width and channels; images of folders and parquet files are resized to it.
+        num_classes: how many classes the model has: class folders, and names of classes, are compared with it.
         class_order: which labels a folder's class folders have: `number`, `text`, or a file with their names in the
             order of labels; by default their numbers where they are numbers, else their places in the order of text.
 
@@ -46,23 +60,71 @@ def load_dataset(
         ConfigError: a file is no regular file.
     """
     spec = ALIASES.get(spec, spec)
-    if is_folder(spec):
-        return load_folder(spec, input_shape, num_classes, class_order)
-    if class_order is not None:
+    request = ImageRequest(input_shape, num_classes, class_order)
+    if class_order is not None and not has_class_folders(spec):
         raise DataError(f"only a folder of class folders has a class order to choose; {shortened(spec)} is none")
+    place, split = place_and_split(spec)
+    if os.path.isdir(place):
+        return _load_folder(place, split, request)
     name, _, argument = spec.partition(":")
     if name in SOURCES and not os.path.exists(spec):
-        return _source(SOURCES[name])(argument, input_shape)
-    file = Path(spec if os.path.exists(spec) else spec.rpartition(":")[0] or spec)
+        return _source(SOURCES[name])(argument, request)
+    file = Path(place)
     if file.suffix.lower() in SUFFIXES:
         if not os.path.exists(file):
             raise DataError(f"there is no file {shortened(file)}")
         check_regular(file)
-        return _source(SUFFIXES[file.suffix.lower()])(spec, input_shape)
+        return _source(SUFFIXES[file.suffix.lower()])(spec, request)
+    if file.suffix.lower() in ARCHIVES and os.path.exists(file):
+        raise DataError(f"{shortened(file)} is an archive; unpack it, and name the folder that comes out")
     raise DataError(f"there is no data set {quoted(spec)}; name one of: {FORMS}")
+
+
+def has_class_folders(spec: str) -> bool:
+    """Whether a spec of `load_dataset` names a folder whose labels come from class folders, so that they have an order.
+
+    Raises:
+        DataError: the folder can't be listed, or holds several data sets.
+    """
+    place, _ = place_and_split(spec)
+    if not os.path.isdir(place):
+        return False
+    found = _downloaded(Path(place))
+    return found is None or found[0].has_class_folders
+
+
+def _load_folder(place: str, split: str, request: ImageRequest) -> Dataset:
+    found = _downloaded(Path(place))
+    if found is not None:
+        return found[0].load(found[1], split, request)
+    if split:
+        raise DataError(f"{place} has no split {shortened(split, 40)!r}: it is no data set with splits that is known")
+    return load_folder(place, request)
+
+
+def _downloaded(folder: Path) -> tuple[Layout, Path] | None:
+    """The data set in a folder, as its layout and where it lies; None for what else the folder may hold.
+
+    Raises:
+        DataError: there are several, or a folder can't be listed.
+    """
+    for modules in FOLDERS:
+        layouts = [layout for module in modules for layout in _module(module).LAYOUTS]
+        with refusing(str(folder), DataError):
+            found = [(layout, root) for layout in layouts for root in layout.find(folder)]
+        if len(found) > 1:
+            places = ", ".join(str(root) for _, root in found)
+            raise DataError(f"{folder} holds several data sets; name one: {shortened(places)}")
+        if found:
+            return found[0]
+    return None
 
 
 def _source(place: tuple[str, str]) -> Source:
     module, function = place
-    source: Source = getattr(importlib.import_module(f"ibau_jax.data.{module}"), function)
+    source: Source = getattr(_module(module), function)
     return source
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"ibau_jax.data.{name}")

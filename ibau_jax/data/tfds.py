@@ -9,16 +9,17 @@ from PIL import Image
 
 from ibau_jax.data.dataset import Dataset, checked_images, checked_labels
 from ibau_jax.data.images import resized
+from ibau_jax.data.layout import ImageRequest
 from ibau_jax.data.memory import check_memory
 from ibau_jax.errors import DataError, refusing, shortened
 
 FORMAT = "array_record"
 
 
-def load_tfds(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
+def load_tfds(spec: str, request: ImageRequest) -> Dataset:
     """`NAME[/CONFIG][:SPLIT]` of TensorFlow Datasets, SPLIT being `test` by default.
 
-    Images whose size varies within the data set are resized (bicubic) to `input_shape`. Data that are not prepared
+    Images whose size varies within the data set are resized (bicubic) to the model's input. Data that are not prepared
     yet are prepared where TensorFlow is installed.
 
     Raises:
@@ -35,6 +36,7 @@ def load_tfds(spec: str, input_shape: tuple[int, int, int]) -> Dataset:
         features = builder.info.features
         if features is None or "image" not in features or "label" not in features:
             raise DataError(f"tfds:{name} has no 'image' and 'label' to classify")
+        input_shape = request.input_shape
         count, shape = builder.info.splits[split].num_examples, features["image"].shape
         check_memory(count * math.prod(input_shape if None in shape else shape), f"tfds:{name}:{split}")
         return _read(builder.as_data_source(split), shape, input_shape, f"tfds:{name}:{split}")

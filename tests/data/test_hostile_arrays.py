@@ -283,7 +283,7 @@ def test_parts_that_share_their_bytes_are_refused(tmp_path):
 
 def test_a_split_names_no_place_elsewhere(tmp_path):
     h5(tmp_path / "a.h5", X_test=stored, X_sub=lambda file, name: file.create_group(name).create_group("a"))
-    with pytest.raises(IbauError, match="lacks X_sub/a"):
+    with pytest.raises(IbauError, match="lacks x_sub/a"):
         load_dataset(f"{tmp_path}/a.h5:sub/a", SHAPE)
 
 

@@ -67,7 +67,7 @@ def test_the_published_hdf5_layout(tmp_path, rng):
     assert found.images.dtype == np.uint8
     np.testing.assert_array_equal(found.labels, y)
     np.testing.assert_array_equal(load_dataset(f"{tmp_path}/a.h5:train", SHAPE).images, other)
-    with pytest.raises(DataError, match="lacks X_val"):
+    with pytest.raises(DataError, match="lacks x_val"):
         load_dataset(f"{tmp_path}/a.h5:val", SHAPE)
 
 
