@@ -62,6 +62,8 @@ def read_idx(file: Path, axes: int) -> UInt8[np.ndarray, "..."]:
         if len(head) < 4 + 4 * axes or head[:4] != bytes([0, 0, UNSIGNED_BYTES, axes]):
             raise DataError(f"{file} is no idx file of bytes with {axes} axes; download it anew")
         shape = struct.unpack(f">{axes}I", head[4:])
+        if 0 in shape[1:]:
+            raise DataError(f"{file} declares images without pixels; it is damaged")
         size = math.prod(shape)
         check_size(size, os.path.getsize(file), str(file))
         check_memory(size, str(file))
