@@ -22,8 +22,9 @@ class Options(ClassOrder):
     audit: AuditOptions
     device: DeviceOptions
     dataset: Annotated[str | None, option("SPEC", "what the checkpoint names")] = None
-    """clean images, half of them to search on, half to measure on: digits, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y),
-    FILE.h5 (X_test, Y_test) or a folder of class folders"""
+    """clean images, half of them to search on, half to measure on, in the forms that --dataset of
+    scripts/unlearn.py has: digits, tfds:NAME, FILE.npz, FILE.h5, FILE.parquet, a folder of class folders, or a
+    folder[:SPLIT] of CIFAR, MNIST, GTSRB ... as downloaded"""
     json: bool = False
     """print JSON, all classes in it, instead of a table"""
 
@@ -48,13 +49,13 @@ def main() -> int:
     with AuditProgress("audit") as bar:
         audit = auditor(subject.model, images, on_step=bar.on_step)
     if options.json:
-        print(json_text(audit_record(audit)))
+        print(json_text({**audit_record(audit), "class_names": images.class_names or None}))
     else:
-        for table in audit_tables(audit):
+        for table in audit_tables(audit, images.class_names):
             console.console.print(table)
-        verdict, *evidence = verdict_lines(audit)
+        verdict, *evidence = verdict_lines(audit, images.class_names)
         for line in (f"verdict: {verdict}", *evidence):
-            console.console.print(line, soft_wrap=True)
+            console.console.print(console.escaped(line), soft_wrap=True)
     return 0 if audit.verdict == "no backdoor found" else FOUND
 
 

@@ -19,7 +19,8 @@ class Options(ClassOrder):
     attack: AttackOptions
     device: DeviceOptions
     dataset: Annotated[str | None, option("SPEC", "what the checkpoint names")] = None
-    """digits, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y), FILE.h5 (X_test, Y_test) or a folder of class folders"""
+    """clean images, in the forms that --dataset of scripts/unlearn.py has: digits, tfds:NAME, FILE.npz, FILE.h5,
+    FILE.parquet, a folder of class folders, or a folder[:SPLIT] of CIFAR, MNIST, GTSRB ... as downloaded"""
     json: bool = False
     """print JSON instead of a table"""
 

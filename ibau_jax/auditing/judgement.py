@@ -6,6 +6,7 @@ class, and last one for any other class than an image's own, which is where an a
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ibau_jax.batches import AnyArray
+from ibau_jax.data.classes import with_name
 
 Verdict = Literal["backdoored", "suspicious", "no backdoor found", "not enough images to say"]
 UNDECIDED: Verdict = "not enough images to say"
@@ -54,9 +56,9 @@ class Suspect:
         return aim_name(self.label)
 
 
-def aim_name(label: int | None) -> str:
-    """Names what a trigger leads to: a class, or any other than an image's own."""
-    return "any other class" if label is None else f"class {label}"
+def aim_name(label: int | None, class_names: Sequence[str] = ()) -> str:
+    """Names what a trigger leads to: a class, with its name where there is one, or any other than an image's own."""
+    return "any other class" if label is None else f"class {with_name(label, class_names)}"
 
 
 def median_size(sizes: Float[AnyArray, " aims"]) -> Float[AnyArray, ""]:

@@ -1,6 +1,6 @@
 """The audit as a command: what it looks at, what a person sees of it, what JSON holds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from ibau_jax.auditing import Audit, Auditor
 from ibau_jax.auditing.judgement import aim_name, median_size
-from ibau_jax.cli.console import percent, warn
+from ibau_jax.cli.console import escaped, percent, warn
 from ibau_jax.cli.progress import Bar
 from ibau_jax.config import AuditConfig
 from ibau_jax.errors import IbauError
@@ -63,7 +63,7 @@ def audit_task(task: "Task", auditor: Auditor, when: When, model: nnx.Module) ->
             warn(f"{task.name} is not audited: {error}")
 
 
-def audit_tables(audit: Audit) -> Iterator[Table]:
+def audit_tables(audit: Audit, class_names: Sequence[str] = ()) -> Iterator[Table]:
     """A table a space: what was searched to the end, the smallest triggers first, and the median class's size."""
     for name, findings in audit.spaces.items():
         table = Table("to", title=f"Smallest {name}")
@@ -72,7 +72,7 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
         table.add_column("held-out images\nthat follow", justify="right")
         for index, label in findings.smallest.ranking():
             table.add_row(
-                aim_name(label),
+                escaped(aim_name(label, class_names)),
                 size_text(findings.sizes[index]),
                 f"{findings.ratios[index]:.2f}",
                 f"{findings.anomaly_index[index]:.1f}",
@@ -83,7 +83,7 @@ def audit_tables(audit: Audit) -> Iterator[Table]:
         yield table
 
 
-def verdict_lines(audit: Audit) -> Iterator[str]:
+def verdict_lines(audit: Audit, class_names: Sequence[str] = ()) -> Iterator[str]:
     """The verdict, and a line of evidence for every suspect."""
     yield audit.verdict
     if min(audit.n_searched, audit.n_measured) < ENOUGH:
@@ -94,9 +94,9 @@ def verdict_lines(audit: Audit) -> Iterator[str]:
     for suspect in audit.suspects:
         findings, index = audit.spaces[suspect.space], suspect.index
         yield (
-            f"{suspect.name} (confidence {100 * suspect.confidence:.0f} %): a {suspect.space} of "
-            f"{size_text(findings.sizes[index])} {findings.space.unit} leads there, {suspect.ratio:.1f} times smaller "
-            f"than the median class's{_followed(findings.success[index])}"
+            f"{aim_name(suspect.label, class_names)} (confidence {100 * suspect.confidence:.0f} %): "
+            f"a {suspect.space} of {size_text(findings.sizes[index])} {findings.space.unit} leads there, "
+            f"{suspect.ratio:.1f} times smaller than the median class's{_followed(findings.success[index])}"
         )
     if not audit.suspects:
         yield (

@@ -144,7 +144,9 @@ class DataOptions(ClassOrder):
     """The clean images."""
 
     dataset: Annotated[str | None, option("SPEC", "what the checkpoint names")] = None
-    """digits, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y), FILE.h5 (X_test, Y_test) or a folder of class folders"""
+    """digits; tfds:NAME[/CONFIG][:SPLIT]; FILE.npz or FILE.h5, [:SPLIT] or [:IMAGES,LABELS] (by default test, or x and
+    y); FILE.parquet; a folder of class folders; or a folder[:SPLIT] of CIFAR, MNIST, GTSRB, Tiny ImageNet, parquet
+    files, or of train/, val/ and test/ with class folders, as downloaded"""
     clean_set: Annotated[str | None, option("SPEC", "a part of --dataset", "--unl-set")] = None
     """images to unlearn with, in the same forms; the rest of --dataset evaluates where it is not given"""
     n_clean: Annotated[int | None, option("N", "5000 or half of --dataset, all of --clean-set")] = None

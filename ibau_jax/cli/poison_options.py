@@ -20,8 +20,9 @@ class PoisonOptions(ClassOrder):
     """
 
     dataset: Annotated[str, tyro.conf.arg(metavar="SPEC")]
-    """images to train on: digits:train, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y), FILE.h5 or a folder of class
-    folders"""
+    """images to train on, in the forms that --dataset of scripts/unlearn.py has: digits:train, tfds:NAME:train,
+    FILE.npz, FILE.h5, FILE.parquet, a folder of class folders, or a folder:train of CIFAR, MNIST, GTSRB ... as
+    downloaded"""
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     """folder for model.pth, triggers.npz, triggers.png and result.json"""
     device: DeviceOptions

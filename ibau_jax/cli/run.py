@@ -218,7 +218,7 @@ def _finish(task: Task, begin: float, count: int) -> None:
     assert task.before is not None
     console.console.print(console.before_after(task.before, task.after()))
     for when, audit in task.audits.items():
-        verdict, *evidence = verdict_lines(audit)
+        verdict, *evidence = verdict_lines(audit, task.split.evaluation.class_names)
         console.describe({f"audit {when:<6}": f"{verdict}: {'; '.join(evidence)}"})
     if task.relearned:
         console.console.print(relearning_table(task.relearned))

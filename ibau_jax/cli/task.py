@@ -249,6 +249,7 @@ class Task:
             "model": self.subject.checkpoint.architecture.name,
             "evidence": [one.record() for one in self.subject.evidence],
             "num_classes": self.num_classes,
+            "class_names": self.split.evaluation.class_names or None,
             "status": self.result.status,
             "config": self.settings,
             "execution": asdict(self.execution),

@@ -14,6 +14,7 @@ from ibau_jax.errors import DataError, refusing, shortened
 
 NUMBER, TEXT = "number", "text"
 MOST_CLASSES = 10**6
+LONGEST_NAME = 40  # characters of a class's name that are shown
 
 
 def class_labels(names: Sequence[str], num_classes: int | None = None, order: str | None = None) -> dict[str, int]:
@@ -61,6 +62,12 @@ def names_by_label(labels: Mapping[str, int], num_classes: int | None, words: Ma
     for folder, label in labels.items():
         names[label] = words.get(folder, folder)
     return tuple(names)
+
+
+def with_name(label: int, names: Sequence[str]) -> str:
+    """A label, and the class's name behind it where there is one."""
+    name = names[label] if label < len(names) else ""
+    return f"{label} ({shortened(name, LONGEST_NAME)})" if name else str(label)
 
 
 def numbers_in(names: Sequence[str]) -> dict[str, int] | None:

@@ -1,6 +1,7 @@
 """The page: figures and pictures put into `report.html.j2`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from markupsafe import Markup
 
 from ibau_jax.auditing import Audit
 from ibau_jax.auditing.judgement import aim_name
+from ibau_jax.data.classes import with_name
 from ibau_jax.perturbations import Pixel, Shape, size_text
 from ibau_jax.report.conclusion import Conclusion
 from ibau_jax.report.evidence import Evidence
@@ -29,6 +31,7 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
         evidence: what both models say of images.
         audits: by `before` and `after`, where there are any.
     """
+    class_names = result.get("class_names") or ()
     environment = Environment(
         loader=PackageLoader("ibau_jax.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -38,7 +41,7 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
         "value": _value,
         "interval": _interval,
         "size": size_text,
-        "aim": aim_name,
+        "aim": partial(aim_name, class_names=class_names),
     }
     return environment.get_template("report.html.j2").render(
         result=result,
@@ -49,7 +52,7 @@ def render(result: Mapping[str, Any], conclusion: Conclusion, evidence: Evidence
         ],
         curves=curves(result["before"], result["rounds"]),
         unlearned=[_unlearned(entry) for entry in evidence.unlearned],
-        spaces=_spaces(audits),
+        spaces=_spaces(audits, class_names),
         examples=[_example(entry) for entry in evidence.examples],
         classes=_classes(result, evidence),
         shown=SHOWN,
@@ -93,7 +96,7 @@ def _unlearned(entry: Any) -> dict[str, Any]:
     }
 
 
-def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
+def _spaces(audits: Mapping[str, Audit], class_names: Sequence[str]) -> list[dict[str, Any]]:
     """A table a space, of what was searched to the end before, as it stood out."""
     if "before" not in audits:
         return []
@@ -102,7 +105,7 @@ def _spaces(audits: Mapping[str, Audit]) -> list[dict[str, Any]]:
         after = audits["after"].spaces[name] if "after" in audits else None
         rows = [
             {
-                "aim": aim_name(label),
+                "aim": aim_name(label, class_names),
                 "ratio": float(findings.ratios[index]),
                 "before": _finding(findings, index, shape),
                 "after": _finding(after, index, shape) if after else None,
@@ -131,7 +134,8 @@ def _example(entry: Any) -> dict[str, Any]:
 def _classes(result: Mapping[str, Any], evidence: Evidence) -> list[dict[str, Any]]:
     unknown = (None,) * len(evidence.counts)
     before, after = (result[when].get("class_acc") or unknown for when in ("before", "after"))
+    names = result.get("class_names") or ()
     return [
-        {"label": label, "count": int(count), "before": before[label], "after": after[label]}
+        {"label": with_name(label, names), "count": int(count), "before": before[label], "after": after[label]}
         for label, count in enumerate(evidence.counts)
     ]

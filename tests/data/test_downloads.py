@@ -4,8 +4,8 @@ import gzip
 import json
 import os
 import pickle
+import re
 import struct
-import subprocess
 import sys
 
 import h5py
@@ -19,7 +19,7 @@ from ibau_jax.data import load_dataset
 from ibau_jax.data.memory import FREE
 from ibau_jax.data.sources import has_class_folders
 from ibau_jax.errors import DataError, IbauError
-from tests.conftest import ROOT
+from tests.cli.commands import AUDIT, EVALUATE, EXAMPLE, run
 from tests.data import downloads
 from tests.oracles import torchvision_models  # noqa: F401 - before torchvision is imported
 
@@ -543,19 +543,22 @@ def test_a_command_takes_a_folder_as_it_was_downloaded(tmp_path):
     pixels = np.ascontiguousarray(digits.images.transpose(0, 3, 1, 2)).reshape(-1, 3072)
     (root / "test_batch").write_bytes(downloads.python2_pickle({"data": pixels, "labels": digits.labels.tolist()}))
     np.savez(tmp_path / "same.npz", x=digits.images, y=digits.labels)
-    command = [
-        sys.executable,
-        ROOT / "scripts" / "evaluate.py",
-        "--ckpt",
-        ROOT / "examples" / "badnets_digits.pth",
-        "--json",
-        "--dataset",
-    ]
-    results = [
-        subprocess.run([*command, spec], capture_output=True, text=True, cwd=ROOT)
-        for spec in (tmp_path, tmp_path / "same.npz", f"{root}:val")
-    ]
+    command = [*EVALUATE, "--ckpt", EXAMPLE, "--json", "--dataset"]
+    results = [run(*command, spec, cwd=tmp_path) for spec in (tmp_path, tmp_path / "same.npz", f"{root}:val")]
     assert [done.returncode for done in results] == [0, 0, 2], results[0].stderr
     assert json.loads(results[0].stdout)["acc"] == json.loads(results[1].stdout)["acc"] > 0.9
     assert results[2].stderr.count("\n") == 1
     assert "no split 'val'" in results[2].stderr
+
+
+@pytest.mark.slow
+def test_an_audit_shows_the_classes_names(tmp_path):
+    digits = load_dataset("digits", SHAPE).first(200)
+    names = [f"[red]name{label}\x1b" for label in range(10)]
+    pixels = np.ascontiguousarray(digits.images.transpose(0, 3, 1, 2)).reshape(-1, 3072)
+    (tmp_path / "test_batch").write_bytes(downloads.python2_pickle({"data": pixels, "labels": digits.labels.tolist()}))
+    (tmp_path / "batches.meta").write_bytes(downloads.python2_pickle({"label_names": names}))
+    done = run(*AUDIT, "--ckpt", EXAMPLE, "--dataset", tmp_path, "--audit-steps", 3, "--audit-images", 20, cwd=tmp_path)
+    assert done.returncode in (0, 1), done.stderr
+    assert re.search(r"class (\d) \(\[red\]name\1\?\)", done.stdout)
+    assert "\x1b" not in done.stdout

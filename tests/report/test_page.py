@@ -182,6 +182,16 @@ def test_the_accuracy_of_each_class_is_that_of_the_result(page):
     assert [tuple(cell.replace("\N{NO-BREAK SPACE}", " ") for cell in row) for row in rows] == expected
 
 
+def test_classes_have_their_names(rng):
+    named = {**result(), "class_names": ["cat", HOSTILE, ""]}
+    shown = render(named, Conclusion("good", "The headline", ()), evidence(rng, CORNER), audits())
+    text = " ".join(Page(shown).text)
+    assert re.findall(r"<tr><td>(0 \(cat\)|2)</td><td>", shown) == ["0 (cat)", "2"]
+    assert 'alt="patch to class 0 (cat) before"' in shown
+    assert "Stood out before: class 2 (by" in text
+    assert HOSTILE not in shown
+
+
 def test_names_from_files_are_text(page):
     assert HOSTILE not in page
     assert HOSTILE in "".join(Page(page).text)
