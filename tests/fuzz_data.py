@@ -3,14 +3,18 @@
 Each file must give images, a trigger, or an IbauError of one line, within 2 seconds of processor time and 256 MB more memory than
 before, without filling memory first, and nothing may be executed, imported, opened for writing or sent, nor may another file be
 opened. Files are made with Hypothesis: honest ones are damaged as in tests/fuzz_reader.py, npz files are put together from
-members with headers that lie, PNG and TIFF files from right chunks with wrong numbers, trigger files from fields of wrong
+members with headers that lie, pickles of CIFAR of opcodes that multiply, idx files and tables from fields that lie, PNG and TIFF files from right chunks with wrong numbers, trigger files from fields of wrong
 kinds, attack specs from names, keys and numbers. A failing file is kept as fuzz-failure.bin.
 """
 
 import argparse
 import collections
+import gzip
+import importlib.util
 import io
+import json
 import os
+import pickle
 import re
 import signal
 import struct
@@ -36,7 +40,9 @@ from ibau_jax.data.memory import GROUP_LIMIT, MEMINFO
 from ibau_jax.errors import IbauError
 from ibau_jax.triggers import attack_names, load_attack
 from ibau_jax.triggers.files import STAMPS
+from tests.data.downloads import python2_pickle
 from tests.fuzz_reader import CHUNK, FAILURE, Content, Watch, damaged, expired, limit_memory
+from tests.hostile_files import programs
 
 SHAPE = (8, 8, 3)
 SECONDS = 2  # of processor time for a file
@@ -245,6 +251,98 @@ def specs(draw) -> bytes:
     return os.fsencode(draw(st.sampled_from([f"{name}:{parameters}"] * 9 + [WORDS[1], f"{name}:{WORDS[1]}=1"])))
 
 
+PICTURES = ("gtsrb/Final_Test/Images", "tiny/val/images")
+BATCH = {"data": X.reshape(6, -1).repeat(16, 1), "labels": list(range(6))}
+
+
+@st.composite
+def batches(draw) -> bytes:
+    """A pickle of CIFAR: honest, damaged, with values of wrong kinds, or of opcodes that multiply."""
+    values = st.sampled_from([X, X / 255, [0] * 6, ["a"], [2**70], [None], [[0]], b"x" * 18432, {"a": 1}, -1, None])
+    content = {
+        **BATCH,
+        **draw(st.dictionaries(st.sampled_from(["data", "labels", b"data", b"labels", 3]), values, max_size=2)),
+    }
+    python2 = all(isinstance(value, np.ndarray) for value in content.values())
+    pickled = python2_pickle(content) if python2 else pickle.dumps(content, draw(st.integers(2, 5)))
+    return draw(st.one_of(st.just(pickled), damaged(pickled), damaged(python2_pickle(BATCH)), programs()))
+
+
+@st.composite
+def idx_files(draw) -> bytes:
+    """A gzipped idx file: any numbers in its header, any bytes behind, or damaged."""
+    header = [6, 8, 8]
+    if draw(st.booleans()):
+        header = draw(st.lists(st.sampled_from([0, 1, 6, 8, 2**16, 2**31, 2**32 - 1]), max_size=5))
+    head = struct.pack(">4B", 0, 0, draw(st.sampled_from([8, 8, 8, 9, 13])), draw(st.sampled_from([3, 3, 3, 1, 255])))
+    content = (
+        head
+        + struct.pack(f">{len(header)}I", *header)
+        + draw(st.sampled_from([X[..., 0].tobytes(), b"", bytes(2**26)]))
+    )
+    packed = gzip.compress(content, 1)
+    return draw(st.one_of(st.just(packed), damaged(packed), st.just(packed + packed)))
+
+
+@st.composite
+def tables(draw, honest: list[str], separator: str) -> bytes:
+    """Lines of a table, in any order, some of whose fields are others."""
+    fields = [
+        "Filename",
+        "Path",
+        "ClassId",
+        "0",
+        "-1",
+        "9" * 5000,
+        "",
+        '"',
+        "a.png",
+        "../a.png",
+        "/etc/passwd.png",
+        "\0.png",
+        "\udcff",
+        "x" * 10**5,
+    ]
+    lines = draw(
+        st.lists(
+            st.sampled_from(honest) | st.lists(st.sampled_from(fields), max_size=4).map(separator.join), max_size=6
+        )
+    )
+    text = "\n".join([*honest[: draw(st.integers(0, 2))], *lines]) * draw(st.sampled_from([1, 1, 1, 400]))
+    content = os.fsencode(text)
+    return draw(st.one_of(st.just(content), damaged(content)))
+
+
+def honest_parquet(folder: Path) -> list[bytes]:
+    """One of each compression; none where pyarrow is not installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        return []
+    import pyarrow
+    from pyarrow import parquet
+
+    contents, png = [], encoded(Image.fromarray(X[0]), "PNG", {})
+    images = pyarrow.array([{"bytes": png, "path": "a.png"}] * 6)
+    names = json.dumps({"info": {"features": {"label": {"names": ["a"] * 6}}}})
+    table = pyarrow.table({"image": images, "label": list(range(6))}).replace_schema_metadata({"huggingface": names})
+    for compression in ("none", "snappy", "gzip", "zstd"):
+        parquet.write_table(table, folder / "seed.parquet", compression=compression)
+        contents.append((folder / "seed.parquet").read_bytes())
+    return contents
+
+
+def listed_files(folder: Path) -> list[Path]:
+    """Makes the honest files beside those that are thrown at readers of folders, and names them."""
+    files = {"mnist/t10k-labels-idx1-ubyte": struct.pack(">4BI6B", 0, 0, 8, 1, 6, *range(6))}
+    files |= {"tiny/wnids.txt": b"n1\nn2\n", "tiny/words.txt": b"n1\ta cat\n"}
+    picture = encoded(Image.fromarray(X[0]), "PNG", {})
+    files |= {f"{place}/{name}": picture for place in PICTURES for name in ("a.png", "b.png")}
+    for name in ("cifar/batches.meta", *files):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return [folder / name for name in files]
+
+
 def kinds(folder: Path) -> dict[str, tuple[str, st.SearchStrategy[bytes], Callable[[Path], object]]]:
     """For each kind of file a name, what it holds, and who reads it."""
 
@@ -254,6 +352,9 @@ def kinds(folder: Path) -> dict[str, tuple[str, st.SearchStrategy[bytes], Callab
     def images(path: Path) -> object:
         return load_dataset(str(path if path.suffix != ".png" else path.parent.parent), SHAPE)
 
+    def in_folder(name: str) -> Callable[[Path], object]:
+        return lambda path: load_dataset(str(folder / name), SHAPE, num_classes=None if name == "cifar" else 2)
+
     def mask(path: Path) -> object:
         return load_attack(str(folder / HONEST), SHAPE, mask=path)
 
@@ -261,7 +362,15 @@ def kinds(folder: Path) -> dict[str, tuple[str, st.SearchStrategy[bytes], Callab
         return st.sampled_from(contents).flatmap(damaged)
 
     pictures = st.one_of(any_damaged(honest_images()), pngs(), tiffs())
+    parquet = honest_parquet(folder)
+    table = ["Filename;Width;ClassId", "a.png;8;0", "b.png;8;1"]
+    annotations = ["a.png\tn1\t0\t0\t8\t8", "b.png\tn2\t0\t0\t8\t8"]
     return {
+        "CIFAR": ("cifar/test_batch", batches(), in_folder("cifar")),
+        "idx": ("mnist/t10k-images-idx3-ubyte.gz", idx_files(), in_folder("mnist")),
+        "GTSRB": ("gtsrb/Final_Test/Images/GT-final_test.csv", tables(table, ";"), in_folder("gtsrb")),
+        "Tiny ImageNet": ("tiny/val/val_annotations.txt", tables(annotations, "\t"), in_folder("tiny")),
+        **({"parquet": ("a.parquet", any_damaged(parquet), images)} if parquet else {}),
         "npz": ("a.npz", archives(), images),
         "HDF5": ("a.h5", any_damaged(honest_hdf5(folder)), images),
         "image": ("classes/0/a.png", pictures, images),
@@ -280,11 +389,14 @@ class DataWatch(Watch):
 
     def hook(self, event: str, arguments: tuple) -> None:
         lines = event == "open" and arguments[1] == "r" and str(arguments[0]).endswith(".py")
-        if not lines and (event != "open" or str(arguments[0]) not in self.others):
+        listed = event == "open" and os.path.dirname(str(arguments[0])) in self.pictures
+        if not lines and not listed and (event != "open" or str(arguments[0]) not in self.others):
             super().hook(event, arguments)
 
     def __init__(self, folder: Path) -> None:
-        self.others = [str(file) for file in (MEMINFO, GROUP_LIMIT, folder / HONEST, os.devnull)]
+        files = (MEMINFO, GROUP_LIMIT, folder / HONEST, os.devnull, *listed_files(folder))
+        self.others = [str(file) for file in files]
+        self.pictures = [str(folder / place) for place in PICTURES]  # a table may name any image there
         super().__init__(folder)
 
 
@@ -325,8 +437,9 @@ def fuzz(examples: int, seed: int) -> collections.Counter:
         signal.signal(signal.SIGPROF, expired)
         signal.setitimer(signal.ITIMER_PROF, 0)
         watch = DataWatch(folder)
-        for place, (kind, (name, contents, read)) in enumerate(kinds(folder).items()):
-            share = examples // 7 + (place < examples % 7)
+        tried = kinds(folder)
+        for place, (kind, (name, contents, read)) in enumerate(tried.items()):
+            share = examples // len(tried) + (place < examples % len(tried))
             for start in range(0, share, CHUNK):
                 count = min(CHUNK, share - start)
                 chunk(watch, kind, folder / name, contents, read, outcomes, count, seed * 10**6 + start)
