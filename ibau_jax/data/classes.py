@@ -8,12 +8,14 @@ import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from ibau_jax.data.text import read_text
 from ibau_jax.errors import DataError, refusing, shortened
 
 NUMBER, TEXT = "number", "text"
 MOST_CLASSES = 10**6
+NO_WORDS: Mapping[str, str] = MappingProxyType({})
 LONGEST_NAME = 40  # characters of a class's name that are shown
 
 
@@ -48,7 +50,9 @@ def class_labels(names: Sequence[str], num_classes: int | None = None, order: st
     return _by_text(names, num_classes, plain)
 
 
-def names_by_label(labels: Mapping[str, int], num_classes: int | None, words: Mapping[str, str]) -> tuple[str, ...]:
+def names_by_label(
+    labels: Mapping[str, int], num_classes: int | None, words: Mapping[str, str] = NO_WORDS
+) -> tuple[str, ...]:
     """The classes' names in the order of labels, "" for a class without one; none where all names are numbers.
 
     Args:

@@ -3,11 +3,10 @@
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
-from ibau_jax.data.classes import MOST_CLASSES, class_labels, names_by_label
+from ibau_jax.data.classes import MOST_CLASSES, NO_WORDS, class_labels, names_by_label
 from ibau_jax.data.dataset import Dataset
 from ibau_jax.data.images import SUFFIXES, read_image
 from ibau_jax.data.layout import ImageRequest
@@ -17,7 +16,6 @@ from ibau_jax.errors import DataError, refusing
 # Sub-folders that systems and archives make.
 NO_CLASSES = ("__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 INNER = "images"  # CLASS/images/NAME.png, as Tiny ImageNet has them
-NO_WORDS: Mapping[str, str] = MappingProxyType({})
 FORM = "CLASS/NAME.png or CLASS/images/NAME.png"
 
 

@@ -63,13 +63,12 @@ def load_dataset(
     request = ImageRequest(input_shape, num_classes, class_order)
     if class_order is not None and not has_class_folders(spec):
         raise DataError(f"only a folder of class folders has a class order to choose; {shortened(spec)} is none")
-    place, split = place_and_split(spec)
-    if os.path.isdir(place):
-        return _load_folder(place, split, request)
+    if (folder := _folder_and_split(spec)) is not None:
+        return _load_folder(*folder, request)
     name, _, argument = spec.partition(":")
     if name in SOURCES and not os.path.exists(spec):
         return _source(SOURCES[name])(argument, request)
-    file = Path(place)
+    file = Path(place_and_split(spec)[0])
     if file.suffix.lower() in SUFFIXES:
         if not os.path.exists(file):
             raise DataError(f"there is no file {shortened(file)}")
@@ -86,20 +85,25 @@ def has_class_folders(spec: str) -> bool:
     Raises:
         DataError: the folder can't be listed, or holds several data sets.
     """
-    place, _ = place_and_split(spec)
-    if not os.path.isdir(place):
-        return False
-    found = _downloaded(Path(place))
-    return found is None or found[0].has_class_folders
+    folder = _folder_and_split(spec)
+    found = folder and _downloaded(folder[0])
+    return folder is not None and (found is None or found[0].has_class_folders)
 
 
-def _load_folder(place: str, split: str, request: ImageRequest) -> Dataset:
-    found = _downloaded(Path(place))
+def _folder_and_split(spec: str) -> tuple[Path, str] | None:
+    """The folder and the split that a spec names, or None; `digits:test` is never a folder called `digits`."""
+    place, split = place_and_split(spec)
+    is_source = split != "" and place in SOURCES
+    return (Path(place), split) if os.path.isdir(place) and not is_source else None
+
+
+def _load_folder(folder: Path, split: str, request: ImageRequest) -> Dataset:
+    found = _downloaded(folder)
     if found is not None:
         return found[0].load(found[1], split, request)
     if split:
-        raise DataError(f"{place} has no split {shortened(split, 40)!r}: it is no data set with splits that is known")
-    return load_folder(place, request)
+        raise DataError(f"{folder} has no split {shortened(split, 40)!r}: it is no data set with splits that is known")
+    return load_folder(str(folder), request)
 
 
 def _downloaded(folder: Path) -> tuple[Layout, Path] | None:

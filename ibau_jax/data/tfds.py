@@ -2,11 +2,13 @@
 
 import importlib.util
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from ibau_jax.data.classes import names_by_label
 from ibau_jax.data.dataset import Dataset, checked_images, checked_labels
 from ibau_jax.data.images import resized
 from ibau_jax.data.layout import ImageRequest
@@ -39,7 +41,14 @@ def load_tfds(spec: str, request: ImageRequest) -> Dataset:
         input_shape = request.input_shape
         count, shape = builder.info.splits[split].num_examples, features["image"].shape
         check_memory(count * math.prod(input_shape if None in shape else shape), f"tfds:{name}:{split}")
-        return _read(builder.as_data_source(split), shape, input_shape, f"tfds:{name}:{split}")
+        dataset = _read(builder.as_data_source(split), shape, input_shape, f"tfds:{name}:{split}")
+        return replace(dataset, class_names=_class_names(features["label"]))
+
+
+def _class_names(label: Any) -> tuple[str, ...]:
+    """The names of a ClassLabel, which are numbers where the data set has none: then none."""
+    labels = {name: place for place, name in enumerate(getattr(label, "names", None) or ())}
+    return names_by_label(labels, None)
 
 
 def _builder(name: str) -> Any:

@@ -245,6 +245,15 @@ def test_splits_that_are_not_there(tmp_path, rng):
         load_dataset(f"{tmp_path / 'train'}:train", SHAPE)
 
 
+def test_a_folder_called_as_a_source(tmp_path, rng, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("digits/test/cat", "digits/test/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        downloads.picture(rng).save(tmp_path / name / "a.png")
+    assert (len(load_dataset("digits:test", SHAPE)), len(load_dataset("digits/:test", SHAPE))) == (800, 2)
+    assert not has_class_folders("digits:test")
+
+
 def test_classes_called_train_and_test(tmp_path, rng):
     for name in ("train", "test", "plane/images"):
         (tmp_path / name).mkdir(parents=True)

@@ -19,7 +19,7 @@ class {name}(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
 
     def _info(self):
-        features = dict(image=tfds.features.Image(shape={shape}), label=tfds.features.ClassLabel(num_classes=3))
+        features = dict(image=tfds.features.Image(shape={shape}), label=tfds.features.ClassLabel({labels}))
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, download_manager):
@@ -43,7 +43,7 @@ from ibau_jax.errors import DataError
 try:
     found = load_dataset(sys.argv[1], (32, 32, 3))
     order = found.images[:, 0, 0, 0].argsort()
-    print(found.images.shape, found.images.dtype, found.images[order, 5, 5, 0].tolist(), found.labels[order].tolist())
+    print(found.images.shape, found.images.dtype, found.images[order, 5, 5, 0].tolist(), found.labels[order].tolist(), *found.class_names)
 except DataError as error:
     print("error:", error)
 assert "tensorflow" not in sys.modules
@@ -60,15 +60,18 @@ def run(program, *arguments, data_dir=None):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tfds")
-    for name, shape in (("FixedSize", (32, 32, 3)), ("VaryingSize", (None, None, 3))):
-        run(PREPARE.format(name=name, shape=shape), str(folder))
+    for name, shape, labels in (
+        ("FixedSize", (32, 32, 3), "num_classes=3"),
+        ("VaryingSize", (None, None, 3), "names=['cat', 'dog', 'ship']"),
+    ):
+        run(PREPARE.format(name=name, shape=shape, labels=labels), str(folder))
     return folder
 
 
-@pytest.mark.parametrize("name", ["fixed_size", "varying_size"])
-def test_prepared_data_are_read_and_resized(prepared, name):
+@pytest.mark.parametrize(("name", "class_names"), [("fixed_size", ""), ("varying_size", " cat dog ship")])
+def test_prepared_data_are_read_and_resized(prepared, name, class_names):
     expected = "(7, 32, 32, 3) uint8 [0, 20, 40, 60, 80, 100, 120] [0, 1, 2, 0, 1, 2, 0]"
-    assert run(LOAD, f"tfds:{name}", data_dir=prepared) == expected
+    assert run(LOAD, f"tfds:{name}", data_dir=prepared) == expected + class_names
     assert run(LOAD, f"tfds:{name}:train", data_dir=prepared).startswith("(4, 32, 32, 3)")
 
 
