@@ -28,7 +28,7 @@ class Options(ClassOrder):
 
     classifier: ModelChoices
     source: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IN")]
-    """PyTorch checkpoint or Flax folder"""
+    """PyTorch checkpoint, Flax folder, transformers' folder, or hf:ORG/NAME of the Hugging Face hub"""
     target: Annotated[Path | None, tyro.conf.Positional, option("OUT", "none with --inspect")] = None
     """.pth, .pt, .th, .t7, .tar, .bin, .pkl or .ckpt for PyTorch, in the original's wrapper and key order;
     .safetensors or .npz; a Flax folder without a suffix, or with .flax or .orbax"""

@@ -247,7 +247,12 @@ def _fitting(spec: str, checkpoint: Checkpoint, class_order: str | None) -> Data
     dataset = _loaded(spec, checkpoint.input_shape, checkpoint.num_classes, order)
     dataset.check_fits(checkpoint.input_shape, checkpoint.num_classes)
     dataset.check_contrast()
-    return dataset
+    names = checkpoint.hints.class_names or ()
+    return (
+        replace(dataset, class_names=names)
+        if not dataset.class_names and len(names) == checkpoint.num_classes
+        else dataset
+    )
 
 
 def attack_on(subject: Subject, options: AttackOptions, used: Collection[int] = ()) -> Attack | None:

@@ -57,7 +57,15 @@ class OneCheckpoint:
     """A file."""
 
     ckpt: Annotated[Path, tyro.conf.arg(metavar="FILE", aliases=["--poi-path"])]
-    """PyTorch checkpoint, whatever it is called, or Flax folder; read without torch, nothing in it is executed"""
+    """PyTorch checkpoint, whatever it is called, Flax folder, transformers' folder or hf:ORG/NAME of the Hugging Face
+    hub; read without torch, nothing in it is executed"""
+
+    def __post_init__(self) -> None:
+        """Downloads what lies on the hub. Imported only then: --help and a wrong option need not wait for JAX."""
+        if str(self.ckpt).startswith("hf:") and not self.ckpt.exists():
+            from ibau_jax.checkpoints.hub import downloaded
+
+            object.__setattr__(self, "ckpt", downloaded(str(self.ckpt)))
 
 
 @dataclass(frozen=True)
@@ -65,8 +73,9 @@ class ManyCheckpoints:
     """Files."""
 
     ckpt: Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE [FILE ...]", aliases=["--poi-path"])]
-    """PyTorch checkpoints, whatever they are called, Flax folders, or patterns such as 'runs/*/model.pth'; read without
-    torch, nothing in them is executed. Those of one architecture unlearn together"""
+    """PyTorch checkpoints, whatever they are called, Flax folders, transformers' folders, hf:ORG/NAME of the Hugging
+    Face hub, or patterns such as 'runs/*/model.pth'; read without torch, nothing in them is executed. Those of one
+    architecture unlearn together"""
 
 
 @dataclass(frozen=True)
