@@ -1,12 +1,14 @@
-"""MobileNetV2 (Sandler et al., 2018) and V3-large (Howard et al., 2019).
+"""MobileNetV2 (Sandler et al., 2018) and V3 (Howard et al., 2019), large and small.
 
-V2 is written in three ways: torchvision's, and for CIFAR kuangliu's (`conv1`, `layers.0.conv1`, ... `linear`) and
-weiaicunzai's (`pre.0`, `stage1.residual.0`, ... `conv2`), which backdoor-toolbox has. CIFAR code takes torchvision's
-names, too, with its first strides left out.
+V2 is written in three ways: torchvision's, of any width multiplier (`mobilenet_v2_x0_5`), and for CIFAR kuangliu's
+(`conv1`, `layers.0.conv1`, ... `linear`) and weiaicunzai's (`pre.0`, `stage1.residual.0`, ... `conv2`), which
+backdoor-toolbox has. CIFAR code takes torchvision's names, too, with its first strides left out.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
 from functools import partial
+from itertools import chain
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -35,14 +37,16 @@ from ibau_jax.models.layers import (
     relu,
     relu6,
 )
-from ibau_jax.models.registry import Architecture, from_torchvision, register
+from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
+from ibau_jax.models.sizes import MULTIPLIER, fitting_multiplier, named_multiplier, spelled_multiplier
 
 # Expansion, features, blocks and stride of each stage: table 2 of the paper, and with CIFAR's strides.
 V2_STAGES = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 V2_CIFAR_STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), *V2_STAGES[2:])
 V2_WEIAICUNZAI_STAGES = (*V2_STAGES[:5], (6, 160, 3, 1), (6, 320, 1, 1))
-# Kernel, expanded features, features, squeeze-and-excitation, activation and stride: table 1 of the V3 paper.
-V3_LARGE_BLOCKS: tuple[tuple[int, int, int, bool, Function, int], ...] = (
+# Kernel, expanded features, features, squeeze-and-excitation, activation and stride: tables 1 and 2 of the V3 paper.
+V3Block = tuple[int, int, int, bool, Function, int]
+V3_LARGE: tuple[V3Block, ...] = (
     (3, 16, 16, False, relu, 1),
     (3, 64, 24, False, relu, 2),
     (3, 72, 24, False, relu, 1),
@@ -59,16 +63,31 @@ V3_LARGE_BLOCKS: tuple[tuple[int, int, int, bool, Function, int], ...] = (
     (5, 960, 160, True, hardswish, 1),
     (5, 960, 160, True, hardswish, 1),
 )
-
+V3_SMALL: tuple[V3Block, ...] = (
+    (3, 16, 16, True, relu, 2),
+    (3, 72, 24, False, relu, 2),
+    (3, 88, 24, False, relu, 1),
+    (5, 96, 40, True, hardswish, 2),
+    (5, 240, 40, True, hardswish, 1),
+    (5, 240, 40, True, hardswish, 1),
+    (5, 120, 48, True, hardswish, 1),
+    (5, 144, 48, True, hardswish, 1),
+    (5, 288, 96, True, hardswish, 2),
+    (5, 576, 96, True, hardswish, 1),
+    (5, 576, 96, True, hardswish, 1),
+)
+V3_SIZES = {"large": (V3_LARGE, 1280), "small": (V3_SMALL, 1024)}  # blocks, and the classifier's hidden features
+V3_EXPANSION = 6  # of the last convolution
 
 STEM_FEATURES, LAST_FEATURES = 32, 1280  # of V2
+V2_NAME = re.compile(rf"mobilenet_v2_x(?P<width>{MULTIPLIER})(?P<strides>{'|'.join(UNSTRIDED)})")
 
 Shape = tuple[int, int, int, int]
 
 
-def _shapes(stages: tuple[Shape, ...]) -> list[list[Shape]]:
+def _shapes(stages: tuple[Shape, ...], in_features: int = STEM_FEATURES) -> list[list[Shape]]:
     """For each stage of V2, its blocks' features before and behind, expansion and stride."""
-    shapes, in_features = [], STEM_FEATURES
+    shapes = []
     for expansion, features, blocks, stride in stages:
         first, following = (in_features, features, expansion, stride), (features, features, expansion, 1)
         shapes.append([first, *[following] * (blocks - 1)])
@@ -85,17 +104,25 @@ def _inverted_residual(in_features: int, features: int, expansion: int, stride: 
     return Residual("conv", Sequential([*expand, depthwise, *project]), stride == 1 and in_features == features)
 
 
+def _v2_widths(width: float) -> tuple[int, tuple[Shape, ...], int]:
+    """The stem's features, the stages and the last convolution's features of V2 that is so many times as wide."""
+    stages = tuple(
+        (expansion, make_divisible(width * base), blocks, stride) for expansion, base, blocks, stride in V2_STAGES
+    )
+    return make_divisible(width * STEM_FEATURES), stages, make_divisible(max(width, 1.0) * LAST_FEATURES)
+
+
 class MobileNetV2(nnx.Module):
     """torchvision's MobileNetV2: logits of RGB images of any size."""
 
-    def __init__(self, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        first, *strides = without_first_strides([2, *(stage[-1] for stage in V2_STAGES)], unstrided)
-        stages = tuple((*stage[:-1], stride) for stage, stride in zip(V2_STAGES, strides, strict=True))
-        stem = conv_norm_act(3, STEM_FEATURES, 3, rngs, relu6, stride=first)
-        blocks = [_inverted_residual(*shape, rngs) for stage in _shapes(stages) for shape in stage]
-        last = conv_norm_act(V2_STAGES[-1][1], LAST_FEATURES, 1, rngs, relu6)
-        self.features = Sequential([stem, *blocks, last])
-        self.classifier = Sequential([Identity(), linear(LAST_FEATURES, num_classes, rngs)])
+    def __init__(self, width: float, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        stem, stages, last = _v2_widths(width)
+        first, *strides = without_first_strides([2, *(stage[-1] for stage in stages)], unstrided)
+        stages = tuple((*stage[:-1], stride) for stage, stride in zip(stages, strides, strict=True))
+        layers: list[nnx.Module] = [conv_norm_act(3, stem, 3, rngs, relu6, stride=first)]
+        layers += [_inverted_residual(*shape, rngs) for stage in _shapes(stages, stem) for shape in stage]
+        self.features = Sequential([*layers, conv_norm_act(stages[-1][1], last, 1, rngs, relu6)])
+        self.classifier = Sequential([Identity(), linear(last, num_classes, rngs)])
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         return self.classifier(global_average(self.features(x)))
@@ -192,41 +219,84 @@ def _v3_block(
     return Residual("block", Sequential(layers), stride == 1 and in_features == features)
 
 
-class MobileNetV3Large(nnx.Module):
-    """torchvision's MobileNetV3-large: logits of RGB images of any size."""
+class MobileNetV3(nnx.Module):
+    """torchvision's MobileNetV3 of a size: logits of RGB images of any size."""
 
-    def __init__(self, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        first, *strides = without_first_strides([2, *(block[-1] for block in V3_LARGE_BLOCKS)], unstrided)
+    def __init__(self, size: str, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        blocks, hidden = V3_SIZES[size]
+        first, *strides = without_first_strides([2, *(block[-1] for block in blocks)], unstrided)
         layers: list[nnx.Module] = [conv_norm_act(3, 16, 3, rngs, hardswish, stride=first, epsilon=1e-3)]
         in_features = 16
-        for (kernel, hidden, features, squeezes, activation, _), stride in zip(V3_LARGE_BLOCKS, strides, strict=True):
-            layers.append(_v3_block(in_features, kernel, hidden, features, squeezes, activation, stride, rngs))
+        for (kernel, expanded, features, squeezes, activation, _), stride in zip(blocks, strides, strict=True):
+            layers.append(_v3_block(in_features, kernel, expanded, features, squeezes, activation, stride, rngs))
             in_features = features
-        self.features = Sequential([*layers, conv_norm_act(160, 960, 1, rngs, hardswish, epsilon=1e-3)])
-        last = [linear(960, 1280, rngs), Activation(hardswish), Identity(), linear(1280, num_classes, rngs)]
-        self.classifier = Sequential(last)
+        last = V3_EXPANSION * in_features
+        self.features = Sequential([*layers, conv_norm_act(in_features, last, 1, rngs, hardswish, epsilon=1e-3)])
+        self.classifier = Sequential(
+            [linear(last, hidden, rngs), Activation(hardswish), Identity(), linear(hidden, num_classes, rngs)]
+        )
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         return self.classifier(global_average(self.features(x)))
 
 
-def _register(base: str, build: Callable[..., nnx.Module], classifier: str, last: dict[str, tuple[int, ...]]) -> None:
-    for suffix, unstrided in UNSTRIDED.items():
-        register(
-            Architecture(
-                name=base + suffix,
-                build=partial(build, unstrided),
-                classifier=classifier,
-                image_sizes=(32 if unstrided else 224,),
-                landmarks=last,
-                torch_module=None if unstrided else from_torchvision(base),
-                variant_of=base if unstrided else None,
-            )
-        )
+def _v2_landmarks(width: float) -> dict[str, tuple[int, ...]]:
+    """The last convolution, the stem's, and that which each block ends with."""
+    stem, stages, last = _v2_widths(width)
+    blocks = chain.from_iterable(_shapes(stages, stem))
+    return {
+        "features.18.0.weight": (last, stages[-1][1], 1, 1),
+        "features.0.0.weight": (stem, 3, 3, 3),
+        **{
+            f"features.{index}.conv.{1 if expansion == 1 else 2}.weight": (features, expansion * in_features, 1, 1)
+            for index, (in_features, features, expansion, _) in enumerate(blocks, start=1)
+        },
+    }
 
 
-_register("mobilenet_v2", MobileNetV2, "classifier.1.weight", {"features.18.0.weight": (1280, 320, 1, 1)})
-_register("mobilenet_v3_large", MobileNetV3Large, "classifier.3.weight", {"features.16.0.weight": (960, 160, 1, 1)})
+def _v2(width: float, strides: str) -> Architecture:
+    base = "mobilenet_v2" if width == 1 else f"mobilenet_v2_x{spelled_multiplier(width)}"
+    return Architecture(
+        name=base + strides,
+        build=partial(MobileNetV2, width, UNSTRIDED[strides]),
+        classifier="classifier.1.weight",
+        image_sizes=(32 if strides else 224,),
+        landmarks=_v2_landmarks(width),
+        torch_module=None if strides else from_torchvision("mobilenet_v2", width_mult=width),
+        variant_of=base if strides else None,
+    )
+
+
+def _v3(size: str, strides: str) -> Architecture:
+    base, blocks = f"mobilenet_v3_{size}", V3_SIZES[size][0]
+    last = blocks[-1][2]
+    return Architecture(
+        name=base + strides,
+        build=partial(MobileNetV3, size, UNSTRIDED[strides]),
+        classifier="classifier.3.weight",
+        image_sizes=(32 if strides else 224,),
+        landmarks={f"features.{len(blocks) + 1}.0.weight": (V3_EXPANSION * last, last, 1, 1)},
+        torch_module=None if strides else from_torchvision(base),
+        variant_of=base if strides else None,
+    )
+
+
+def _make(match: re.Match[str]) -> Architecture | None:
+    width = named_multiplier(match["width"])
+    return _v2(width, match["strides"]) if width not in (None, 1.0) else None
+
+
+def _propose(shapes: Shapes) -> Iterator[str]:
+    width = fitting_multiplier(shapes, _v2_landmarks)
+    if width is not None:
+        yield _v2(width, "").name
+
+
+for _strides in UNSTRIDED:
+    register(_v2(1.0, _strides))
+    for _size in V3_SIZES:
+        register(_v3(_size, _strides))
+register_family(Family(V2_NAME, "mobilenet_v2_x0_5", _make, _propose, tuple(filter(None, UNSTRIDED))))
 register(
     Architecture(
         name="mobilenet_v2_cifar",

@@ -230,15 +230,15 @@ def name_patterns() -> str:
     return ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name) for name in names))
 
 
-def from_torchvision(name: str) -> "Callable[[int], torch.nn.Module]":
+def from_torchvision(name: str, **options: float) -> "Callable[[int], torch.nn.Module]":
     """torchvision's own model of that name, without weights. Needs torchvision when called."""
-    return functools.partial(_torchvision_module, name)
+    return functools.partial(_torchvision_module, name, **options)
 
 
-def _torchvision_module(name: str, num_classes: int) -> "torch.nn.Module":
+def _torchvision_module(name: str, num_classes: int, /, **options: float) -> "torch.nn.Module":
     import torchvision.models
 
-    module: torch.nn.Module = getattr(torchvision.models, name)(num_classes=num_classes)
+    module: torch.nn.Module = getattr(torchvision.models, name)(num_classes=num_classes, **options)
     return module
 
 
