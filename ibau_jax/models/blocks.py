@@ -88,6 +88,9 @@ class Residual(nnx.Module):
         return x + out if self.add else out
 
 
+# The stride of a stem's convolution, and whether a max pooling follows. A state dict tells neither.
+STEMS = {"": (2, True), "_stride1": (1, True), "_no_pool": (2, False), "_stride1_no_pool": (1, False)}
+
 # How many of the first strides of a mobile network are 1 instead of 2, for small images. Names end with the output
 # stride: how many times smaller than the image the last features are. A state dict does not tell.
 UNSTRIDED = {"": 0, "_stride16": 1, "_stride8": 2}

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.blocks import Features
+from ibau_jax.models.blocks import STEMS, Features
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
     Activation,
@@ -101,13 +101,9 @@ class DenseNet(nnx.Module):
         return self.classifier(global_average(self.activation(self.features(x))))
 
 
-STEMS = {
-    "": {
-        "": TORCHVISION,
-        "_stride1": Stem(7, 1, True),
-        "_no_pool": Stem(7, 2, False),
-        "_stride1_no_pool": Stem(7, 1, False),
-    },
+# By what stands behind the depth in a name: networks of different shapes, and the variants of each.
+BY_NAME = {
+    "": {variant: Stem(7, *stem) for variant, stem in STEMS.items()},
     "_small_stem": {"": Stem(3, 1, True), "_no_pool": Stem(3, 1, False)},
 }
 
@@ -132,6 +128,6 @@ def _register(base: str, depth: int, variant: str, stem: Stem) -> None:
 
 
 for _depth in CONFIGURATIONS:
-    for _kind, _variants in STEMS.items():
+    for _kind, _variants in BY_NAME.items():
         for _variant, _stem in _variants.items():
             _register(f"densenet{_depth}{_kind}", _depth, _variant, _stem)
