@@ -26,6 +26,7 @@ from ibau_jax.models.layers import (
     Function,
     Identity,
     MaxPool,
+    Permute,
     hardsigmoid,
 )
 from ibau_jax.models.registry import altered, unaltered
@@ -45,7 +46,12 @@ HARMLESS = (
 )
 AVERAGING = ("AdaptiveAvgPool2d", "AvgPool2d")  # of the last features, where the network here has no layer for it
 # Other people's layers that compute what one of torch.nn does.
-ALIKE = {"timm.layers.norm_act.BatchNormAct2d": "BatchNorm2d", "timm.layers.norm.LayerNorm": "LayerNorm"}
+ALIKE = {
+    "timm.layers.norm_act.BatchNormAct2d": "BatchNorm2d",
+    "timm.layers.norm.LayerNorm": "LayerNorm",
+    "torchvision.models.convnext.LayerNorm2d": "LayerNorm",
+    "torchvision.ops.misc.Permute": "Permute",
+}
 LOSSES = "torch.nn.modules.loss."
 MANGLED = re.compile(r"___torch_mangle_\d+\.")
 NORMALIZE = "torchvision.transforms.transforms.Normalize"
@@ -267,6 +273,8 @@ def _wanted(layer: nnx.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
         return ("AvgPool2d",), {**window, **padded, "divisor_override": None}
     if isinstance(layer, AdaptiveAvgPool):
         return ("AdaptiveAvgPool2d",), {"output_size": layer.size}
+    if isinstance(layer, Permute):
+        return ("Permute",), {"dims": list(layer.dims)}
     if isinstance(layer, Identity):
         return HARMLESS, {}
     return (), {}
@@ -283,6 +291,8 @@ def _padding(facts: Mapping[str, Any]) -> Any:
 
 
 def _same(stored: Any, wanted: Any) -> bool:
-    """Whether a number, or the same one for rows and columns, is the wanted one."""
+    """Whether a number, or the same one for rows and columns, is the wanted one; or a list is."""
+    if isinstance(wanted, list):
+        return isinstance(stored, list) and stored == wanted
     values = stored if isinstance(stored, tuple) else (stored,)
     return all(type(value) in (int, float, bool, str, type(None)) and value == wanted for value in values)

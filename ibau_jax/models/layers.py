@@ -133,6 +133,16 @@ class Identity(nnx.Module):
         return x
 
 
+class Permute(nnx.Module):
+    """`torchvision.ops.Permute(dims)` from NCHW to NHWC or back, which is nothing where all images are NHWC."""
+
+    def __init__(self, dims: tuple[int, ...]) -> None:
+        self.dims = dims
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
 class MaxPool(nnx.Module):
     """`torch.nn.MaxPool2d(size, stride, padding, ceil_mode=ceil)`; a remainder at the border is dropped, unless `ceil`.
 
