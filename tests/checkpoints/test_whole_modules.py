@@ -24,6 +24,7 @@ from tests.conftest import ROOT
 from tests.oracles.cifar_models import torch_oracle
 from tests.oracles.look_alikes import resnet
 from tests.oracles.torchvision_models import models
+from tests.oracles.torchvision_sizes import torchvision_of_size
 
 FORMS = {
     "zip": lambda tree, file: torch.save(tree, file),
@@ -236,7 +237,18 @@ def test_layers_that_no_network_here_has_are_refused(tmp_path, change, said):
 
 
 @pytest.mark.parametrize(
-    "name", ["mobilenet_v2", "mobilenet_v3_large", "densenet121", pytest.param("vit_b_16", marks=pytest.mark.slow)]
+    "name",
+    [
+        "mobilenet_v2",
+        "mobilenet_v3_large",
+        "densenet121",
+        "shufflenet_v2_x0_5",
+        "mnasnet0_5",
+        "regnet_y_400mf",
+        pytest.param("efficientnet_v2_s", marks=pytest.mark.slow),
+        "convnext_tiny",
+        pytest.param("vit_b_16", marks=pytest.mark.slow),
+    ],
 )
 def test_torchvisions_own(tmp_path, name):
     torch.manual_seed(0)
@@ -247,6 +259,16 @@ def test_torchvisions_own(tmp_path, name):
     save(checkpoint, tmp_path / "y.pth")
     before, after = (torch.load(tmp_path / file, weights_only=False).state_dict() for file in ("x.pth", "y.pth"))
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_axes_in_another_order_are_refused(tmp_path):
+    model = torchvision_of_size("convnext_w16_32_d1_2", 5)
+    torch.save(model, tmp_path / "x.pth")
+    assert load(tmp_path / "x.pth").architecture.name == "convnext_w16_32_d1_2"
+    model.features[1][0].block[6].dims = [0, 3, 2, 1]
+    torch.save(model, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"features\.1\.0\.block\.6: dims"):
+        load(tmp_path / "x.pth")
 
 
 def module(**children):

@@ -18,10 +18,10 @@ from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.models import (
     architectures,
     cifar_efficientnet,
-    convnext,
     densenet,
     efficientnet,
     get_architecture,
+    mnasnet,
     mobilenet,
     mobilenet_v1,
 )
@@ -51,6 +51,10 @@ FAST = {
     "densenet_cifar_k4_1_2_1_1",
     "resnext11_2x2d_cifar",
     "mobilenet_v1_cifar",
+    "shufflenet_v2_w16_32_64_d2_1_1_l32",
+    "regnet_x_w16_32_d1_2_g8",
+    "regnet_y_w8_24_d2_1_g12",
+    "convnext_w16_32_d1_2",
 }
 WIDE = {
     "wide_resnet28_10",
@@ -71,6 +75,9 @@ LIKE_OTHERS = {
     "preact_resnet152",
     "preact_resnet101_bn",
     "preact_resnet152_bn",
+    "efficientnet_b6",
+    "efficientnet_b7",
+    "efficientnet_v2_l",
     "resnext101_32x8d",
     "resnext101_64x4d",
 }
@@ -85,6 +92,10 @@ COVERED += ["thin_resnet20", "thin_resnet32_downsample_fc", "thin_resnet20_w24_s
 COVERED += ["densenet_cifar", "densenet121_cifar", "densenet161_cifar", "densenet_cifar_k4_1_2_1_1"]
 COVERED += ["resnext29_2x64d_cifar", "resnext29_32x4d_cifar", "resnext20_4x6d_cifar", "resnext11_2x2d_cifar"]
 COVERED += ["vgg11_bn_cifar_w512", "vgg16_bn_cifar_w4096", "vgg13_cifar_w48"]
+COVERED += ["mobilenet_v2_x0_5", "mobilenet_v2_x1_4", "mobilenet_v2_x0_37", "mnasnet0_5", "mnasnet1_3"]
+COVERED += ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x2_0", "shufflenet_v2_w16_32_64_d2_1_1_l32"]
+COVERED += ["regnet_x_400mf", "regnet_x_8gf", "regnet_y_400mf", "regnet_x_w16_32_d1_2_g8", "regnet_y_w8_24_d2_1_g12"]
+COVERED += ["convnext_tiny", "convnext_base", "convnext_w16_32_d1_2"]
 # An unlearning round on the smallest member of each family.
 FAMILIES = (
     "small_vgg",
@@ -96,9 +107,15 @@ FAMILIES = (
     "mobilenet_v2",
     "mobilenet_v2_cifar",
     "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "mobilenet_v2_x0_5",
     "densenet121",
     "efficientnet_b0",
-    "convnext_tiny",
+    "efficientnet_v2_s",
+    "convnext_w16_32_d1_2",
+    "mnasnet0_5",
+    "regnet_y_w8_24_d2_1_g12",
+    "shufflenet_v2_w16_32_64_d2_1_1_l32",
     "vit_w128_d2_p8",
     "densenet_cifar_k4_1_2_1_1",
     "resnext11_2x2d_cifar",
@@ -117,14 +134,19 @@ POOLED_BY_WINDOWS = (
 # With fewer blocks where compiling all of them, which are alike, takes minutes.
 SHORTER = {
     "densenet121": [(densenet, "CONFIGURATIONS", {121: (32, (1, 2), 64)})],
-    "efficientnet_b0": [(efficientnet, "STAGES", ((1, 3, 1, 16, 1), (6, 3, 2, 24, 1), (6, 5, 2, 40, 1)))],
-    "convnext_tiny": [(convnext, "STAGES", ((96, 1), (192, 1)))],
+    "efficientnet_b0": [(efficientnet, "STAGES", efficientnet.STAGES[:3])],
+    "efficientnet_v2_s": [
+        (efficientnet, "V2", {"v2_s": (tuple(one._replace(blocks=1) for one in efficientnet.V2["v2_s"][0][:4]), 384)})
+    ],
+    "mnasnet0_5": [(mnasnet, "STAGES", ((3, 3, 2, 24, 1), (6, 5, 2, 40, 1)))],
     "mobilenet_v2": [(mobilenet, "V2_STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))],
+    "mobilenet_v2_x0_5": [(mobilenet, "V2_STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))],
     "mobilenet_v2_cifar": [(mobilenet, "V2_CIFAR_STAGES", ((1, 16, 1, 1), (6, 24, 2, 1)))],
     "vit_w128_d2_p8": [],
     "efficientnet_b0_cifar": [(cifar_efficientnet, "STAGES", ((1, 3, 1, 16, 1), (6, 3, 2, 24, 1), (6, 5, 2, 40, 1)))],
     "mobilenet_v1_cifar": [(mobilenet_v1, "BLOCKS", ((64, 2), (128, 2), (128, 2), (128, 2)))],
-    "mobilenet_v3_large": [(mobilenet, "V3_LARGE_BLOCKS", mobilenet.V3_LARGE_BLOCKS[::6])],
+    "mobilenet_v3_large": [(mobilenet, "V3_SIZES", {"large": (mobilenet.V3_LARGE[::6], 1280)})],
+    "mobilenet_v3_small": [(mobilenet, "V3_SIZES", {"small": (mobilenet.V3_SMALL[::4], 1024)})],
 }
 SIZE, IMAGES = 32, 6
 
@@ -268,9 +290,10 @@ def test_no_two_architectures_have_the_same_state_dict():
 
 
 def shortened(name, monkeypatch, rng):
+    architecture = get_architecture(name)  # of a family, it is remembered as it is first made
     for module, constant, value in SHORTER[name]:
         monkeypatch.setattr(module, constant, value)
-    model = get_architecture(name).build(CLASSES, SIZE, nnx.Rngs(0))
+    model = architecture.build(CLASSES, SIZE, nnx.Rngs(0))
     initialise(model, 0)
     return randomised(model, rng)
 

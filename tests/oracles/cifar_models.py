@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.oracles.pytorch_cifar import pytorch_cifar
+from tests.oracles.torchvision_sizes import torchvision_of_size
 
 
 def chain(x, *layers):
@@ -422,6 +423,8 @@ def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
         return module
     if name.startswith("densenet"):
         return small_stem_densenet(name.removesuffix("_small_stem"), classes)
+    if (module := torchvision_of_size(name, classes)) is not None:
+        return module
     if name == "mobilenet_v2_cifar":
         return MobileNetV2(classes)
     if name == "mobilenet_v2_weiaicunzai":

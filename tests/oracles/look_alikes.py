@@ -23,8 +23,8 @@ def resnet(depth, classes, *, kernel=7, stride=2, pool=True, v1=False):
     return module
 
 
-def mobilenet_v2(classes, unstrided):
-    module = models.mobilenet_v2(num_classes=classes)
+def mobilenet_v2(classes, unstrided, width=1.0):
+    module = models.mobilenet_v2(num_classes=classes, width_mult=width)
     module.features[0][0].stride = (1, 1)
     if unstrided == 2:
         module.features[2].conv[1][0].stride = (1, 1)
@@ -44,6 +44,13 @@ def efficientnet_b0(classes, unstrided):
     module.features[0][0].stride = (1, 1)
     if unstrided == 2:
         module.features[2][0].block[1][0].stride = (1, 1)
+    return module
+
+
+def shufflenet_v2(classes):
+    """chenyaofo/pytorch-cifar-models: the stem is a 3x3 convolution alone."""
+    module = models.shufflenet_v2_x0_5(num_classes=classes)
+    module.conv1[0].stride, module.maxpool = (1, 1), nn.Identity()
     return module
 
 
@@ -107,6 +114,8 @@ LOOK_ALIKES = {
     "resnet50_v1": lambda classes: resnet(50, classes, v1=True),
     "mobilenet_v2_stride16": lambda classes: mobilenet_v2(classes, 1),
     "mobilenet_v2_stride8": lambda classes: mobilenet_v2(classes, 2),
+    "mobilenet_v2_x0_5_stride8": lambda classes: mobilenet_v2(classes, 2, 0.5),
+    "shufflenet_v2_x0_5_stride1_no_pool": shufflenet_v2,
     "mobilenet_v3_large_stride16": lambda classes: mobilenet_v3(classes, 1),
     "efficientnet_b0_stride16": lambda classes: efficientnet_b0(classes, 1),
     "efficientnet_b0_stride8": lambda classes: efficientnet_b0(classes, 2),
