@@ -1,7 +1,7 @@
 """EfficientNet-B0 (Tan & Le, 2019) for small images, as the CIFAR code after kuangliu names it.
 
 The stem has no stride, and nothing stands between the last block and the pooling. The first block, which does not
-expand its features, holds an expansion all the same; what that computes is not used.
+expand its features, holds an expansion all the same in a file; nothing uses it.
 """
 
 import jax
@@ -36,12 +36,13 @@ class CifarMBConv(nnx.Module):
         self, in_features: int, features: int, expansion: int, kernel: int, stride: int, rngs: nnx.Rngs
     ) -> None:
         hidden = in_features * expansion
-        self.conv1, self.bn1 = conv(in_features, hidden, 1, rngs), batch_norm(hidden, rngs)
+        self.expands, self.add = expansion != 1, stride == 1 and in_features == features
+        if self.expands:
+            self.conv1, self.bn1 = conv(in_features, hidden, 1, rngs), batch_norm(hidden, rngs)
         self.conv2 = conv(hidden, hidden, kernel, rngs, stride=stride, groups=hidden)
         self.bn2 = batch_norm(hidden, rngs)
         self.se = CifarSqueezeExcitation(hidden, in_features // SQUEEZE, rngs)
         self.conv3, self.bn3 = conv(hidden, features, 1, rngs), batch_norm(features, rngs)
-        self.expands, self.add = expansion != 1, stride == 1 and in_features == features
         self.activation = silu
 
     def __call__(self, x: Features) -> Features:
@@ -57,10 +58,11 @@ class CifarEfficientNet(nnx.Module):
     def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
         self.conv1, self.bn1 = conv(3, STEM_FEATURES, 3, rngs), batch_norm(STEM_FEATURES, rngs)
         blocks, in_features = [], STEM_FEATURES
-        for expansion, kernel, stride, features, count in STAGES:
-            for index in range(count):
-                blocks.append(CifarMBConv(in_features, features, expansion, kernel, 1 if index else stride, rngs))
-                in_features = features
+        for one in STAGES:
+            for index in range(one.blocks):
+                stride = 1 if index else one.stride
+                blocks.append(CifarMBConv(in_features, one.features, one.expansion, one.kernel, stride, rngs))
+                in_features = one.features
         self.layers = Sequential(blocks)
         self.linear = linear(in_features, num_classes, rngs)
         self.activation = silu
@@ -76,5 +78,6 @@ register(
         build=CifarEfficientNet,
         classifier="linear.weight",
         landmarks={"layers.15.conv3.weight": (320, 1152, 1, 1), "layers.15.se.se1.weight": (48, 1152, 1, 1)},
+        unused=("layers.0.conv1", "layers.0.bn1"),
     )
 )

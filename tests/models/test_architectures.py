@@ -143,7 +143,7 @@ SHORTER = {
     "mobilenet_v2_x0_5": [(mobilenet, "V2_STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))],
     "mobilenet_v2_cifar": [(mobilenet, "V2_CIFAR_STAGES", ((1, 16, 1, 1), (6, 24, 2, 1)))],
     "vit_w128_d2_p8": [],
-    "efficientnet_b0_cifar": [(cifar_efficientnet, "STAGES", ((1, 3, 1, 16, 1), (6, 3, 2, 24, 1), (6, 5, 2, 40, 1)))],
+    "efficientnet_b0_cifar": [(cifar_efficientnet, "STAGES", efficientnet.STAGES[:3])],
     "mobilenet_v1_cifar": [(mobilenet_v1, "BLOCKS", ((64, 2), (128, 2), (128, 2), (128, 2)))],
     "mobilenet_v3_large": [(mobilenet, "V3_SIZES", {"large": (mobilenet.V3_LARGE[::6], 1280)})],
     "mobilenet_v3_small": [(mobilenet, "V3_SIZES", {"small": (mobilenet.V3_SMALL[::4], 1024)})],
