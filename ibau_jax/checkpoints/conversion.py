@@ -8,6 +8,9 @@ dimensions say how PyTorch calls it and lays it out:
     scale, embedding      weight            as is
     mean, var             running_mean/var  as is
     anything else         its own name      as is
+
+Beside the leaves a state dict may have counters, and buffers that the network computes itself
+(`ibau_jax.models.windows`). They are no leaves and stay in the file as they are.
 """
 
 from collections.abc import Mapping
@@ -20,6 +23,7 @@ from flax import nnx
 
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
+from ibau_jax.models.windows import BUFFERS
 
 Path: TypeAlias = tuple[Any, ...]  # of str and int
 Leaves: TypeAlias = dict[Path, np.ndarray]
@@ -117,13 +121,15 @@ def torch_shapes(shapes: Mapping[Path, tuple[int, ...]]) -> dict[str, tuple[int,
 def mismatch(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TorchTensor]) -> Mismatch:
     """What keeps `tensors` from being exactly those that a model has by PyTorch's names and shapes.
 
-    Every one must be there in its shape, and every tensor must be used, but for counters.
+    Every one must be there in its shape, and every tensor must be used, but for counters and for buffers that hold
+    what the network computes.
     """
     there = [name for name in wanted if name in tensors]
     misshapen = [name for name in there if tensors[name].shape != wanted[name]]
+    beside = [name for name in tensors if name not in wanted and not is_counter(name, tensors[name])]
     return Mismatch(
         missing=tuple(name for name in wanted if name not in tensors),
-        unexpected=tuple(name for name in tensors if name not in wanted and not is_counter(name, tensors[name])),
+        unexpected=tuple(name for name in beside if not _is_computed(name, tensors[name], wanted)),
         misshapen=tuple(f"{name} {tensors[name].shape} instead of {wanted[name]}" for name in misshapen),
         fitting=len(there) - len(misshapen),
     )
@@ -132,6 +138,22 @@ def mismatch(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, TorchT
 def is_counter(name: str, tensor: TorchTensor) -> bool:
     """Whether a tensor is one of `COUNTERS`: a single number beside the weights."""
     return name.rpartition(".")[2] in COUNTERS and tensor.shape in ((), (1,))
+
+
+def is_buffer(name: str) -> bool:
+    """Whether a tensor of this name holds what the network computes itself."""
+    return name.rpartition(".")[2] in BUFFERS
+
+
+def _is_computed(name: str, tensor: TorchTensor, wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether a tensor is a buffer that holds exactly what a network with tensors of these shapes computes."""
+    if not is_buffer(name):
+        return False
+    stem, leaf = name[: name.rfind(".") + 1], name.rpartition(".")[2]
+    source, compute = BUFFERS[leaf]
+    shape = wanted.get(stem + source, ())
+    expected = compute(shape[0], tensor.shape) if shape else None
+    return expected is not None and expected.shape == tensor.shape and np.array_equal(tensor.numpy(), expected)
 
 
 def leaves_from_torch(shapes: Mapping[Path, tuple[int, ...]], tensors: Mapping[str, TorchTensor]) -> Leaves:

@@ -4,6 +4,7 @@ Pruning keeps a weight beside its mask, weight norm its direction beside its len
 keys and values apart. A fold makes the network's tensor of them, and writes a changed one back in the file's own form.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,7 @@ class Form:
         fits: whether arrays can be such parts.
         fold: the network's tensor, from the parts.
         unfold: `unfold(array, parts)`, the parts with another tensor of the network.
+        stem: a pattern of what stands before the parts' endings.
         is_lossless: whether the parts are nothing but the network's tensor, so that they need not be kept beside it;
             `unfold` does not look at them then.
     """
@@ -34,6 +36,7 @@ class Form:
     fits: Callable[[Tensors, tuple[str, ...]], bool]
     fold: Callable[[Arrays], np.ndarray]
     unfold: Callable[[np.ndarray, Arrays], Arrays]
+    stem: str = r"(?:.+\.)?"
     is_lossless: bool = False
 
 
@@ -83,7 +86,7 @@ def _of_form(form: Form, tensors: Tensors) -> Iterator[Fold]:
     first = form.parts[0]
     for name in tensors:
         stem = name.removesuffix(first)
-        if not name.endswith(first) or (stem and not stem.endswith(".")):
+        if not name.endswith(first) or not re.fullmatch(form.stem, stem):
             continue
         parts = tuple(stem + part for part in form.parts)
         made = stem + form.name
@@ -222,7 +225,11 @@ FORMS = (
         for what in (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"))
         for leaf in ("weight", "bias")
     ),
-    Form(("layer_scale_parameter",), "layer_scale", _is_flat, _as_images, _as_vector, is_lossless=True),  # of ConvNeXt
+    # ConvNeXt's, of transformers and of timm.
+    Form(("layer_scale_parameter",), "layer_scale", _is_flat, _as_images, _as_vector, is_lossless=True),
+    Form(
+        ("gamma",), "gamma", _is_flat, _as_images, _as_vector, r"(?:.+\.)?stages\.\d+\.blocks\.\d+\.", is_lossless=True
+    ),
     *(
         Form((f"{leaf}_orig", f"{leaf}_mask"), leaf, _maskable, _masked, _unmasked) for leaf in ("weight", "bias")
     ),  # torch.nn.utils.prune

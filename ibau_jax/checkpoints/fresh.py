@@ -12,6 +12,7 @@ from ibau_jax.checkpoints.conversion import Leaves, Path, leaves_to_torch, torch
 from ibau_jax.checkpoints.envelope import Envelope
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.models import Architecture
+from ibau_jax.models.windows import relative_position_index, window_side
 
 STATE_DICT = "net"
 ORDER = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")  # within a module
@@ -31,7 +32,7 @@ def fresh_checkpoint(
     """
     leaves: Leaves = {path: np.asarray(value[...]) for path, value in nnx.to_flat_state(nnx.state(model))}
     empty = {name: TorchTensor.from_numpy(np.zeros(0, np.float32)) for name in leaves_to_torch(leaves)}
-    state_dict = OrderedDict(sorted((empty | _counters(leaves)).items(), key=_place))
+    state_dict = OrderedDict(sorted((empty | _counters(leaves) | _buffers(leaves)).items(), key=_place))
     names = {name: name for name in state_dict}
     envelope = Envelope({STATE_DICT: state_dict, **metadata}, (STATE_DICT,), names, "zip")
     return Checkpoint(architecture, num_classes, image_size, leaves, envelope)
@@ -41,6 +42,16 @@ def _counters(leaves: Mapping[Path, np.ndarray]) -> dict[str, TorchTensor]:
     """BatchNorm's counters, which PyTorch wants to find."""
     norms = [path[:-1] for path in leaves if path[-1] == "var"]
     return {torch_name((*norm, "num_batches_tracked")): TorchTensor.from_numpy(np.asarray(0)) for norm in norms}
+
+
+def _buffers(leaves: Mapping[Path, np.ndarray]) -> dict[str, TorchTensor]:
+    """Which positions tokens of a window have to each other, as torchvision's modules save it."""
+    tables = {path[:-1]: len(leaf) for path, leaf in leaves.items() if path[-1] == "relative_position_bias_table"}
+    return {
+        torch_name((*layer, "relative_position_index")): TorchTensor.from_numpy(relative_position_index(side).ravel())
+        for layer, positions in tables.items()
+        if (side := window_side(positions))
+    }
 
 
 def _place(item: tuple[str, TorchTensor]) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ibau_jax.checkpoints.checkpoint import possible_networks
-from ibau_jax.checkpoints.conversion import check_dtypes, is_counter, not_finite
+from ibau_jax.checkpoints.conversion import check_dtypes, is_buffer, is_counter, not_finite
 from ibau_jax.checkpoints.envelope import Envelope, open_envelope, state_dicts
 from ibau_jax.checkpoints.hints import read_hints
 from ibau_jax.checkpoints.hugging_face import is_model_folder, read_description, weights_file
@@ -34,7 +34,7 @@ class Report:
         prefix: what most names of the network begin with before the model's own names.
         beside: tensors that are no part of the network, by their full names.
         keys: the state dict's tensors by their full names, with their shapes.
-        parameters: how many trained values they hold: neither running statistics nor counters.
+        parameters: how many trained values they hold: neither running statistics nor counters and buffers.
         dtypes: how many tensors have which.
         not_finite: how many values of which of the network's tensors are NaN or infinite, or variances below 0.
         model: the architecture recognised; the most common one where there are several.
@@ -156,10 +156,10 @@ def _not_finite(found: Candidate, envelope: Envelope) -> dict[str, int]:
 
 
 def _weights(found: Candidate, envelope: Envelope) -> dict[str, TorchTensor]:
-    """The network's tensors by its own names, without counters."""
+    """The network's tensors by its own names, without counters and buffers."""
     tensors = envelope.tensors()
     own = {name: tensors[full] for name, full in found.reading.names.items()}
-    return {name: tensor for name, tensor in own.items() if not is_counter(name, tensor)}
+    return {name: tensor for name, tensor in own.items() if not (is_counter(name, tensor) or is_buffer(name))}
 
 
 def _state_dict_facts(envelope: Envelope) -> dict[str, Any]:
@@ -191,7 +191,7 @@ def _model_facts(found: Candidate | None, variants: tuple[str, ...], request: Re
 
 
 def _is_trained(name: str, tensor: TorchTensor) -> bool:
-    return not is_counter(name, tensor) and name.rpartition(".")[2] not in STATISTICS
+    return not (is_counter(name, tensor) or is_buffer(name)) and name.rpartition(".")[2] not in STATISTICS
 
 
 def normalization_name(mean: Iterable[float], std: Iterable[float]) -> str | None:

@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ibau_jax.checkpoints import timm_names
+
 MOST_MARKS = 4  # networks in a file whose names are translated
 
 
@@ -39,7 +41,18 @@ class Spelling:
 # Blocks of a vision transformer, as transformers' releases number them and as torchvision does.
 BLOCK, OWN_BLOCK = r"(?:encoder\.layer|layers)\.(\d+)", r"encoder.layers.encoder_layer_\1"
 
+# The first one whose mark is there holds: what other marks end with comes before them.
 SPELLINGS = (
+    # Swin transformers of Microsoft and of timm before 0.9, whose stages end with what merges patches; then of timm,
+    # whose stages begin with it.
+    Spelling("layers.0.downsample.reduction.weight", timm_names.swin(merges_after=0)),
+    Spelling("layers.0.blocks.0.attn.relative_position_bias_table", timm_names.swin(merges_after=-1)),
+    # Other networks of timm's; EfficientNet's last stage has all of MobileNetV2's layers and more.
+    Spelling("blocks.6.0.se.conv_reduce.weight", timm_names.efficientnet()),
+    Spelling("blocks.6.0.conv_pwl.weight", timm_names.mobilenet_v2()),
+    Spelling("blocks.6.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_LARGE)),
+    Spelling("blocks.5.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_SMALL)),
+    Spelling("stages.0.blocks.0.conv_dw.weight", timm_names.convnext()),
     # timm's and DeiT's vision transformers, in torchvision's words.
     Spelling(
         "blocks.0.attn.qkv.weight",
@@ -70,6 +83,7 @@ SPELLINGS = (
             f"{name}.embeddings.patch_embeddings.projection.weight",
             {
                 rf"{name}\.embeddings\.cls_token": "class_token",
+                rf"{name}\.embeddings\.distillation_token": "dist_token",
                 rf"{name}\.embeddings\.position_embeddings": "encoder.pos_embedding",
                 rf"{name}\.embeddings\.patch_embeddings\.projection\.(weight|bias)": r"conv_proj.\1",
                 rf"{name}\.{BLOCK}\.layernorm_before\.(weight|bias)": rf"{OWN_BLOCK}.ln_1.\2",
@@ -83,7 +97,8 @@ SPELLINGS = (
                 rf"{name}\.{BLOCK}\.(?:intermediate\.dense|mlp\.fc1)\.(weight|bias)": rf"{OWN_BLOCK}.mlp.0.\2",
                 rf"{name}\.{BLOCK}\.(?:output\.dense|mlp\.fc2)\.(weight|bias)": rf"{OWN_BLOCK}.mlp.3.\2",
                 rf"{name}\.layernorm\.(weight|bias)": r"encoder.ln.\1",
-                r"classifier\.(weight|bias)": r"heads.head.\1",
+                r"(?:cls_)?classifier\.(weight|bias)": r"heads.head.\1",
+                r"distillation_classifier\.(weight|bias)": r"head_dist.\1",
             },
         )
         for name in ("vit", "deit")

@@ -66,7 +66,7 @@ def _pool_by(replacement: Callable[[MaxPool], nnx.Module | None], model: nnx.Mod
     return changed
 
 
-def _normalize_by(epsilon: float, model: nnx.Module) -> bool:
+def normalize_by(epsilon: float, model: nnx.Module) -> bool:
     """BatchNorm's ε becomes another."""
     norms = [module for _, module in nnx.iter_graph(model) if isinstance(module, nnx.BatchNorm)]
     changing = [norm for norm in norms if norm.epsilon != epsilon]
@@ -97,7 +97,7 @@ KINDS: tuple[dict[str, Alter], ...] = (
         "pool_ceil": partial(_pool_by, lambda pool: MaxPool(pool.size, pool.stride, pool.padding, ceil=True)),
     },
     {"last_stride1": _keep_size},
-    {"eps1e-3": partial(_normalize_by, 1e-3)},
+    {"eps1e-3": partial(normalize_by, 1e-3)},
 )
 ALTERATIONS: dict[str, Alter] = {name: alter for kind in KINDS for name, alter in kind.items()}
 

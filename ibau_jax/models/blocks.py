@@ -6,7 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.models.convolution import Conv
-from ibau_jax.models.layers import Activation, Function, Sequential, batch_norm, conv
+from ibau_jax.models.layers import Activation, Function, Identity, Sequential, batch_norm, conv, gelu, linear
 
 Features = Float[Array, "n h w c"]
 Block = Callable[[int, int, int], nnx.Module]  # (in_features, features, stride)
@@ -86,6 +86,11 @@ class Residual(nnx.Module):
     def __call__(self, x: Features) -> Features:
         out = getattr(self, self.name)(x)
         return x + out if self.add else out
+
+
+def mlp(width: int, hidden: int, rngs: nnx.Rngs) -> Sequential:
+    """`torchvision.ops.MLP` as transformers have it: linear `0`, GELU `1`, dropout `2`, linear `3`."""
+    return Sequential([linear(width, hidden, rngs), Activation(gelu), Identity(), linear(hidden, width, rngs)])
 
 
 # The stride of a stem's convolution, and whether a max pooling follows. A state dict tells neither.

@@ -1,4 +1,7 @@
-"""EfficientNet B0 to B7 (Tan & Le, 2019) and V2 S to L (Tan & Le, 2021), as torchvision names them."""
+"""EfficientNet B0 to B7 (Tan & Le, 2019) and V2 S to L (Tan & Le, 2021), as torchvision names them.
+
+timm has them also with TensorFlow's weights and padding (`tf_`).
+"""
 
 import math
 from functools import partial
@@ -19,6 +22,7 @@ from ibau_jax.models.blocks import (
 )
 from ibau_jax.models.layers import Identity, Sequential, global_average, linear, silu
 from ibau_jax.models.registry import Architecture, from_torchvision, register
+from ibau_jax.models.tensorflow import from_tensorflow
 
 
 class Stage(NamedTuple):
@@ -156,18 +160,19 @@ class EfficientNet(nnx.Module):
         return self.classifier(global_average(self.features(x)))
 
 
-def _register(name: str, suffix: str) -> None:
+def _register(name: str, suffix: str, *, tensorflow: bool = False) -> None:
     (_, stages, last, _, size), unstrided = sizes(name), UNSTRIDED[suffix]
-    base = f"efficientnet_{name}"
+    base, build = f"efficientnet_{name}", partial(EfficientNet, name, unstrided)
+    is_base = not (suffix or tensorflow)
     register(
         Architecture(
-            name=base + suffix,
-            build=partial(EfficientNet, name, unstrided),
+            name=f"tf_{base}" if tensorflow else base + suffix,
+            build=from_tensorflow(build) if tensorflow else build,
             classifier="classifier.1.weight",
             image_sizes=(32 if unstrided else size,),
             landmarks={f"features.{len(stages) + 1}.0.weight": (last, stages[-1].features, 1, 1)},
-            torch_module=None if unstrided else from_torchvision(base),
-            variant_of=base if suffix else None,
+            torch_module=from_torchvision(base) if is_base else None,
+            variant_of=None if is_base else base,
         )
     )
 
@@ -175,3 +180,5 @@ def _register(name: str, suffix: str) -> None:
 for _name in (*SCALES, *V2):
     for _suffix in UNSTRIDED:
         _register(_name, _suffix)
+for _name in SCALES:
+    _register(_name, "", tensorflow=True)

@@ -292,9 +292,9 @@ def conv(
     )
 
 
-def linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(in_features: int, out_features: int, rngs: nnx.Rngs, *, bias: bool = True) -> nnx.Linear:
     """`torch.nn.Linear`."""
-    return nnx.Linear(in_features, out_features, kernel_init=_KERNEL, bias_init=_ZEROS, rngs=rngs)
+    return nnx.Linear(in_features, out_features, use_bias=bias, kernel_init=_KERNEL, bias_init=_ZEROS, rngs=rngs)
 
 
 def batch_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> nnx.BatchNorm:
@@ -319,9 +319,11 @@ def batch_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-5) -> nnx.Batc
     return norm
 
 
-def layer_norm(features: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """`torch.nn.LayerNorm(features, eps=1e-6)`, over the last axis."""
-    return nnx.LayerNorm(features, epsilon=1e-6, use_fast_variance=False, scale_init=_ONES, bias_init=_ZEROS, rngs=rngs)
+def layer_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> nnx.LayerNorm:
+    """`torch.nn.LayerNorm(features, eps)`, over the last axis; its own default, 1e-5, is few networks'."""
+    return nnx.LayerNorm(
+        features, epsilon=epsilon, use_fast_variance=False, scale_init=_ONES, bias_init=_ZEROS, rngs=rngs
+    )
 
 
 def parameter(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:

@@ -1,6 +1,9 @@
 """Vision transformers (Dosovitskiy et al., 2021; DeiT, Touvron et al., 2021) of any width, depth and patch.
 
-Layers are named as torchvision names them; timm's and DeiT's names are another spelling (`checkpoints.naming`). A state
+A distilled DeiT (`vit_s_16_distilled`) has a second token that learns from a teacher, and a second classifier for it;
+transformers' DeiT has that token without a classifier, unless it is for training (`vit_s_16_dist_token`).
+
+Layers are named as torchvision names them; timm's and DeiT's are spellings of them (`checkpoints.spellings`). A state
 dict does not tell the number of heads: each has 64 features, as all published sizes but ViT-H have. ViT-B/16 is met
 behind a resize to 224x224 too, `torch.nn.Sequential(Resize((224, 224)), vit)`, as BackdoorBench has it: the names then
 begin with `1.`.
@@ -17,18 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.layers import (
-    Activation,
-    Identity,
-    NamedSequential,
-    Resize,
-    Sequential,
-    conv,
-    gelu,
-    layer_norm,
-    linear,
-    parameter,
-)
+from ibau_jax.models.blocks import mlp
+from ibau_jax.models.layers import NamedSequential, Resize, Sequential, conv, layer_norm, linear, parameter
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
 
 if TYPE_CHECKING:
@@ -36,7 +29,8 @@ if TYPE_CHECKING:
 
 RESIZED = 224
 HEAD = 64  # features of a head
-WIDEST, DEEPEST, LARGEST_PATCH = 4096, 32, 64
+WIDEST, DEEPEST, LARGEST_PATCH = 4096, 36, 64
+SIDES = (RESIZED, 384, 512, 518, 448, 336, 256, 128, 96, 64, 48, 32)  # of images, the common ones first
 
 
 @dataclass(frozen=True)
@@ -52,12 +46,18 @@ class Sizes:
         """Attention heads: 16 in ViT-H."""
         return 16 if self.width == 1280 else self.width // HEAD
 
+    @property
+    def is_reasonable(self) -> bool:
+        """Whether there may be a network of these sizes."""
+        return 0 < self.width <= WIDEST and 0 < self.depth <= DEEPEST and 0 < self.patch <= LARGEST_PATCH
+
 
 BASE_16 = Sizes(768, 12, 16)
 NAMED = {"ti": (192, 12), "s": (384, 12), "b": (768, 12), "l": (1024, 24), "h": (1280, 32)}  # width and depth
 IN_TORCHVISION = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 NAME = re.compile(
     r"vit_(?:(?P<size>ti|s|b|l|h)_(?P<p>\d{1,2})|w(?P<width>\d{1,4})_d(?P<depth>\d{1,2})_p(?P<patch>\d{1,2}))"
+    r"(?P<kind>_distilled|_dist_token)?"
 )
 
 Tokens = Float[Array, "n tokens width"]
@@ -84,10 +84,9 @@ class EncoderBlock(nnx.Module):
     """Attention and an MLP, each behind its normalisation and added."""
 
     def __init__(self, sizes: Sizes, rngs: nnx.Rngs) -> None:
-        width, hidden = sizes.width, 4 * sizes.width
+        width = sizes.width
         self.ln_1, self.self_attention = layer_norm(width, rngs), SelfAttention(width, sizes.heads, rngs)
-        self.ln_2 = layer_norm(width, rngs)
-        self.mlp = Sequential([linear(width, hidden, rngs), Activation(gelu), Identity(), linear(hidden, width, rngs)])
+        self.ln_2, self.mlp = layer_norm(width, rngs), mlp(width, 4 * width, rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
         x = x + self.self_attention(self.ln_1(x))
@@ -110,18 +109,45 @@ class Encoder(nnx.Module):
 class VisionTransformer(nnx.Module):
     """Logits of RGB images of exactly `image_size`, a multiple of the patch."""
 
-    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs, own_tokens: int = 1) -> None:
         width, patch = sizes.width, sizes.patch
         self.conv_proj = conv(3, width, patch, rngs, stride=patch, padding=0, bias=True)
         self.class_token = parameter((1, 1, width), rngs)
-        self.encoder = Encoder(sizes, 1 + (image_size // patch) ** 2, rngs)
+        self.encoder = Encoder(sizes, own_tokens + (image_size // patch) ** 2, rngs)
         self.heads = NamedSequential({"head": linear(width, num_classes, rngs)})
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        return self.heads(self.encoded(x, self.class_token)[:, 0])
+
+    def encoded(self, x: Float[Array, "n h w 3"], *own: nnx.Param) -> Tokens:
+        """What the encoder makes of an image's patches behind the network's own tokens."""
         patches = self.conv_proj(x)
         patches = patches.reshape(x.shape[0], -1, patches.shape[3])
-        class_token = jnp.broadcast_to(self.class_token[...], (x.shape[0], 1, patches.shape[2]))
-        return self.heads(self.encoder(jnp.concatenate([class_token, patches], axis=1))[:, 0])
+        tokens = [jnp.broadcast_to(token[...], (x.shape[0], 1, patches.shape[2])) for token in own]
+        return self.encoder(jnp.concatenate([*tokens, patches], axis=1))
+
+
+class TwoTokenVisionTransformer(VisionTransformer):
+    """A DeiT whose distillation token takes part in attention, but is not classified."""
+
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        super().__init__(sizes, num_classes, image_size, rngs, own_tokens=2)
+        self.dist_token = parameter((1, 1, sizes.width), rngs)
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        return self.heads(self.encoded(x, self.class_token, self.dist_token)[:, 0])
+
+
+class DistilledVisionTransformer(TwoTokenVisionTransformer):
+    """A distilled DeiT: the mean of two classifiers' logits, of the class token and of the distillation token."""
+
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        super().__init__(sizes, num_classes, image_size, rngs)
+        self.head_dist = linear(sizes.width, num_classes, rngs)
+
+    def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
+        encoded = self.encoded(x, self.class_token, self.dist_token)
+        return (self.heads(encoded[:, 0]) + self.head_dist(encoded[:, 1])) / 2
 
 
 def resized_vit(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
@@ -147,14 +173,21 @@ def _landmarks(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _architecture(name: str, sizes: Sizes) -> Architecture:
-    sides = (RESIZED, 384, 512, 518, 448, 336, 256, 128, 96, 64, 48, 32)
+# By what a name ends with.
+KINDS: dict[str, type[VisionTransformer]] = {
+    "": VisionTransformer,
+    "_dist_token": TwoTokenVisionTransformer,
+    "_distilled": DistilledVisionTransformer,
+}
+
+
+def _architecture(name: str, sizes: Sizes, kind: str = "") -> Architecture:
     return Architecture(
         name=name,
-        build=partial(VisionTransformer, sizes),
+        build=partial(KINDS[kind], sizes),
         classifier="heads.head.weight",
-        image_sizes=tuple(side for side in sides if side % sizes.patch == 0),
-        landmarks=_landmarks(sizes),
+        image_sizes=tuple(side for side in SIDES if side % sizes.patch == 0),
+        landmarks=_landmarks(sizes) | ({"dist_token": (1, 1, sizes.width)} if kind else {}),
         torch_module=from_torchvision(name) if name in IN_TORCHVISION else None,
     )
 
@@ -164,10 +197,9 @@ def _make(match: re.Match[str]) -> Architecture | None:
         sizes = Sizes(*NAMED[match["size"]], int(match["p"]))
     else:
         sizes = Sizes(*(int(match[part]) for part in ("width", "depth", "patch")))
-    fits = 0 < sizes.width <= WIDEST and 0 < sizes.depth <= DEEPEST and 0 < sizes.patch <= LARGEST_PATCH
-    if not fits or not sizes.heads or sizes.width % sizes.heads:
+    if not sizes.is_reasonable or not sizes.heads or sizes.width % sizes.heads:
         return None
-    made = _architecture(match[0], sizes)
+    made = _architecture(match[0], sizes, match["kind"] or "")
     return made if made.image_sizes else None
 
 
@@ -178,7 +210,9 @@ def _propose(shapes: Shapes) -> Iterator[str]:
         return
     sizes = Sizes(stem[0], depth, stem[2])
     size = next((name for name, known in NAMED.items() if known == (sizes.width, depth)), None)
-    yield f"vit_{size}_{sizes.patch}" if size else f"vit_w{sizes.width}_d{depth}_p{sizes.patch}"
+    name = f"vit_{size}_{sizes.patch}" if size else f"vit_w{sizes.width}_d{depth}_p{sizes.patch}"
+    two_tokens = "_distilled" if "head_dist.weight" in shapes else "_dist_token"
+    yield name + (two_tokens if "dist_token" in shapes else "")
 
 
 register(_architecture("vit_b_16", BASE_16))

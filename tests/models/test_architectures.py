@@ -55,6 +55,7 @@ FAST = {
     "regnet_x_w16_32_d1_2_g8",
     "regnet_y_w8_24_d2_1_g12",
     "convnext_w16_32_d1_2",
+    "swin_w32_d2_2",
 }
 WIDE = {
     "wide_resnet28_10",
@@ -81,11 +82,14 @@ LIKE_OTHERS = {
     "resnext101_32x8d",
     "resnext101_64x4d",
 }
+LIKE_OTHERS = {"densenet201", "efficientnet_b2", "efficientnet_b4", "resnext101_32x8d", "resnext101_64x4d"}
+OF_TIMM = ("_timm", "mobilenetv3_large_100")  # tests/models/test_timm.py has them
 COVERED = [
     architecture.name
     for architecture in architectures()
     if architecture.variant_of is None
     and architecture.name not in LIKE_OTHERS
+    and not architecture.name.endswith(OF_TIMM)
     and (not architecture.name.startswith("wide_resnet") or architecture.name in WIDE)
 ]  # tests/models/test_look_alikes.py has the variants
 COVERED += ["thin_resnet20", "thin_resnet32_downsample_fc", "thin_resnet20_w24_shortcut", "thin_resnet110", "vit_b_32"]
@@ -96,6 +100,7 @@ COVERED += ["mobilenet_v2_x0_5", "mobilenet_v2_x1_4", "mobilenet_v2_x0_37", "mna
 COVERED += ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x2_0", "shufflenet_v2_w16_32_64_d2_1_1_l32"]
 COVERED += ["regnet_x_400mf", "regnet_x_8gf", "regnet_y_400mf", "regnet_x_w16_32_d1_2_g8", "regnet_y_w8_24_d2_1_g12"]
 COVERED += ["convnext_tiny", "convnext_base", "convnext_w16_32_d1_2"]
+COVERED += ["swin_w32_d2_2", "swin_w48_d1_3_1_h4_4_8_p2", "swin_t"]
 # An unlearning round on the smallest member of each family.
 FAMILIES = (
     "small_vgg",
@@ -130,6 +135,10 @@ POOLED_BY_WINDOWS = (
     "senet18",
     "mobilenet_v1_cifar",
     "vgg11_bn_cifar_w512",
+    "vit_w128_d2_p8_distilled",
+    "swin_w32_d2_2",
+    "mixer_w64_d2_p8",
+    "resmlp_w64_d2_p8",
 )
 # With fewer blocks where compiling all of them, which are alike, takes minutes.
 SHORTER = {
@@ -147,6 +156,9 @@ SHORTER = {
     "mobilenet_v1_cifar": [(mobilenet_v1, "BLOCKS", ((64, 2), (128, 2), (128, 2), (128, 2)))],
     "mobilenet_v3_large": [(mobilenet, "V3_SIZES", {"large": (mobilenet.V3_LARGE[::6], 1280)})],
     "mobilenet_v3_small": [(mobilenet, "V3_SIZES", {"small": (mobilenet.V3_SMALL[::4], 1024)})],
+    "vit_w128_d2_p8_distilled": [],
+    "mixer_w64_d2_p8": [],
+    "resmlp_w64_d2_p8": [],
 }
 SIZE, IMAGES = 32, 6
 

@@ -1,5 +1,7 @@
 """timm's own models, in timm's spelling, both ways."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -11,37 +13,93 @@ from tests.oracles.cifar_models import randomise
 from tests.oracles.twins import as_torch
 
 timm = pytest.importorskip("timm")
+mlp_mixer = pytest.importorskip("timm.models.mlp_mixer")
 CLASSES = 5
-SMALL = {"img_size": 32, "patch_size": 8, "depth": 2}
+SMALL = {"img_size": 32, "patch_size": 8}
+SMALL_SWIN = {"embed_dim": 32, "depths": (2, 2), "num_heads": (1, 2), "img_size": 32}
+SMALL_RESMLP = {"mlp_ratio": 4, "block_layer": mlp_mixer.ResBlock, "norm_layer": mlp_mixer.Affine}
+
+
+def model(name, **options):
+    return partial(timm.create_model, name, **options)
+
+
 MODELS = {
-    "vit_w192_d2_p8": ("vit_tiny_patch16_224", SMALL),
-    "vit_w256_d2_p8": ("vit_base_patch16_224", {**SMALL, "embed_dim": 256, "num_heads": 4}),
-    "resnext50_32x4d": ("resnext50_32x4d", {}),
-    "wide_resnet50_2": ("wide_resnet50_2", {}),
-    "vit_ti_16": ("deit_tiny_patch16_224", {}),
+    "vit_w192_d2_p8": model("vit_tiny_patch16_224", depth=2, **SMALL),
+    "vit_w256_d2_p8": model("vit_base_patch16_224", depth=2, **SMALL, embed_dim=256, num_heads=4),
+    "vit_w192_d2_p8_distilled": model("deit_tiny_distilled_patch16_224", depth=2, **SMALL),
+    "swin_w32_d2_2_window7_4_timm": model("swin_tiny_patch4_window7_224", **SMALL_SWIN),
+    "mixer_w64_d2_p8": partial(mlp_mixer.MlpMixer, num_blocks=2, embed_dim=64, **SMALL),
+    "resmlp_w64_d2_p8": partial(mlp_mixer.MlpMixer, num_blocks=2, embed_dim=64, **SMALL, **SMALL_RESMLP),
 }
-
-
-SMALLEST = ("vit_w192_d2_p8", "vit_w256_d2_p8")
+SMALLEST = tuple(MODELS)
+MODELS |= {
+    "resnext50_32x4d": model("resnext50_32x4d"),
+    "wide_resnet50_2": model("wide_resnet50_2"),
+    "vit_ti_16": model("deit_tiny_patch16_224"),
+    "vit_ti_16_distilled": model("deit_tiny_distilled_patch16_224"),
+    "swin_t_timm": model("swin_tiny_patch4_window7_224"),
+    "efficientnet_b0": model("efficientnet_b0"),
+    "efficientnet_b3": model("efficientnet_b3"),
+    "mobilenet_v2": model("mobilenetv2_100"),
+    "mobilenetv3_large_100": model("mobilenetv3_large_100"),
+    "mobilenetv3_small_100": model("mobilenetv3_small_100"),
+    "vgg11_timm": model("vgg11"),
+    "vgg13_bn_timm": model("vgg13_bn"),
+    "convnext_tiny": model("convnext_tiny"),
+    "mobilenet_v2_x0_5": model("mobilenetv2_050"),
+    "mixer_s_32": model("mixer_s32_224"),
+    "resmlp_12": model("resmlp_12_224"),
+}
+# The other sizes show more: features that strides don't divide, or several that are left for the mean.
+SIZES = {"vgg11_timm": 256, "vgg13_bn_timm": 64} | dict.fromkeys(
+    ("efficientnet_b0", "efficientnet_b3", "mobilenet_v2", "mobilenetv3_large_100"), 75
+)
 NAMES = [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in MODELS]
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("prefix", ["", "module.backbone."])
-def test_timms(tmp_path, name, prefix):
-    model, options = MODELS[name]
-    torch.manual_seed(0)
-    module = randomise(timm.create_model(model, num_classes=CLASSES, **options), seed=1).eval()
-    state = {prefix + key: value for key, value in module.state_dict().items()}
-    torch.save({"model": state}, tmp_path / "x.pth")
-    checkpoint = load(tmp_path / "x.pth")
-    assert (checkpoint.architecture.name, checkpoint.num_classes) == (name, CLASSES)
+def check_logits(checkpoint, module):
     images = np.random.default_rng(0).random((2, *checkpoint.input_shape), np.float32)
     with jax.default_matmul_precision("highest"), torch.no_grad():
         found, expected = np.asarray(checkpoint.model()(images)), module(as_torch(images)).numpy()
     assert expected.std() > 1e-2
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("prefix", ["", "module.backbone."])
+def test_timms(tmp_path, name, prefix):
+    torch.manual_seed(0)
+    module = randomise(MODELS[name](num_classes=CLASSES), seed=1)
+    state = {prefix + key: value for key, value in module.state_dict().items()}
+    torch.save({"model": state}, tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth", image_size=SIZES.get(name))
+    assert (checkpoint.architecture.name, checkpoint.num_classes) == (name, CLASSES)
+    check_logits(checkpoint, module)
     save(checkpoint, tmp_path / "y.pth")
     back = torch.load(tmp_path / "y.pth")["model"]
     assert list(back) == list(state)
     assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [56, 64, 100])
+def test_windows_that_do_not_divide_a_grid(tmp_path, size):
+    options = {**SMALL_SWIN, "img_size": size}
+    module = randomise(timm.create_model("swin_tiny_patch4_window7_224", num_classes=CLASSES, **options), seed=1)
+    torch.save(module.state_dict(), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth", image_size=size)
+    assert checkpoint.architecture.name == "swin_w32_d2_2_timm"
+    check_logits(checkpoint, module)
+
+
+@pytest.mark.slow
+def test_convnext_with_scales_in_torchvisions_shape(tmp_path):
+    module = randomise(timm.create_model("convnext_tiny", num_classes=CLASSES), seed=1)
+    state = {
+        key: value[:, None, None] if key.endswith("gamma") else value for key, value in module.state_dict().items()
+    }
+    torch.save(state, tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth", image_size=64)
+    assert checkpoint.architecture.name == "convnext_tiny"
+    check_logits(checkpoint, module)

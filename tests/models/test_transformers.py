@@ -26,10 +26,12 @@ VIT = {
     "patch_size": 8,
 }
 MODELS = {
-    "vit_w128_d2_p8": ("ViT", VIT),
-    "resnet18": ("ResNet", {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}),
-    "resnet50": ("ResNet", {}),
-    "convnext_tiny": ("ConvNext", {}),
+    "vit_w128_d2_p8": ("ViT-", VIT),
+    "vit_w128_d2_p8_dist_token": ("DeiT-", VIT),
+    "vit_w128_d2_p8_distilled": ("DeiT-WithTeacher", VIT),
+    "resnet18": ("ResNet-", {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}),
+    "resnet50": ("ResNet-", {}),
+    "convnext_tiny": ("ConvNext-", {}),
 }
 # Of transformers 5, by those of transformers 4; the files on the hub have either.
 NEWER = {
@@ -43,9 +45,9 @@ NEWER = {
 
 def model(name):
     kind, sizes = MODELS[name]
-    config = getattr(transformers, f"{kind}Config")(num_labels=CLASSES, **sizes)
+    config = getattr(transformers, f"{kind.partition('-')[0]}Config")(num_labels=CLASSES, **sizes)
     torch.manual_seed(0)
-    return randomise(getattr(transformers, f"{kind}ForImageClassification")(config), seed=1).eval()
+    return randomise(getattr(transformers, kind.replace("-", "ForImageClassification"))(config), seed=1).eval()
 
 
 def newer(state):

@@ -6,6 +6,7 @@ from torch import nn
 
 from tests.oracles.pytorch_cifar import pytorch_cifar
 from tests.oracles.torchvision_sizes import torchvision_of_size
+from tests.oracles.transformers import swin
 
 
 def chain(x, *layers):
@@ -431,6 +432,8 @@ def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
         return BiasedMobileNetV2(classes)
     if name.startswith(("lenet", "mnist_")):
         return small_cnn(name, classes)
+    if name.startswith("swin"):
+        return swin(name, classes)
     if name.startswith("thin_resnet"):
         return thin_resnet(name, classes)
     if name.startswith("wide_resnet"):
@@ -465,9 +468,11 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
     for name, tensor in module.state_dict().items():
         if name.endswith("num_batches_tracked"):
             tensor.random_(1, 10**9, generator=generator)
+        elif not tensor.is_floating_point():  # a table that the module computed
+            continue
         elif name.endswith("running_var"):
             tensor.uniform_(0.5, 1.5, generator=generator)
-        elif name.endswith(("running_mean", ".bias", "in_proj_bias", "layer_scale")) or not tensor.any():
+        elif name.endswith(("running_mean", ".bias", "in_proj_bias", "layer_scale", "bias_table")) or not tensor.any():
             tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
         elif tensor.ndim == 1:
             tensor.uniform_(0.8, 1.2, generator=generator)

@@ -3,6 +3,7 @@
 Each entry is the registered variant's name and how to make it for a number of classes. They share nothing with our models.
 """
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -68,6 +69,11 @@ def small_stem_densenet121_without_pool(classes):
     return module
 
 
+def timm_model(name, classes):
+    """timm's own model, with TensorFlow's padding and ε."""
+    return pytest.importorskip("timm").create_model(name, num_classes=classes)
+
+
 class SemiSupervisedWideResNet(WideResNet):
     """Of FixMatch's PyTorch code: LeakyReLU(0.1), and, past the first group, first blocks that read their input itself."""
 
@@ -119,6 +125,8 @@ LOOK_ALIKES = {
     "mobilenet_v3_large_stride16": lambda classes: mobilenet_v3(classes, 1),
     "efficientnet_b0_stride16": lambda classes: efficientnet_b0(classes, 1),
     "efficientnet_b0_stride8": lambda classes: efficientnet_b0(classes, 2),
+    "tf_efficientnet_b0": lambda classes: timm_model("tf_efficientnet_b0", classes),
+    "tf_mobilenetv3_large_100": lambda classes: timm_model("tf_mobilenetv3_large_100", classes),
     "densenet121_stride1_no_pool": lambda classes: densenet121(classes, 1, False),
     "densenet121_small_stem_no_pool": small_stem_densenet121_without_pool,
     "wide_resnet10_1_leaky_raw": lambda classes: SemiSupervisedWideResNet(10, 1, classes, True, True),

@@ -1,0 +1,107 @@
+"""What timm and Microsoft call the layers of networks that torchvision has, too: patterns, and torchvision's names.
+
+timm numbers blocks within their stage, torchvision mostly in one list. Layers that a network here has under timm's own
+name are left out: what it computes is then known from that name.
+"""
+
+import re
+
+Names = dict[str, str]
+
+LEAF = r"\.(?P<leaf>.+)"
+MOST_STAGES = 6  # of a Swin transformer or ConvNeXt; published ones have four
+EFFICIENTNET_STAGES = 7
+V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # of MobileNetV2's stages
+# Blocks of MobileNetV3's stages, and which of them squeeze.
+V3_LARGE, V3_SMALL = ((1, 2, 3, 4, 2, 3), (2, 4, 5)), ((1, 2, 3, 2, 3), (0, 2, 3, 4))
+MOBILE_STEM = {rf"conv_stem{LEAF}": r"features.0.0.\g<leaf>", rf"bn1{LEAF}": r"features.0.1.\g<leaf>"}
+
+
+def _layers(outer: str, own_outer: str, layers: dict[str, str]) -> Names:
+    """Whole layers of a module, all of their tensors."""
+    return {rf"{outer}{re.escape(name)}{LEAF}": rf"{own_outer}{own}.\g<leaf>" for name, own in layers.items()}
+
+
+def swin(merges_after: int) -> Names:
+    """A Swin transformer's.
+
+    Args:
+        merges_after: the number of the stage that has what merges the patches behind stage 0.
+    """
+    names = _layers("patch_embed[.]", "features.0.", {"proj": "0", "norm": "2"})
+    for stage in range(MOST_STAGES):
+        block, own = rf"layers[.]{stage}[.]blocks[.](\d+)[.]", rf"features.{2 * stage + 1}.\1."
+        names |= _layers(block, own, {"mlp.fc1": "mlp.0", "mlp.fc2": "mlp.3"})
+        names[rf"{block}(?P<leaf>.+)"] = rf"{own}\g<leaf>"
+        names |= _layers(rf"layers[.]{stage - merges_after}[.]", "features.", {"downsample": f"{2 * stage + 2}"})
+    return names
+
+
+def convnext() -> Names:
+    """A ConvNeXt's; `gamma` is torchvision's `layer_scale` of another shape."""
+    block = {"conv_dw": "block.0", "norm": "block.2", "mlp.fc1": "block.3", "mlp.fc2": "block.5"}
+    names = _layers("", "", {"head.norm": "classifier.0", "head.fc": "classifier.2"})
+    names |= _layers("stem[.]", "features.0.", {"0": "0", "1": "1"})
+    for stage in range(MOST_STAGES):
+        place, own = rf"stages[.]{stage}[.]blocks[.](\d+)[.]", rf"features.{2 * stage + 1}.\1."
+        names |= {rf"{place}gamma": rf"{own}layer_scale"} | _layers(place, own, block)
+        names |= _layers(rf"stages[.]{stage}[.]", "features.", {"downsample": f"{2 * stage}"})
+    return names
+
+
+def _block(place: str, own: str, *, expands: bool, squeezes: bool, nests_last: bool = True) -> Names:
+    """A mobile block's: pairs of a convolution and its BatchNorm, and a squeeze-and-excitation before the last.
+
+    Args:
+        place: of the block, a pattern.
+        own: what torchvision's names of its layers begin with.
+        expands: whether a convolution widens it first.
+        squeezes: whether it has a squeeze-and-excitation.
+        nests_last: whether the last pair is a part of its own, as the others are.
+    """
+    convolutions = ("conv_pw", "conv_dw", "conv_pwl") if expands else ("conv_dw", "conv_pw")
+    *pairs, last = [((conv, "0"), (f"bn{number}", "1")) for number, conv in enumerate(convolutions, start=1)]
+    if squeezes:
+        pairs.append((("se.conv_reduce", "fc1"), ("se.conv_expand", "fc2")))
+    layers = {name: f"{number}.{inner}" for number, pair in enumerate(pairs) for name, inner in pair}
+    for index, (name, inner) in enumerate(last):
+        layers[name] = f"{len(pairs)}.{inner}" if nests_last else f"{len(pairs) + index}"
+    return _layers(rf"blocks[.]{place}[.]", own, layers)
+
+
+def efficientnet() -> Names:
+    """An EfficientNet's of any depth."""
+    names = MOBILE_STEM | _layers("", "", {"conv_head": "features.8.0", "bn2": "features.8.1"})
+    for stage in range(EFFICIENTNET_STAGES):
+        own = rf"features.{stage + 1}.\1.block."
+        names |= _block(rf"{stage}[.](\d+)", own, expands=stage > 0, squeezes=True)
+    return names | _layers("", "", {"classifier": "classifier.1"})
+
+
+def mobilenet_v2() -> Names:
+    """MobileNetV2's of any width."""
+    names = MOBILE_STEM | _layers("", "", {"conv_head": "features.18.0", "bn2": "features.18.1"})
+    for number, (stage, block) in enumerate(_places(V2_BLOCKS), start=1):
+        own = f"features.{number}.conv."
+        names |= _block(rf"{stage}[.]{block}", own, expands=stage > 0, squeezes=False, nests_last=False)
+    return names | _layers("", "", {"classifier": "classifier.1"})
+
+
+def mobilenet_v3(blocks: tuple[int, ...], squeezing: tuple[int, ...]) -> Names:
+    """MobileNetV3's, up to the mean over the image.
+
+    Args:
+        blocks: how many each stage has.
+        squeezing: the numbers of the stages whose blocks have a squeeze-and-excitation.
+    """
+    names = dict(MOBILE_STEM)
+    for number, (stage, block) in enumerate(_places(blocks), start=1):
+        own = f"features.{number}.block."
+        names |= _block(rf"{stage}[.]{block}", own, expands=stage > 0, squeezes=stage in squeezing)
+    last = {"conv": "0", "bn1": "1"}
+    return names | _layers(rf"blocks[.]{len(blocks)}[.]0[.]", f"features.{sum(blocks) + 1}.", last)
+
+
+def _places(blocks: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The stage and the number in it of each block."""
+    return [(stage, block) for stage, count in enumerate(blocks) for block in range(count)]
