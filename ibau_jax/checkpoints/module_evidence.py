@@ -19,6 +19,7 @@ from ibau_jax.checkpoints.values import Record
 from ibau_jax.errors import CheckpointError, ConfigError, shortened
 from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.alterations import ACTIVATIONS, KINDS, replacing
+from ibau_jax.models.googlenet import InceptionNetwork
 from ibau_jax.models.layers import (
     Activation,
     AdaptiveAvgPool,
@@ -76,7 +77,7 @@ class Layers:
         """The layer that the network has at a path of Flax's, and its name in the file."""
         own = ".".join(map(str, path))
         weight = self._names.get(f"{own}.weight")
-        name = weight.removesuffix(".weight") if weight else self._prefix + own
+        name = weight.removesuffix(".weight") if weight else (self._prefix + own).rstrip(".")
         return name, self._by_name.get(name)
 
     def normalization(self) -> Normalization | None:
@@ -277,6 +278,8 @@ def _wanted(layer: nnx.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
         return ("Permute",), {"dims": list(layer.dims)}
     if isinstance(layer, Identity):
         return HARMLESS, {}
+    if isinstance(layer, InceptionNetwork):
+        return (), {"transform_input": layer.transform_input}
     return (), {}
 
 
@@ -291,8 +294,8 @@ def _padding(facts: Mapping[str, Any]) -> Any:
 
 
 def _same(stored: Any, wanted: Any) -> bool:
-    """Whether a number, or the same one for rows and columns, is the wanted one; or a list is."""
-    if isinstance(wanted, list):
-        return isinstance(stored, list) and stored == wanted
+    """Whether a number, or the same one for rows and columns, is the wanted one; or several of them the wanted ones."""
+    if isinstance(wanted, (list, tuple)):
+        return type(stored) is type(wanted) and len(stored) == len(wanted) and all(map(_same, stored, wanted))
     values = stored if isinstance(stored, tuple) else (stored,)
     return all(type(value) in (int, float, bool, str, type(None)) and value == wanted for value in values)

@@ -92,7 +92,7 @@ KINDS: tuple[dict[str, Alter], ...] = (
     {name: partial(_activate_by, function) for name, function in ACTIVATIONS.items()},
     {
         "avg_pool": partial(_pool_by, lambda pool: AvgPool(pool.size, pool.stride, pool.padding)),
-        "pool2": partial(_pool_by, lambda pool: MaxPool(2) if pool.size == 3 else None),
+        "pool2": partial(_pool_by, lambda pool: MaxPool(2) if (pool.size, pool.stride) == (3, 2) else None),
         "pool3": partial(_pool_by, lambda pool: MaxPool(3, 2, 1) if pool.size == 2 else None),
         "pool_ceil": partial(_pool_by, lambda pool: MaxPool(pool.size, pool.stride, pool.padding, ceil=True)),
     },

@@ -15,10 +15,11 @@ from jaxtyping import Array, Float
 from ibau_jax.models.taps import tap_convolution
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
+Size = int | tuple[int, int]  # along rows and columns; one number for both
 
 
 class Conv(nnx.Conv):
-    """`torch.nn.Conv2d` of NHWC images with the same padding on all sides."""
+    """`torch.nn.Conv2d` of NHWC images with the same padding on opposite sides."""
 
     def __call__(self, x: Float[Array, "n h w i"], out_sharding: None = None) -> Float[Array, "n oh ow o"]:
         bias = self.bias[...] if self.bias is not None else None
@@ -28,7 +29,7 @@ class Conv(nnx.Conv):
         self, x: Float[Array, "n h w i"], kernel: Float[Array, "h w i o"], bias: Float[Array, " o"] | None
     ) -> Float[Array, "n oh ow o"]:
         """The convolution with other weights."""
-        return convolve(x, kernel, bias, cast(int, self.strides), cast(int, self.padding), self.feature_group_count)
+        return convolve(x, kernel, bias, cast(int, self.strides), cast(Size, self.padding), self.feature_group_count)
 
 
 def convolve(
@@ -36,19 +37,25 @@ def convolve(
     kernel: Float[Array, "h w i o"],
     bias: Float[Array, " o"] | None,
     stride: int,
-    padding: int,
+    padding: Size,
     groups: int,
 ) -> Float[Array, "n oh ow o"]:
-    """A convolution with the same stride, and the same padding, along rows and columns."""
+    """A convolution with the same stride along rows and columns."""
+    rows, columns = both(padding)
     y = jax.lax.conv_general_dilated(
         x,
         kernel,
         (stride, stride),
-        ((padding, padding), (padding, padding)),
+        ((rows, rows), (columns, columns)),
         dimension_numbers=LAYOUT,
         feature_group_count=groups,
     )
     return y if bias is None else y + per_channel(bias, y)
+
+
+def both(size: Size) -> tuple[int, int]:
+    """The size along rows and along columns."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def per_channel(values: Float[Array, " c"], like: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.convolution import Conv, conv_norm
+from ibau_jax.models.convolution import Conv, Size, both, conv_norm
 from ibau_jax.models.taps import tap_map
 
 Function = Callable[[Array], Array]
@@ -269,21 +269,23 @@ def global_average(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
 def conv(
     in_features: int,
     out_features: int,
-    kernel: int,
+    kernel: Size,
     rngs: nnx.Rngs,
     *,
     stride: int = 1,
-    padding: int | None = None,
+    padding: Size | None = None,
     groups: int = 1,
     bias: bool = False,
 ) -> Conv:
     """`torch.nn.Conv2d`; by default without bias and padded so that stride 1 keeps the size."""
+    rows, columns = both(kernel)
+    keeping: Size = rows // 2 if rows == columns else (rows // 2, columns // 2)
     return Conv(
         in_features,
         out_features,
-        (kernel, kernel),
+        (rows, columns),
         strides=stride,
-        padding=kernel // 2 if padding is None else padding,
+        padding=keeping if padding is None else padding,
         feature_group_count=groups,
         use_bias=bias,
         kernel_init=_KERNEL,

@@ -14,6 +14,7 @@ from ibau_jax.checkpoints.verify import verify
 from ibau_jax.errors import CheckpointError
 from tests.checkpoints.test_conversion import assert_same_tree, random_vgg
 from tests.oracles.cifar_models import WideResNet, WideStage, randomise
+from tests.oracles.torchvision_models import models
 from tests.oracles.twins import as_torch
 
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
@@ -113,6 +114,17 @@ def test_layers_that_inference_does_not_use_are_kept(tmp_path, prefix, classifie
     assert f"{prefix}sub_block1.layer.0.conv1.weight" in checkpoint.beside_note()
     for make in (lambda classes: WideResNet(10, 1, classes), with_unused_group):
         assert verify(checkpoint, tmp_path / "x.pth", torch_module=make) <= 1e-5
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_auxiliary_heads_may_be_there_or_not(tmp_path, heads):
+    """torchvision's GoogLeNet saves them, of training alone."""
+    network = models.googlenet(num_classes=7, aux_logits=heads, init_weights=False)
+    checkpoint = round_trip({"model": network.state_dict()}, tmp_path)
+    assert (checkpoint.architecture.name, checkpoint.num_classes) == ("googlenet", 7)
+    assert [one.name for one in checkpoint.alternatives] == ["googlenet_transform_input"]
+    assert checkpoint.beside_note() is None or heads
+    assert ("aux1.fc1.weight, " in (checkpoint.beside_note() or "")) == heads
 
 
 def test_only_what_inference_does_not_use_is_passed_over(tmp_path):

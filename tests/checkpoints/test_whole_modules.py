@@ -271,6 +271,25 @@ def test_axes_in_another_order_are_refused(tmp_path):
         load(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("googlenet", {}),
+        ("googlenet", {"transform_input": True}),
+        pytest.param("inception_v3", {"transform_input": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_auxiliary_heads_and_transformed_images_of_torchvisions_own(tmp_path, name, options):
+    network = getattr(models, name)(num_classes=5, init_weights=False, **options)
+    torch.save(nn.DataParallel(network), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth")
+    assert checkpoint.architecture.name == f"{name}_transform_input" if options else name
+    assert checkpoint.alternatives == ()
+    save(checkpoint, tmp_path / "y.pth")
+    before, after = (torch.load(tmp_path / file, weights_only=False).state_dict() for file in ("x.pth", "y.pth"))
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
 def module(**children):
     parts = {"_parameters": {}, "_buffers": {}, "_modules": dict(children)}
     made = nn.Module.__new__(nn.Module)

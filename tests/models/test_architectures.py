@@ -18,12 +18,18 @@ from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.models import (
     architectures,
     cifar_efficientnet,
+    cifar_shufflenet,
     densenet,
+    dla,
+    dpn,
     efficientnet,
     get_architecture,
+    googlenet,
+    inception,
     mnasnet,
     mobilenet,
     mobilenet_v1,
+    pnasnet,
 )
 from ibau_jax.training import initialise
 from tests.oracles import torchvision_models  # noqa: F401 - before any architecture's `torch_module` imports torchvision
@@ -56,6 +62,7 @@ FAST = {
     "regnet_y_w8_24_d2_1_g12",
     "convnext_w16_32_d1_2",
     "swin_w32_d2_2",
+    "regnet_cifar_1x16_2x16_1x32_1x48_g8_se",
 }
 WIDE = {
     "wide_resnet28_10",
@@ -67,23 +74,24 @@ WIDE = {
 }
 # Sizes of a family whose other sizes are tried: each takes half a minute to compile.
 LIKE_OTHERS = {
-    "densenet201",
     "densenet161_small_stem",
     "densenet169_small_stem",
+    "densenet201",
     "densenet201_small_stem",
+    "dpn92_cifar",
     "efficientnet_b2",
     "efficientnet_b4",
-    "preact_resnet152",
-    "preact_resnet101_bn",
-    "preact_resnet152_bn",
     "efficientnet_b6",
     "efficientnet_b7",
     "efficientnet_v2_l",
+    "preact_resnet101_bn",
+    "preact_resnet152",
+    "preact_resnet152_bn",
     "resnext101_32x8d",
     "resnext101_64x4d",
+    "shufflenet_v2_x1_5_cifar",
 }
-LIKE_OTHERS = {"densenet201", "efficientnet_b2", "efficientnet_b4", "resnext101_32x8d", "resnext101_64x4d"}
-OF_TIMM = ("_timm", "mobilenetv3_large_100")  # tests/models/test_timm.py has them
+OF_TIMM = ("_timm", "mobilenetv3_large_100", "mobilenetv3_small_100")  # tests/models/test_timm.py has them
 COVERED = [
     architecture.name
     for architecture in architectures()
@@ -92,6 +100,12 @@ COVERED = [
     and not architecture.name.endswith(OF_TIMM)
     and (not architecture.name.startswith("wide_resnet") or architecture.name in WIDE)
 ]  # tests/models/test_look_alikes.py has the variants
+COVERED += [
+    "regnetx_200mf_cifar",
+    "regnetx_400mf_cifar",
+    "regnety_400mf_cifar",
+    "regnet_cifar_1x16_2x16_1x32_1x48_g8_se",
+]
 COVERED += ["thin_resnet20", "thin_resnet32_downsample_fc", "thin_resnet20_w24_shortcut", "thin_resnet110", "vit_b_32"]
 COVERED += ["densenet_cifar", "densenet121_cifar", "densenet161_cifar", "densenet_cifar_k4_1_2_1_1"]
 COVERED += ["resnext29_2x64d_cifar", "resnext29_32x4d_cifar", "resnext20_4x6d_cifar", "resnext11_2x2d_cifar"]
@@ -103,6 +117,14 @@ COVERED += ["convnext_tiny", "convnext_base", "convnext_w16_32_d1_2"]
 COVERED += ["swin_w32_d2_2", "swin_w48_d1_3_1_h4_4_8_p2", "swin_t"]
 # An unlearning round on the smallest member of each family.
 FAMILIES = (
+    "googlenet_small_stem",
+    "inception_v3_small_stem",
+    "shufflenet_v2_x0_5_cifar",
+    "shufflenet_g2_cifar",
+    "regnet_cifar_1x16_2x16_1x32_1x48_g8_se",
+    "dpn26_cifar",
+    "dla_cifar",
+    "pnasnet_b_cifar",
     "small_vgg",
     "thin_resnet20",
     "preact_resnet18",
@@ -142,6 +164,13 @@ POOLED_BY_WINDOWS = (
 )
 # With fewer blocks where compiling all of them, which are alike, takes minutes.
 SHORTER = {
+    "googlenet_small_stem": [(googlenet, "BLOCKS", dict(list(googlenet.BLOCKS.items())[::4]))],
+    "inception_v3_small_stem": [(inception, "BLOCKS", dict(list(inception.BLOCKS.items())[::3]))],
+    "shufflenet_v2_x0_5_cifar": [(cifar_shufflenet, "BLOCKS", (2, 1, 1))],
+    "shufflenet_g2_cifar": [(cifar_shufflenet, "BLOCKS", (2, 1, 1))],
+    "dpn26_cifar": [(dpn, "STAGES", dpn.STAGES[:2]), (dpn, "BLOCKS", {26: (1, 2)})],
+    "dla_cifar": [(dla, "TREES", dla.TREES[:2])],
+    "pnasnet_b_cifar": [(pnasnet, "CELLS", 1)],
     "densenet121": [(densenet, "CONFIGURATIONS", {121: (32, (1, 2), 64)})],
     "efficientnet_b0": [(efficientnet, "STAGES", efficientnet.STAGES[:3])],
     "efficientnet_v2_s": [
@@ -160,7 +189,10 @@ SHORTER = {
     "mixer_w64_d2_p8": [],
     "resmlp_w64_d2_p8": [],
 }
+# Of large maps so many values are rounded that in most images one of them is on the other side of a ReLU.
+JUMPING = ("googlenet_small_stem", "googlenet_cifar", "inception_v3_small_stem", "pnasnet_b_cifar")
 SIZE, IMAGES = 32, 6
+SMALLEST_IMAGES = {"alexnet": 70, "inception_v3": 80}
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +209,7 @@ def slow_unless(names, fast):
 def tried_size(name):
     """Adaptive pooling takes any size; smaller images are sooner done, and 40 leaves odd sizes to every stride."""
     size = get_architecture(name).image_sizes[0]
-    return size if name.startswith("vit") or size <= 64 else 70 if name == "alexnet" else 40
+    return size if name.startswith("vit") or size <= 64 else SMALLEST_IMAGES.get(name, 40)
 
 
 def torch_model(name, size):
@@ -258,11 +290,11 @@ def test_architecture(name, tmp_path, conversion_table):
     assert logits_off.max() <= 1e-4
     # The median of the images: in some, rounding puts a feature on the other side of a ReLU or of a maximum, in either
     # framework, and their gradients jump. The next test looks at such images with finer rounding.
-    assert np.median(gradient_off) <= 1e-3
+    assert name in JUMPING or np.median(gradient_off) <= 1e-3
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet34_cifar_64", "vgg16_bn_cifar_3"])
+@pytest.mark.parametrize("name", ["resnet34_cifar_64", "vgg16_bn_cifar_3", *JUMPING])
 def test_gradients_that_jump_in_float32_agree_in_float64(name, tmp_path):
     size = tried_size(name)
     module = torch_model(name, size)

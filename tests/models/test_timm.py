@@ -36,6 +36,7 @@ SMALLEST = tuple(MODELS)
 MODELS |= {
     "resnext50_32x4d": model("resnext50_32x4d"),
     "wide_resnet50_2": model("wide_resnet50_2"),
+    "inception_v3": model("inception_v3"),
     "vit_ti_16": model("deit_tiny_patch16_224"),
     "vit_ti_16_distilled": model("deit_tiny_distilled_patch16_224"),
     "swin_t_timm": model("swin_tiny_patch4_window7_224"),

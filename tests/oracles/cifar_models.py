@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from tests.oracles.cifar_zoo import ZOO
 from tests.oracles.pytorch_cifar import pytorch_cifar
 from tests.oracles.torchvision_sizes import torchvision_of_size
 from tests.oracles.transformers import swin
@@ -420,6 +421,8 @@ def small_cnn(name, classes):
 
 def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
     """The PyTorch module of a registered CIFAR architecture, from its name alone."""
+    if name in ZOO:
+        return ZOO[name](classes)
     if module := pytorch_cifar(name, classes, size):
         return module
     if name.startswith("densenet"):

@@ -74,6 +74,10 @@ def timm_model(name, classes):
     return pytest.importorskip("timm").create_model(name, num_classes=classes)
 
 
+def googlenet(classes, transform_input):
+    return models.googlenet(num_classes=classes, aux_logits=False, init_weights=False, transform_input=transform_input)
+
+
 class SemiSupervisedWideResNet(WideResNet):
     """Of FixMatch's PyTorch code: LeakyReLU(0.1), and, past the first group, first blocks that read their input itself."""
 
@@ -135,6 +139,7 @@ LOOK_ALIKES = {
     "wide_resnet28_2_raw": lambda classes: SemiSupervisedWideResNet(28, 2, classes, False, True),
     "wide_resnet28_2_leaky_raw": lambda classes: SemiSupervisedWideResNet(28, 2, classes, True, True),
     "preact_resnet18_raw_shortcut": lambda classes: RawShortcutPreActResNet(18, classes),
+    "googlenet_transform_input": lambda classes: googlenet(classes, transform_input=True),
     "thin_resnet20_pad_behind": lambda classes: thin_resnet("thin_resnet20_pad_behind", classes),
 }
 
