@@ -39,7 +39,7 @@ PLAIN = {
     for name in ("ReLU", "ReLU6", "SELU", "SiLU", "Mish", "Tanh", "Sigmoid", "Hardswish", "Hardsigmoid")
 }
 LEAKY = {0.01: "leaky_relu", 0.1: "leaky_relu0.1", 0.2: "leaky_relu0.2"}
-ACTIVATION_MODULE = "torch.nn.modules.activation."
+ACTIVATION_MODULES = ("torch.nn.modules.activation.", "timm.layers.activations.")
 # Without effect in inference, or on which class is the largest.
 HARMLESS = (
     *("Identity", "Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "Flatten", "Softmax", "LogSoftmax"),
@@ -202,8 +202,8 @@ def _class(module: Record) -> str:
 def _activation(module: Record) -> str | None:
     """What `FUNCTIONS` calls an activation of torch.nn, or a name that is none there; None of another layer."""
     kind, attributes = _kind(module), module.attributes
-    name = kind.removeprefix(ACTIVATION_MODULE)
-    if name == kind or name in ("MultiheadAttention", *HARMLESS):
+    name = kind.rpartition(".")[2]
+    if kind.removesuffix(name) not in ACTIVATION_MODULES or name in ("MultiheadAttention", *HARMLESS):
         return None
     if name == "LeakyReLU" and "negative_slope" in attributes:
         slope = attributes["negative_slope"]
@@ -269,7 +269,7 @@ def _wanted(layer: nnx.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
         window = {"kernel_size": layer.size, "stride": layer.stride, "padding": layer.padding, "dilation": 1}
         return ("MaxPool2d",), {**window, "ceil_mode": layer.ceil}
     if isinstance(layer, AvgPool):
-        window = {"kernel_size": layer.size, "stride": layer.stride, "padding": layer.padding, "ceil_mode": False}
+        window = {"kernel_size": layer.size, "stride": layer.stride, "padding": layer.padding, "ceil_mode": layer.ceil}
         padded = {"count_include_pad": True} if layer.padding else {}
         return ("AvgPool2d",), {**window, **padded, "divisor_override": None}
     if isinstance(layer, AdaptiveAvgPool):

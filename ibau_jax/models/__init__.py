@@ -21,7 +21,7 @@ from ibau_jax.models import (  # noqa: F401 - each registers what it defines
     pnasnet,
     preact_resnet,
     regnet,
-    resnet,
+    resnet_names,
     senet,
     shufflenet,
     small_cnn,

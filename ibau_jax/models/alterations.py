@@ -77,11 +77,14 @@ def normalize_by(epsilon: float, model: nnx.Module) -> bool:
 
 def _keep_size(model: nnx.Module) -> bool:
     """The last block that makes its maps smaller by a convolution's stride keeps their size."""
-    found = [(path, module) for path, module in nnx.iter_graph(model) if isinstance(module, nnx.Conv)]
-    strided = [(path[:2], module) for path, module in found if module.strides == 2]
-    for block, module in strided:
-        if block == strided[-1][0]:
-            module.strides = 1
+    modules = list(nnx.iter_graph(model))
+    strided = [path[:2] for path, module in modules if isinstance(module, nnx.Conv) and module.strides == 2]
+    for path, module in modules:
+        if strided and path[:2] == strided[-1]:
+            if isinstance(module, nnx.Conv):
+                module.strides = 1
+            elif isinstance(module, AvgPool):  # of a shortcut that pools where the other branch has a stride
+                module.size = module.stride = 1
     return bool(strided)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -10,7 +11,6 @@ from ibau_jax.models.layers import Activation, Function, Identity, Sequential, b
 
 Features = Float[Array, "n h w c"]
 Block = Callable[[int, int, int], nnx.Module]  # (in_features, features, stride)
-RESNET_WIDTHS = (64, 128, 256, 512)
 
 
 def stage(block: Block, in_features: int, features: int, count: int, stride: int, expansion: int = 1) -> Sequential:
@@ -19,25 +19,45 @@ def stage(block: Block, in_features: int, features: int, count: int, stride: int
     return Sequential([first, *(block(features * expansion, features, 1) for _ in range(count - 1))])
 
 
+def stage_widths(width: int) -> tuple[int, int, int, int]:
+    """Features of a ResNet's stages, each twice as wide as the one before."""
+    return width, 2 * width, 4 * width, 8 * width
+
+
+RESNET_WIDTHS = stage_widths(64)
+
+
 def four_stages(
-    block: Block, in_features: int, blocks: tuple[int, ...], expansion: int
+    block: Block,
+    in_features: int,
+    blocks: tuple[int, ...],
+    expansion: int,
+    widths: tuple[int, ...] = RESNET_WIDTHS,
 ) -> tuple[Sequential, Sequential, Sequential, Sequential]:
-    """A ResNet's `layer1` to `layer4`: each twice as wide as the one before, and but for the first half as large."""
+    """A ResNet's `layer1` to `layer4`: each but for the first half as large as the one before."""
     made = []
-    for number, (features, count) in enumerate(zip(RESNET_WIDTHS, blocks, strict=True)):
+    for number, (features, count) in enumerate(zip(widths, blocks, strict=True)):
         made.append(stage(block, in_features, features, count, 2 if number else 1, expansion))
         in_features = features * expansion
     layer1, layer2, layer3, layer4 = made
     return layer1, layer2, layer3, layer4
 
 
-def stage_landmarks(blocks: tuple[int, ...], expansion: int, wider: int = 1) -> dict[str, tuple[int, ...]]:
+def stage_landmarks(
+    blocks: tuple[int, ...],
+    expansion: int,
+    wider: int = 1,
+    widths: tuple[int, ...] = RESNET_WIDTHS,
+    in_features: int = RESNET_WIDTHS[0],
+) -> dict[str, tuple[int, ...]]:
     """The first convolution of each stage's last block, which tells depth, width and kind of a ResNet."""
+    landmarks: dict[str, tuple[int, ...]] = {}
     kernel = 3 if expansion == 1 else 1
-    return {
-        f"layer{number}.{count - 1}.conv1.weight": (wider * features, features * expansion, kernel, kernel)
-        for number, (features, count) in enumerate(zip(RESNET_WIDTHS, blocks, strict=True), start=1)
-    }
+    for number, (features, count) in enumerate(zip(widths, blocks, strict=True), start=1):
+        before = in_features if count == 1 else features * expansion
+        landmarks[f"layer{number}.{count - 1}.conv1.weight"] = (wider * features, before, kernel, kernel)
+        in_features = features * expansion
+    return landmarks
 
 
 def conv_norm_act(
@@ -69,6 +89,18 @@ class SqueezeExcitation(nnx.Module):
 
     def __call__(self, x: Features) -> Features:
         return squeeze_and_excite(x, self.fc1, self.fc2, self.activation, self.gate)
+
+
+class CifarSqueezeExcitation(nnx.Module):
+    """The same with the names of the CIFAR code after kuangliu."""
+
+    def __init__(self, features: int, squeezed: int, activation: Function, rngs: nnx.Rngs) -> None:
+        self.se1 = conv(features, squeezed, 1, rngs, bias=True)
+        self.se2 = conv(squeezed, features, 1, rngs, bias=True)
+        self.activation, self.gate = activation, jax.nn.sigmoid
+
+    def __call__(self, x: Features) -> Features:
+        return squeeze_and_excite(x, self.se1, self.se2, self.activation, self.gate)
 
 
 def squeeze_and_excite(x: Features, squeeze: Conv, excite: Conv, activation: Function, gate: Function) -> Features:

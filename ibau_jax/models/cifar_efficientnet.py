@@ -4,29 +4,16 @@ The stem has no stride, and nothing stands between the last block and the poolin
 expand its features, holds an expansion all the same in a file; nothing uses it.
 """
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.blocks import Features, squeeze_and_excite
+from ibau_jax.models.blocks import CifarSqueezeExcitation, Features
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.efficientnet import SQUEEZE, STAGES
 from ibau_jax.models.layers import Sequential, batch_norm, conv, global_average, linear, silu
 from ibau_jax.models.registry import Architecture, register
 
 STEM_FEATURES = 32
-
-
-class CifarSqueezeExcitation(nnx.Module):
-    """Scales each channel by what the image's mean says of it."""
-
-    def __init__(self, features: int, squeezed: int, rngs: nnx.Rngs) -> None:
-        self.se1 = conv(features, squeezed, 1, rngs, bias=True)
-        self.se2 = conv(squeezed, features, 1, rngs, bias=True)
-        self.activation = silu
-
-    def __call__(self, x: Features) -> Features:
-        return squeeze_and_excite(x, self.se1, self.se2, self.activation, jax.nn.sigmoid)
 
 
 class CifarMBConv(nnx.Module):
@@ -41,7 +28,7 @@ class CifarMBConv(nnx.Module):
             self.conv1, self.bn1 = conv(in_features, hidden, 1, rngs), batch_norm(hidden, rngs)
         self.conv2 = conv(hidden, hidden, kernel, rngs, stride=stride, groups=hidden)
         self.bn2 = batch_norm(hidden, rngs)
-        self.se = CifarSqueezeExcitation(hidden, in_features // SQUEEZE, rngs)
+        self.se = CifarSqueezeExcitation(hidden, in_features // SQUEEZE, silu, rngs)
         self.conv3, self.bn3 = conv(hidden, features, 1, rngs), batch_norm(features, rngs)
         self.activation = silu
 

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
-import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.blocks import Features, stage
+from ibau_jax.models.blocks import CifarSqueezeExcitation, Features, stage
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import batch_norm, conv, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
@@ -59,18 +58,6 @@ class Layout:
         )
 
 
-class SqueezeExcitation(nnx.Module):
-    """Scales each channel by what the image's mean says of it."""
-
-    def __init__(self, features: int, squeezed: int, rngs: nnx.Rngs) -> None:
-        self.se1 = conv(features, squeezed, 1, rngs, bias=True)
-        self.se2 = conv(squeezed, features, 1, rngs, bias=True)
-        self.activation, self.gate = relu, jax.nn.sigmoid
-
-    def __call__(self, x: Features) -> Features:
-        return self.gate(self.se2(self.activation(self.se1(x.mean((1, 2), keepdims=True))))) * x
-
-
 class RegNetBlock(ResidualBlock):
     """1x1, 3x3 in groups, 1x1, all of the same width."""
 
@@ -80,7 +67,8 @@ class RegNetBlock(ResidualBlock):
         self.conv1, self.bn1 = conv(in_features, features, 1, rngs), batch_norm(features, rngs)
         self.conv2 = conv(features, features, 3, rngs, stride=stride, groups=groups)
         self.bn2 = batch_norm(features, rngs)
-        self.se = SqueezeExcitation(features, round(SQUEEZE * in_features), rngs) if layout.squeezes else None
+        squeezed = round(SQUEEZE * in_features)
+        self.se = CifarSqueezeExcitation(features, squeezed, relu, rngs) if layout.squeezes else None
         self.conv3, self.bn3 = conv(features, features, 1, rngs), batch_norm(features, rngs)
 
     def branch(self, x: Features) -> Features:

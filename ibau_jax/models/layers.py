@@ -155,16 +155,24 @@ class MaxPool(nnx.Module):
         self.size, self.stride, self.padding, self.ceil = size, stride or size, padding, ceil
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ph pw c"]:
-        rows, columns = ((self.padding, self.padding + self._remainder(extent)) for extent in x.shape[1:3])
-        if any((*rows, *columns)):
-            x = jnp.pad(x, ((0, 0), rows, columns, (0, 0)), constant_values=-jnp.inf)
+        x, _ = _padded(self, x, -jnp.inf)
         return _max_pool(self.size, self.stride, x)
 
-    def _remainder(self, extent: int) -> int:
-        """What a last window lacks at the border, where there is one; none begins behind the image."""
-        over = (extent + 2 * self.padding - self.size) % self.stride
-        begins = extent + 2 * self.padding - self.size - over + self.stride
-        return self.stride - over if self.ceil and over and begins < extent + self.padding else 0
+
+def _padded(pool: "MaxPool | AvgPool", x: Float[Array, "n h w c"], value: float) -> tuple[Array, list[int]]:
+    """What a pooling takes its windows from, and how many rows and columns of it `ceil` added behind."""
+    added = [_lacking(pool, extent) if pool.ceil else 0 for extent in x.shape[1:3]]
+    rows, columns = ((pool.padding, pool.padding + more) for more in added)
+    if not any((*rows, *columns)):
+        return x, added
+    return jnp.pad(x, ((0, 0), rows, columns, (0, 0)), constant_values=value), added
+
+
+def _lacking(pool: "MaxPool | AvgPool", extent: int) -> int:
+    """What a last window lacks at the border, where there is one; none begins behind the image."""
+    over = (extent + 2 * pool.padding - pool.size) % pool.stride
+    begins = extent + 2 * pool.padding - pool.size - over + pool.stride
+    return pool.stride - over if over and begins < extent + pool.padding else 0
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -194,19 +202,25 @@ def _chosen_places(size: int, stride: int, x: Float[Array, "n h w c"]) -> tuple[
 
 
 class AvgPool(nnx.Module):
-    """`torch.nn.AvgPool2d(size, stride, padding)`: zeros outside count; a remainder at the border is dropped."""
+    """`torch.nn.AvgPool2d(size, stride, padding, ceil_mode=ceil)`: zeros of the padding count.
 
-    def __init__(self, size: int, stride: int | None = None, padding: int = 0) -> None:
-        self.size, self.stride, self.padding = size, stride or size, padding
+    A remainder at the border is dropped, or with `ceil` a window of its own, averaged over what it holds.
+    """
+
+    def __init__(self, size: int, stride: int | None = None, padding: int = 0, *, ceil: bool = False) -> None:
+        self.size, self.stride, self.padding, self.ceil = size, stride or size, padding, ceil
 
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n ph pw c"]:
-        if self.padding:
-            border = (self.padding, self.padding)
-            x = jnp.pad(x, ((0, 0), border, border, (0, 0)))
+        x, added = _padded(self, x, 0.0)
         total, *others = _window_places(x, self.size, self.stride)
         for other in others:
             total = total + other
-        return total / self.size**2
+        if not any(added):
+            return total / self.size**2
+        held = [np.full(extent, self.size) for extent in total.shape[1:3]]
+        for places, more in zip(held, added, strict=True):
+            places[-1] -= more
+        return total / jnp.asarray(np.outer(*held)[None, :, :, None], total.dtype)
 
 
 def _window_places(x: Float[Array, "n h w c"], size: int, stride: int) -> list[Float[Array, "n ph pw c"]]:

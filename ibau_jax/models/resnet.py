@@ -1,34 +1,43 @@
-"""ResNet (He et al., 2016), as torchvision names it and as the CIFAR code after kuangliu does.
+"""ResNet (He et al., 2016), as torchvision names it and as the CIFAR code after kuangliu does, of any depth and width.
 
 The two differ in names (`downsample` and `fc`, `shortcut` and `linear`) and in the stem; torchvision's is met with a
 CIFAR stem as well: `conv1` 3x3. The stem's stride, its max pooling, and which convolution of a bottleneck has the
 stride leave no trace in a state dict, so that each is a variant of its own (`ibau_jax.checkpoints.variants` chooses).
+Wide ResNets and ResNeXts of bottlenecks are told by the sizes of the 3x3 convolutions.
+
+timm's relatives of these are read too: `seresnet50` (squeeze-and-excitation), and He et al.'s (2019) tweaks, a stem of
+three 3x3 convolutions (`resnet50c`, a wider one in `resnet50s`), and projections behind an average pooling besides
+(`resnet50d`, with a narrower stem `resnet50t`).
+
+`ibau_jax.models.resnet_names` says which of them a name or a state dict means.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.blocks import RESNET_WIDTHS, Features, four_stages, stage_landmarks
+from ibau_jax.models.blocks import Features, SqueezeExcitation, four_stages, stage_widths
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
+    Activation,
     AdaptiveAvgPool,
     AvgPool,
     Flatten,
     Identity,
     MaxPool,
     Sequential,
+    apply_in_order,
     batch_norm,
     conv,
     linear,
     relu,
 )
-from ibau_jax.models.registry import Architecture, from_torchvision, register
 
 Padding = Literal["around", "behind"]
 
@@ -59,12 +68,28 @@ class Style:
     wider: int = 1  # a bottleneck's 3x3 convolution is so many times as wide (Zagoruyko & Komodakis, 2016)
     groups: int = 1  # of it (ResNeXt; Xie et al., 2017)
     v1_stride: bool = False  # a bottleneck's stride lies in its first 1x1 convolution (Caffe, MSRA), not in the 3x3 one
+    squeezes: bool = False  # squeeze-and-excitation behind each block's last BatchNorm (Hu et al., 2018)
+    deep_stem: tuple[int, int, int] | None = None  # features of three 3x3 convolutions in place of conv1
+    pools_down: bool = False  # projections have an average pooling in place of their stride
+
+    def stem_features(self, width: int) -> int:
+        """Features that the first stage, of this width, is given."""
+        return self.deep_stem[-1] if self.deep_stem else width
 
 
 CIFAR = Style("shortcut", "linear")
 CIFAR_64 = Style("shortcut", "linear", grid_pool=4)  # F.avg_pool2d(out, 4) leaves 2x2 of a 64x64 image
 TORCHVISION = Style("downsample", "fc", kernel=7, stem_stride=2, max_pool=True)
 TORCHVISION_SMALL = Style("downsample", "fc")
+
+
+def _projection(style: Style, rngs: nnx.Rngs, in_features: int, out_features: int, stride: int) -> list[nnx.Module]:
+    """The layers of a shortcut between different shapes."""
+    if style.padding:
+        return [PadChannels(stride, out_features, style.padding)]
+    pool = AvgPool(stride, ceil=True) if stride > 1 else Identity()
+    pools, stride = ([pool], 1) if style.pools_down else ([], stride)
+    return [*pools, conv(in_features, out_features, 1, rngs, stride=stride), batch_norm(out_features, rngs)]
 
 
 class ResidualBlock(nnx.Module):
@@ -75,12 +100,8 @@ class ResidualBlock(nnx.Module):
     def __init__(self, style: Style, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
         out_features = features * self.expansion
         project = stride != 1 or in_features != out_features
-        projection: list[nnx.Module] = (
-            [conv(in_features, out_features, 1, rngs, stride=stride), batch_norm(out_features, rngs)]
-            if style.padding is None
-            else [PadChannels(stride, out_features, style.padding)]
-        )
-        setattr(self, style.shortcut, Sequential(projection if project else []))
+        projection = _projection(style, rngs, in_features, out_features, stride) if project else []
+        setattr(self, style.shortcut, Sequential(projection))
         self.shortcut_name, self.activation = style.shortcut, relu
 
     def __call__(self, x: Features) -> Features:
@@ -90,6 +111,11 @@ class ResidualBlock(nnx.Module):
         raise NotImplementedError
 
 
+def _squeeze_excitation(style: Style, features: int, rngs: nnx.Rngs) -> SqueezeExcitation | None:
+    squeezed = max(8, (features + 64) // 128 * 8)  # a sixteenth, rounded to a multiple of 8
+    return SqueezeExcitation(features, squeezed, relu, jax.nn.sigmoid, rngs) if style.squeezes else None
+
+
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions."""
 
@@ -97,9 +123,11 @@ class BasicBlock(ResidualBlock):
         super().__init__(style, rngs, in_features, features, stride)
         self.conv1, self.bn1 = conv(in_features, features, 3, rngs, stride=stride), batch_norm(features, rngs)
         self.conv2, self.bn2 = conv(features, features, 3, rngs), batch_norm(features, rngs)
+        self.se = _squeeze_excitation(style, features, rngs)
 
     def branch(self, x: Features) -> Features:
-        return conv_norm(self.conv2, self.bn2, self.activation(conv_norm(self.conv1, self.bn1, x)))
+        out = conv_norm(self.conv2, self.bn2, self.activation(conv_norm(self.conv1, self.bn1, x)))
+        return self.se(out) if self.se else out
 
 
 class Bottleneck(ResidualBlock):
@@ -114,97 +142,66 @@ class Bottleneck(ResidualBlock):
         self.conv2 = conv(width, width, 3, rngs, stride=strides[1], groups=style.groups)
         self.bn2 = batch_norm(width, rngs)
         self.conv3, self.bn3 = conv(width, 4 * features, 1, rngs), batch_norm(4 * features, rngs)
+        self.se = _squeeze_excitation(style, 4 * features, rngs)
 
     def branch(self, x: Features) -> Features:
         out = self.activation(conv_norm(self.conv1, self.bn1, x))
         out = self.activation(conv_norm(self.conv2, self.bn2, out))
-        return conv_norm(self.conv3, self.bn3, out)
+        out = conv_norm(self.conv3, self.bn3, out)
+        return self.se(out) if self.se else out
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a ResNet is.
+
+    Attributes:
+        block: what its stages are made of.
+        blocks: how many of them each stage has.
+        width: features of the 3x3 convolutions in the first stage, unless the style makes them wider.
+    """
+
+    block: type[ResidualBlock]
+    blocks: tuple[int, ...]
+    width: int = 64
+
+
+def _stem(style: Style, width: int, rngs: nnx.Rngs) -> nnx.Module:
+    """What stands before the first BatchNorm."""
+    if style.deep_stem is None:
+        return conv(3, width, style.kernel, rngs, stride=style.stem_stride)
+    first, second, third = style.deep_stem
+    return Sequential(
+        [
+            *(conv(3, first, 3, rngs, stride=style.stem_stride), batch_norm(first, rngs), Activation(relu)),
+            *(conv(first, second, 3, rngs), batch_norm(second, rngs), Activation(relu)),
+            conv(second, third, 3, rngs),
+        ]
+    )
 
 
 class ResNet(nnx.Module):
     """Logits of RGB images of `image_size`."""
 
-    def __init__(
-        self,
-        style: Style,
-        block: type[ResidualBlock],
-        blocks: tuple[int, ...],
-        num_classes: int,
-        image_size: int,
-        rngs: nnx.Rngs,
-    ) -> None:
-        self.conv1, self.bn1 = conv(3, 64, style.kernel, rngs, stride=style.stem_stride), batch_norm(64, rngs)
+    def __init__(self, style: Style, size: Size, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+        width, expansion, widths = size.width, size.block.expansion, stage_widths(size.width)
+        in_features = style.stem_features(width)
+        self.conv1, self.bn1 = _stem(style, width, rngs), batch_norm(in_features, rngs)
         self.maxpool = MaxPool(3, 2, padding=1) if style.max_pool else Identity()
-        stages = four_stages(partial(block, style, rngs), 64, blocks, block.expansion)
+        stages = four_stages(partial(size.block, style, rngs), in_features, size.blocks, expansion, widths)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        features = RESNET_WIDTHS[-1] * block.expansion
         self.avgpool = AvgPool(style.grid_pool) if style.grid_pool else AdaptiveAvgPool(1)
         self.flatten = Flatten()
         grid = image_size // 8 // style.grid_pool if style.grid_pool else 1
-        setattr(self, style.classifier, linear(features * grid**2, num_classes, rngs))
+        setattr(self, style.classifier, linear(widths[-1] * expansion * grid**2, num_classes, rngs))
         self.classifier_name, self.activation = style.classifier, relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
-        x = self.maxpool(self.activation(conv_norm(self.conv1, self.bn1, x)))
+        if isinstance(self.conv1, Sequential):
+            x = apply_in_order([*self.conv1, self.bn1], x)
+        else:
+            x = conv_norm(self.conv1, self.bn1, x)
+        x = self.maxpool(self.activation(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         classifier: Callable[[Array], Array] = getattr(self, self.classifier_name)
         return classifier(self.flatten(self.avgpool(x)))
-
-
-DEPTHS: dict[int, tuple[type[ResidualBlock], tuple[int, ...]]] = {
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-    152: (Bottleneck, (3, 8, 36, 3)),
-}
-
-
-def _register(name: str, depth: int, style: Style, image_sizes: tuple[int, ...], variant_of: str | None = None) -> None:
-    block, blocks = DEPTHS[depth]
-    landmarks = stage_landmarks(blocks, block.expansion, style.wider)
-    landmarks |= {"layer1.0.conv2.weight": (64 * style.wider, 64 * style.wider // style.groups, 3, 3)}
-    register(
-        Architecture(
-            name=name,
-            build=partial(ResNet, style, block, blocks),
-            classifier=f"{style.classifier}.weight",
-            image_sizes=image_sizes,
-            landmarks={"conv1.weight": (64, 3, style.kernel, style.kernel), "bn1.weight": (64,), **landmarks},
-            torch_module=from_torchvision(name) if style.kernel == 7 and variant_of is None else None,
-            variant_of=variant_of,
-        )
-    )
-
-
-def _register_with_variants(name: str, depth: int, style: Style, image_sizes: tuple[int, ...]) -> None:
-    """The style, and what has its names: other strides and pooling in the stem, and a bottleneck's stride as in v1."""
-    other_stride, other_pool = 3 - style.stem_stride, not style.max_pool
-    by_stride, by_pool = f"_stride{other_stride}", "_max_pool" if other_pool else "_no_pool"
-    variants = {
-        by_pool: replace(style, max_pool=other_pool),
-        by_stride: replace(style, stem_stride=other_stride),
-        by_stride + by_pool: replace(style, stem_stride=other_stride, max_pool=other_pool),
-    }
-    if DEPTHS[depth][0] is Bottleneck:
-        variants["_v1"] = replace(style, v1_stride=True)
-    _register(name, depth, style, image_sizes)
-    for suffix, variant in variants.items():
-        _register(name + suffix, depth, variant, image_sizes, variant_of=name)
-
-
-# Depth, how much wider, and groups.
-WIDER = {
-    "wide_resnet50_2": (50, 2, 1),
-    "wide_resnet101_2": (101, 2, 1),
-    "resnext50_32x4d": (50, 2, 32),
-    "resnext101_32x8d": (101, 4, 32),
-    "resnext101_64x4d": (101, 4, 64),
-}
-for _name, (_depth, _wider, _groups) in WIDER.items():
-    _register(_name, _depth, replace(TORCHVISION, wider=_wider, groups=_groups), (224,))
-for _depth in DEPTHS:
-    _register_with_variants(f"resnet{_depth}", _depth, TORCHVISION, (224,))
-    _register_with_variants(f"resnet{_depth}_small_stem", _depth, TORCHVISION_SMALL, (32,))
-    _register_with_variants(f"resnet{_depth}_cifar", _depth, CIFAR, (32,))
-    _register(f"resnet{_depth}_cifar_64", _depth, CIFAR_64, (64,))

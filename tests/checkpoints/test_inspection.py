@@ -14,7 +14,7 @@ from ibau_jax.errors import CheckpointError
 from tests.checkpoints.test_conversion import random_vgg
 from tests.checkpoints.test_hostile import CALLS, MARKER
 from tests.cli.commands import CONVERT, EXAMPLE, run
-from tests.oracles.cifar_models import ResNet, randomise
+from tests.oracles.cifar_models import randomise, torch_oracle
 
 # torch pickles by protocol 2, which has Python 2's names.
 NAMES_OF_PYTHON_2 = {f"{old}.{attribute}": f"{new}.{attribute}" for old, new, attribute in [
@@ -52,7 +52,7 @@ def test_what_is_found(tmp_path):
 
 
 def test_runners_up_say_why_not(tmp_path):
-    torch.save(randomise(ResNet(18, 10), 0).state_dict(), tmp_path / "x.pth")
+    torch.save(randomise(torch_oracle("resnet18_cifar", 10, 32), 0).state_dict(), tmp_path / "x.pth")
     report = looked_at(tmp_path / "x.pth")
     assert report.model == "resnet18_cifar"
     assert "resnet18_cifar" not in report.runners_up

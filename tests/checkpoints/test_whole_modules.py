@@ -23,6 +23,7 @@ from tests.checkpoints.test_inspection import looked_at
 from tests.conftest import ROOT
 from tests.oracles.cifar_models import torch_oracle
 from tests.oracles.look_alikes import resnet
+from tests.oracles.timm_models import TIMM
 from tests.oracles.torchvision_models import models
 from tests.oracles.torchvision_sizes import torchvision_of_size
 
@@ -247,12 +248,15 @@ def test_layers_that_no_network_here_has_are_refused(tmp_path, change, said):
         "regnet_y_400mf",
         pytest.param("efficientnet_v2_s", marks=pytest.mark.slow),
         "convnext_tiny",
+        "seresnet18",
+        "resnet18d",
         pytest.param("vit_b_16", marks=pytest.mark.slow),
     ],
 )
-def test_torchvisions_own(tmp_path, name):
+def test_torchvisions_and_timms_own(tmp_path, name):
     torch.manual_seed(0)
-    torch.save(getattr(models, name)(num_classes=5), tmp_path / "x.pth")
+    module = TIMM[name](5) if name in TIMM else getattr(models, name)(num_classes=5)
+    torch.save(module, tmp_path / "x.pth")
     checkpoint = load(tmp_path / "x.pth")
     assert (checkpoint.architecture.name, checkpoint.num_classes) == (name, 5)
     assert checkpoint.alternatives == ()

@@ -34,6 +34,7 @@ from ibau_jax.models import (
 from ibau_jax.training import initialise
 from tests.oracles import torchvision_models  # noqa: F401 - before any architecture's `torch_module` imports torchvision
 from tests.oracles.cifar_models import randomise, torch_oracle
+from tests.oracles.timm_models import TIMM
 from tests.oracles.twins import as_torch, randomised
 
 CLASSES = 7
@@ -41,9 +42,13 @@ CLASSES = 7
 FAST = {
     "preact_resnet18",
     "resnet18_cifar",
+    "resnet18_cifar_w16",
+    "resnet_basic_1_2_1_1_small_stem_w8",
     "resnet18",
     "vgg11_bn_cifar",
     "wide_resnet16_1",
+    "wide_resnet10_1_meliketoy",
+    "wide_resnet10_1_deepmind",
     "mobilenet_v2_cifar",
     "small_vgg",
     "thin_resnet20",
@@ -105,6 +110,22 @@ COVERED += [
     "regnetx_400mf_cifar",
     "regnety_400mf_cifar",
     "regnet_cifar_1x16_2x16_1x32_1x48_g8_se",
+    "resnet18_cifar_w16",
+    "resnet18_cifar_64_w16",
+    "resnet_basic_1_2_1_1_small_stem_w8",
+    "resnet_bottleneck_1_2_1_1_cifar_w24",
+    "resnet10",
+    "resnet26",
+    "resnet14_small_stem",
+    "wide_resnet26_2_small_stem",
+    "resnext26_32x4d",
+    *TIMM,
+    "wide_resnet16_7",
+    "wide_resnet46_1",
+    "wide_resnet10_1_meliketoy",
+    "wide_resnet28_4_meliketoy",
+    "wide_resnet10_1_deepmind",
+    "wide_resnet28_2_deepmind",
 ]
 COVERED += ["thin_resnet20", "thin_resnet32_downsample_fc", "thin_resnet20_w24_shortcut", "thin_resnet110", "vit_b_32"]
 COVERED += ["densenet_cifar", "densenet121_cifar", "densenet161_cifar", "densenet_cifar_k4_1_2_1_1"]
@@ -131,6 +152,9 @@ FAMILIES = (
     "resnet18_cifar",
     "vgg11_bn_cifar",
     "wide_resnet16_1",
+    "wide_resnet10_1_meliketoy",
+    "wide_resnet10_1_deepmind",
+    "resnet18_cifar_w16",
     "mobilenet_v2",
     "mobilenet_v2_cifar",
     "mobilenet_v3_large",
@@ -215,7 +239,7 @@ def tried_size(name):
 def torch_model(name, size):
     architecture = get_architecture(name)
     torch.manual_seed(0)
-    make = architecture.torch_module
+    make = architecture.torch_module or TIMM.get(name)
     return randomise(make(CLASSES) if make else torch_oracle(name, CLASSES, size), seed=1)
 
 

@@ -68,6 +68,10 @@ def test_adaptive_pooling(size, height, width):
 def test_average_pooling(rng, height, width):
     images = rng.normal(size=(2, height, width, 3)).astype(np.float32)
     assert_same_as_torch(AvgPool(2), torch.nn.AvgPool2d(2), images)
+    assert_same_as_torch(AvgPool(2, ceil=True), torch.nn.AvgPool2d(2, ceil_mode=True), images)
+    padded = torch.nn.AvgPool2d(3, 2, 1, ceil_mode=True)
+    assert_same_as_torch(AvgPool(3, 2, 1, ceil=True), padded, images)
+    assert_same_as_torch(AvgPool(3, 3, ceil=True), torch.nn.AvgPool2d(3, 3, ceil_mode=True), images)
 
 
 def test_pooling_too_small_an_image_says_so(rng):

@@ -37,6 +37,18 @@ MODELS |= {
     "resnext50_32x4d": model("resnext50_32x4d"),
     "wide_resnet50_2": model("wide_resnet50_2"),
     "inception_v3": model("inception_v3"),
+    "resnet26": model("resnet26"),
+    "seresnet18": model("seresnet18"),
+    "seresnet50": model("seresnet50"),
+    "seresnext50_32x4d": model("seresnext50_32x4d"),
+    "seresnext26d_32x4d": model("seresnext26d_32x4d"),
+    "resnet10t": model("resnet10t"),
+    "resnet14t": model("resnet14t"),
+    "resnet18d": model("resnet18d"),
+    "resnet50d": model("resnet50d"),
+    "resnet50c": model("resnet50c"),
+    "resnet50s": model("resnet50s"),
+    "resnet200d": model("resnet200d"),
     "vit_ti_16": model("deit_tiny_patch16_224"),
     "vit_ti_16_distilled": model("deit_tiny_distilled_patch16_224"),
     "swin_t_timm": model("swin_tiny_patch4_window7_224"),
@@ -53,8 +65,10 @@ MODELS |= {
     "resmlp_12": model("resmlp_12_224"),
 }
 # The other sizes show more: features that strides don't divide, or several that are left for the mean.
-SIZES = {"vgg11_timm": 256, "vgg13_bn_timm": 64} | dict.fromkeys(
-    ("efficientnet_b0", "efficientnet_b3", "mobilenet_v2", "mobilenetv3_large_100"), 75
+SIZES = (
+    dict.fromkeys((name for name in MODELS if "resne" in name), 70)
+    | {"vgg11_timm": 256, "vgg13_bn_timm": 64}
+    | dict.fromkeys(("efficientnet_b0", "efficientnet_b3", "mobilenet_v2", "mobilenetv3_large_100"), 75)
 )
 NAMES = [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in MODELS]
 

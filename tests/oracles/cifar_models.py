@@ -1,13 +1,17 @@
 """PyTorch definitions of the CIFAR families with the names that published code gives them. They share nothing with ours."""
 
+import re
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from tests.oracles.cifar_zoo import ZOO
 from tests.oracles.pytorch_cifar import pytorch_cifar
+from tests.oracles.torchvision_models import models
 from tests.oracles.torchvision_sizes import torchvision_of_size
 from tests.oracles.transformers import swin
+from tests.oracles.wide_resnets import WRITTEN
 
 
 def chain(x, *layers):
@@ -55,9 +59,9 @@ class Bottle(nn.Module):
 
 
 def layers(block, i, counts):
-    made = []
+    made, width = [], i
     for stage, count in enumerate(counts):
-        o = 64 * 2**stage
+        o = width * 2**stage
         blocks = []
         for index in range(count):
             blocks.append(block(i, o, 2 if stage and not index else 1))
@@ -66,29 +70,66 @@ def layers(block, i, counts):
     return made, i
 
 
-COUNTS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+COUNTS = {
+    10: (1,) * 4,
+    14: (1,) * 4,
+    18: (2,) * 4,
+    26: (2,) * 4,
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
 
 
 class ResNet(nn.Module):
     """kuangliu's; with `shortcut="downsample", last="fc"` torchvision's names on a CIFAR stem."""
 
-    def __init__(self, depth, classes, pool=None, shortcut="shortcut", last="linear"):
+    def __init__(self, kind, counts, classes, width=64, pool=None, shortcut="shortcut", last="linear"):
         super().__init__()
-        kind = Basic if depth < 50 else Bottle
 
         class Named(kind):
             def __init__(self, i, o, s):
                 super().__init__(i, o, s, shortcut)
 
-        self.conv1, self.bn1 = conv(3, 64), nn.BatchNorm2d(64)
-        (self.layer1, self.layer2, self.layer3, self.layer4), width = layers(Named, 64, COUNTS[depth])
+        self.conv1, self.bn1 = conv(3, width), nn.BatchNorm2d(width)
+        (self.layer1, self.layer2, self.layer3, self.layer4), features = layers(Named, width, counts)
         self.pool, self.last = pool, last
-        setattr(self, last, nn.Linear(width * (4 if pool else 1), classes))
+        setattr(self, last, nn.Linear(features * (4 if pool else 1), classes))
 
     def forward(self, x):
         x = chain(F.relu(self.bn1(self.conv1(x))), self.layer1, self.layer2, self.layer3, self.layer4)
         x = F.avg_pool2d(x, self.pool) if self.pool else F.adaptive_avg_pool2d(x, 1)
         return getattr(self, self.last)(x.flatten(1))
+
+
+def resnet(name, classes):
+    """Of a name with a 3x3 stem, else torchvision's class with the sizes that the name says."""
+    first, *words = name.split("_")
+    depth, bottleneck = first.removeprefix("resnet"), first[-2:] in ("14", "26", "50", "01", "52")
+    if depth:
+        counts = COUNTS[int(depth)]
+    else:
+        bottleneck, counts, words = words[0] == "bottleneck", tuple(map(int, words[1:5])), words[5:]
+    width = next((int(word[1:]) for word in words if word[0] == "w"), 64)
+    kind = Bottle if bottleneck else Basic
+    if "cifar" in words:
+        return ResNet(kind, counts, classes, width, 4 if "64" in words else None)
+    if "small" in words:
+        return ResNet(kind, counts, classes, width, shortcut="downsample", last="fc")
+    kind = models.resnet.Bottleneck if bottleneck else models.resnet.BasicBlock
+    return models.resnet.ResNet(kind, counts, classes)
+
+
+def resnet_of_wider_bottlenecks(name, classes):
+    """torchvision's class with the sizes that the name of a Wide ResNet or a ResNeXt of depth 26 says."""
+    wide, grouped = re.search(r"resnet26_(\d+)", name), re.search(r"resnext26_(\d+)x(\d+)d", name)
+    groups, of_group = map(int, grouped.groups()) if grouped else (1, 64 * int(wide[1]))
+    options = {"groups": groups, "width_per_group": of_group}
+    module = models.resnet.ResNet(models.resnet.Bottleneck, COUNTS[26], classes, **options)
+    if name.endswith("_small_stem"):
+        module.conv1, module.maxpool = conv(3, 64), nn.Identity()
+    return module
 
 
 class PreBasic(nn.Module):
@@ -439,18 +480,18 @@ def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
         return swin(name, classes)
     if name.startswith("thin_resnet"):
         return thin_resnet(name, classes)
-    if name.startswith("wide_resnet"):
-        depth, k = name.removeprefix("wide_resnet").split("_")
-        return WideResNet(int(depth), int(k), classes)
+    if name.startswith("wide_resnet") and not name.startswith("wide_resnet26"):
+        depth, k, *written = name.removeprefix("wide_resnet").split("_")
+        return (WRITTEN[written[0]] if written else WideResNet)(int(depth), int(k), classes)
     if name.startswith("senet"):
         return SENet(int(name.removeprefix("senet")), classes, size)
     if name.startswith("preact_resnet"):
         depth, _, norm = name.removeprefix("preact_resnet").partition("_")
         return PreActResNet(int(depth), classes, bool(norm))
     if name.startswith("resnet"):
-        depth, _, kind = name.removeprefix("resnet").partition("_")
-        style = {"shortcut": "downsample", "last": "fc"} if kind == "small_stem" else {}
-        return ResNet(int(depth), classes, 4 if kind == "cifar_64" else None, **style)
+        return resnet(name, classes)
+    if name.startswith(("wide_resnet26", "resnext26")):
+        return resnet_of_wider_bottlenecks(name, classes)
     depth, *kind = name.removeprefix("vgg").split("_")
     hidden = {"cifar": None, "3": 512}[kind[-1]] if kind[-1] in ("cifar", "3") else int(kind[-1].removeprefix("w"))
     return VGG(int(depth), "bn" in kind, classes, hidden, size, linear_first=kind[-1] != "3")
@@ -458,8 +499,6 @@ def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
 
 def small_stem_densenet(name, classes):
     """torchvision's, with the stem of huyvnphan's."""
-    from tests.oracles.torchvision_models import models
-
     module = getattr(models, name)(num_classes=classes)
     module.features.conv0 = conv(3, module.features.conv0.out_channels)
     return module
