@@ -3,8 +3,8 @@
 Each file must give a model or a CheckpointError of one line, within what docs/security.md promises of memory and of processor
 time for its size, and nothing may be executed, imported, opened for writing or sent. Python's own audit events are the witness of that.
 Files are made with Hypothesis: honest ones damaged (flipped bits, truncations, members of one archive in another, pickles cut, joined
-and given huge numbers), opcodes that multiply (`tests/hostile_files.py`), archives whose fields lie, headers of safetensors.
-A failing file is made small by Hypothesis and kept as fuzz-failure.bin.
+and given huge numbers), opcodes that multiply (`tests/hostile_files.py`), archives whose fields lie, headers of safetensors, indexes of several files.
+A failing file is made small by Hypothesis and kept as fuzz-failure.bin, and a part of it as fuzz-failure.part.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import tempfile
 import time
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,8 +36,22 @@ from safetensors.torch import save as save_safetensors
 from ibau_jax.checkpoints import load
 from ibau_jax.checkpoints.inspection import inspect_file
 from ibau_jax.checkpoints.recognition import Request
+from ibau_jax.checkpoints.shards import index_in
 from ibau_jax.errors import CheckpointError
-from tests.hostile_files import PROTOCOLS, archives, program_files, programs, safetensors_files, tensor, text
+from tests.hostile_files import (
+    PARTS,
+    PROTOCOLS,
+    archives,
+    indexes,
+    old_tar,
+    program_files,
+    programs,
+    safetensors_files,
+    tar,
+    tars,
+    tensor,
+    text,
+)
 from tests.oracles.cifar_models import torch_oracle
 from tests.promise import measured, memory_promised, seconds_promised
 
@@ -94,7 +109,19 @@ def honest_files() -> list[bytes]:
         saved(little_module),
         saved(little_module, _use_new_zipfile_serialization=False),
         pickle.dumps({"a": little_module}),
-    ]
+        pickle.dumps({"a": little_module, "rng": np.random.default_rng(0)}, 0),
+        pickle.dumps({"net": {name: tensor.numpy() for name, tensor in state.items()}, "n": {1}}, 0),
+        pickle.dumps({"net": state, "when": deque([1], 3), "slice": slice(1)}, 1),
+        saved(little, pickle_protocol=0),
+        saved(little_module, pickle_protocol=1, _use_new_zipfile_serialization=False),
+        tar(old_tar(b"\x80\x02}" + text("w") + text("5") + b"Qs.", [(5, 2, (2, 2), (2, 1), 0)],
+            [(1, "FloatStorage", 8, bytes(32))], ((2, 1, 4, 4),))),
+    ]  # fmt: skip
+
+
+def parts() -> list[bytes]:
+    """The files that indexes name, one of each kind."""
+    return [save_safetensors({"a": torch.ones(3)}), saved({"b": torch.ones(3)})]
 
 
 HONEST = honest_files()
@@ -202,21 +229,29 @@ def damaged_files(draw) -> bytes:
     return draw(damaged(content))
 
 
-@st.composite
-def hostile_files(draw) -> bytes:
-    kind = draw(st.integers(0, 9))
-    if kind < 4:
-        return draw(program_files())
-    if kind == 4:
-        return draw(archives(draw(programs()) if draw(st.integers(0, 4)) == 0 else SMALL_TREE))
-    return draw(safetensors_files() if kind == 5 else damaged_files())
-
-
 class Content(bytes):
-    """Bytes that Hypothesis does not print."""
+    """Bytes that Hypothesis does not print, and those of the first of PARTS, where it is not honest."""
+
+    part: bytes | None = None
 
     def __repr__(self) -> str:
         return f"<{len(self)} bytes, in {FAILURE}>"
+
+
+@st.composite
+def hostile_files(draw) -> Content:
+    kind = draw(st.integers(0, 11))
+    if kind < 4:
+        return Content(draw(program_files()))
+    if kind == 4:
+        return Content(draw(archives(draw(programs()) if draw(st.integers(0, 4)) == 0 else SMALL_TREE)))
+    if kind == 5:
+        return Content(draw(tars()))
+    if kind == 6:
+        content = Content(draw(indexes()))
+        content.part = draw(st.one_of(st.none(), damaged(parts()[0]), program_files()))
+        return content
+    return Content(draw(safetensors_files() if kind == 7 else damaged_files()))
 
 
 class Watch:
@@ -224,6 +259,7 @@ class Watch:
 
     def __init__(self, allowed: Path) -> None:
         self.on, self.seen, self.allowed = False, [], str(allowed)
+        self.beside = [str(allowed.with_name(name)) for name in PARTS]
         for codec in ("cp437", "raw_unicode_escape", "unicode_escape", "ascii", "latin1"):  # zipfile's and pickletools'
             b"x".decode(codec)  # Python imports each when it is first used
         sys.addaudithook(self.hook)
@@ -241,7 +277,7 @@ class Watch:
             return
         if event == "open":
             writes = isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if writes or not (isinstance(arguments[0], int) or str(arguments[0]) == self.allowed):
+            if writes or not (isinstance(arguments[0], int) or str(arguments[0]) in (self.allowed, *self.beside)):
                 self.seen.append((event, str(arguments[:3])))
         elif event.startswith(FORBIDDEN) and event not in HARMLESS:
             self.seen.append((event, str(arguments)[:100]))
@@ -254,6 +290,8 @@ def expired(*_: object) -> None:
 def outcome(watch: Watch, file: Path) -> str:
     """What a file gives: `model`, or the error's first words."""
     size = file.stat().st_size
+    if index_in(io.BytesIO(file.read_bytes())) is not None:
+        size += sum(file.with_name(name).stat().st_size for name in PARTS if file.with_name(name).exists())
     words = []
     for look in (load, lambda file: inspect_file(file, Request())):
         limit_memory(MEMORY)
@@ -293,6 +331,7 @@ def fuzz(examples: int, seed: int) -> collections.Counter:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "x.pth"
         watch = Watch(file)
+        write_beside(file.parent)
         for content in HONEST:  # everything that is imported or built once is, now
             file.write_bytes(content)
             for look in (load, lambda file: inspect_file(file, Request())):
@@ -308,17 +347,29 @@ def fuzz(examples: int, seed: int) -> collections.Counter:
 def chunk(watch: Watch, file: Path, outcomes: collections.Counter, examples: int, seed: int) -> None:
     @hypothesis_seed(seed)
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(hostile_files().map(Content))
-    def one(content: bytes) -> None:
+    @given(hostile_files())
+    def one(content: Content) -> None:
         file.write_bytes(content)
+        file.with_name(PARTS[0]).write_bytes(parts()[0] if content.part is None else content.part)
         watch.seen.clear()
         try:
             outcomes[outcome(watch, file)] += 1
         except BaseException:
             FAILURE.write_bytes(content)
+            if content.part is not None:
+                FAILURE.with_suffix(".part").write_bytes(content.part)
             raise
 
     one()
+
+
+def write_beside(folder: Path) -> None:
+    """What lies beside the file: parts of a checkpoint in several files, and what is none."""
+    for name, content in zip(PARTS, parts(), strict=True):
+        (folder / name).write_bytes(content)
+    (folder / "folder").mkdir()
+    (folder / "link").symlink_to("/etc/passwd")
+    os.mkfifo(folder / "pipe")
 
 
 def limit_memory(more: int | None) -> None:

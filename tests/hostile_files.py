@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import struct
+import tarfile
 import zipfile
 import zlib
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from dataclasses import dataclass, replace
 from hypothesis import strategies as st
 
 PRIME = 2**61 - 1  # what Python's numbers are hashed by
-PROTOCOLS = [b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"]
+PROTOCOLS = [b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"(dp0\n0", b"}q\x000"]  # the last two are of 0 and 1
 COUNTS = [0, 1, 2, 3, 5, 9, 17, 40, 101, 300]
 LARGE_COUNTS = [3_000, 20_000, 100_000, 500_000, 3_000_000]
 MAX_PICKLE = 6 * 2**20  # bytes of a generated one
@@ -60,6 +61,49 @@ def legacy(pickled: bytes, keys: tuple[str, ...] = (), content: bytes = b"") -> 
     return b"".join([*head, pickled, pickle.dumps(list(keys), protocol=2), content])
 
 
+def tar(members: dict[str, bytes], times: bool = True) -> bytes:
+    """A tar archive as Python writes it; the times of real files take headers of their own."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(content), 1488000000.25 if times else 0
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def old_tar(pickled: bytes, tensors: list[tuple], storages: list[tuple], views: tuple = ()) -> dict[str, bytes]:
+    """The members of a file of PyTorch before 0.1.10.
+
+    Args:
+        pickled: refers to tensors by their keys, which are text.
+        tensors: key, key of the storage, sizes, strides, offset.
+        storages: key, class, number of elements, content.
+        views: key, key of the storage, offset, number of elements.
+    """
+
+    def described(key: int, second: bytes, kind: str) -> bytes:
+        return b"\x80\x02" + number(key) + second + name("torch", kind) + b"\x87."
+
+    def packed(*counts: int) -> bytes:
+        return struct.pack(f"<{len(counts)}q", *counts)
+
+    def plain(value: object) -> bytes:
+        return pickle.dumps(value, protocol=2)
+
+    stored = [described(key, text("cpu"), kind) + packed(count) + raw for key, kind, count, raw in storages]
+    placed = [
+        described(key, number(storage), "FloatTensor") + packed(len(sizes), *sizes, *strides, offset)
+        for key, storage, sizes, strides, offset in tensors
+    ]
+    return {
+        "sys_info": plain({"protocol_version": 1000, "little_endian": True}),
+        "pickle": pickled,
+        "tensors": plain(len(tensors)) + b"".join(placed),
+        "storages": plain(len(storages)) + b"".join(stored) + plain(list(views)),
+    }
+
+
 # Programs: opcodes again and again, in containers, over something large in the memo.
 
 KEYS = {
@@ -95,6 +139,8 @@ PIECES = [
     b"h\x00\x85\x85\x85", b"h\x01h\x00\x8c\x06latin1\x86R", b"\x8c\x02os\x8c\x06system\x93", b"G" + bytes(8), b"X\x01\x00\x00\x00a",
     b"\x8c\x03\xf0\x9f\x98", b"X\x04\x00\x00\x00\xf0\x9f\x98\x80", b"(NNe", b"(NNu", b"q\x05", b"r\xff\xff\xff\x00", b"I1\n", b"L9\n",
     b"\x8a\x01\x05", b"T\x02\x00\x00\x00ab", b"C\x01a", b"\x96\x01" + bytes(8), b"}h\x00N\x86s", b"Q", b"h\x02h\x00Q",
+    b"P('storage', <class 'torch.FloatStorage'>, '0', 'cpu', 1)\n", b"I01\n", b"S'a\\x00'\n", b"Va\\u0100\n", b"p5\n", b"p99999\n",
+    b"g0\n", b"F1e5\n", b"(d", b"(l", b"ccopy_reg\n_reconstructor\n(cx\nY\nc__builtin__\nobject\nNtR", b"h\x01h\x00h\x02\x87R",
 ]  # fmt: skip
 LARGE = {
     "list": lambda n, keys: b"](" + b"".join(keys(i) for i in range(n)) + b"e",
@@ -106,6 +152,10 @@ LARGE = {
     "text": lambda n, _: text("a." * n),
     "wide text": lambda n, _: text("a" * n + "\U0001f600"),
     "control text": lambda n, _: text("\x01" * n),
+    "line": lambda n, _: b"V" + b"a." * n + b"\n",
+    "wide line": lambda n, _: b"V" + b"a" * n + b"\\U0001f600\n",
+    "escaped line": lambda n, _: b"S'" + b"\\x00" * n + b"'\n",
+    "number": lambda n, _: b"L" + b"9" * n + b"L\n",
     "bytes": lambda n, _: b"B" + struct.pack("<I", n) + bytes(n),
     "deep": lambda n, _: b"]" * n + b"a" * max(0, n - 1),
     "tensors": lambda n, _: b"}(" + tensor() + b"q\x03" + text("x") + b"h\x03" + b"".join(text(str(i)) + b"h\x03" for i in range(n)) + b"u",
@@ -116,6 +166,8 @@ NAMES = [
     ("__builtin__", "complex"), ("torch", "Size"), ("numpy.core.multiarray", "_reconstruct"), ("numpy.core.multiarray", "scalar"),
     ("numpy", "dtype"), ("numpy.core.numeric", "_frombuffer"), ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_parameter"), ("torch._tensor", "_rebuild_from_type_v2"), ("torch.storage", "_load_from_bytes"), ("os", "system"),
+    ("copy_reg", "_reconstructor"), ("collections", "deque"), ("types", "SimpleNamespace"), ("__builtin__", "slice"), ("uuid", "UUID"),
+    ("numpy.random._pickle", "__generator_ctor"), ("torch._utils", "_rebuild_sparse_tensor"),
 ]  # fmt: skip
 
 
@@ -150,7 +202,9 @@ def programs(draw) -> bytes:
 def program_files(draw) -> bytes:
     """A program in each format; deflated it is as small as it is repetitive."""
     program = draw(programs())
-    kind = draw(st.sampled_from(["stored", "deflated", "deflated", "legacy", "pickle", "nested"]))
+    kind = draw(st.sampled_from(["stored", "deflated", "deflated", "legacy", "pickle", "nested", "tar"]))
+    if kind == "tar":
+        return tar(old_tar(program, [(5, 1, (2,), (1,), 0)], [(1, "FloatStorage", 2, bytes(8))]))
     if kind == "nested":
         content = legacy(program)
         nested = b"B" + struct.pack("<I", len(content)) + content
@@ -240,6 +294,80 @@ def archives(draw, tree: bytes) -> bytes:
         end64 = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, total, total, len(directory), start % 2**32)
         end = end64 + struct.pack("<4sIQI", b"PK\6\7", 0, len(body) + len(directory), 1) + end
     return body + directory + end * draw(st.sampled_from([1, 1, 1, 2])) + draw(st.sampled_from([b"", b"", b"", b"x"]))
+
+
+# PyTorch's tar archives of before 0.1.10: numbers of tensors and storages are addresses, which a file may choose.
+
+ADDRESSES = {
+    "counting": lambda i: i,
+    "same hash": lambda i: i % 8 * PRIME + i // 8,
+    "multiples": lambda i: i << 20,
+    "one orbit": lambda i: orbit(i),
+}
+
+
+@st.composite
+def tars(draw) -> bytes:
+    """An archive some of whose numbers lie, or with many storages, tensors and views, or with other members."""
+    counts = st.sampled_from([0, 1, 2, 4, 24, 25, 2**31, 2**63 - 1])
+    address = ADDRESSES[draw(st.sampled_from(sorted(ADDRESSES)))]
+    many = range(1, draw(st.sampled_from([2, 2, 2, 3, 300, 5000])))
+    first = (address(1), "FloatStorage", draw(counts), bytes(draw(st.sampled_from([0, 8, 96]))))
+    storages = [first, *((address(index), "FloatStorage", 0, b"") for index in many[1:])]
+    shape = draw(st.lists(counts, max_size=4))
+    strides = draw(st.sampled_from([shape, shape[:1], [0] * len(shape)]))
+    tensors = [(address(index), address(draw(st.integers(1, 2))), shape, strides, draw(counts)) for index in many[:3]]
+    view = (address(draw(st.integers(1, 6000))), address(1), draw(counts), draw(counts))
+    members = old_tar(
+        PROTOCOLS[0] + text(str(address(1))) + b"Q.",
+        tensors,
+        storages,
+        (view,) * draw(st.sampled_from([0, 0, 1, 5000])),
+    )
+    for name in draw(st.lists(st.sampled_from(sorted(members)), max_size=2)):
+        members[draw(st.sampled_from([name, "x"]))] = members[draw(st.sampled_from(sorted(members)))]
+    return tar(members, draw(st.booleans())) * draw(st.sampled_from([1, 1, 1, 2]))
+
+
+# Indexes of checkpoints in several files.
+
+PARTS = ("part-1.safetensors", "part-2.bin")
+PLACES = [
+    *PARTS,
+    *PARTS,
+    "x.pth",
+    "link",
+    "pipe",
+    "folder",
+    "..",
+    "../x.pth",
+    "/etc/passwd",
+    "",
+    "a\0b",
+    3,
+    None,
+    "x" * 300,
+]
+
+
+@st.composite
+def indexes(draw) -> bytes:
+    """An index of PARTS, which have tensors called `a` and `b`, in right or wrong form."""
+    places: dict[str, object] = {"a": PARTS[0], "b": PARTS[1]}
+    places |= draw(st.dictionaries(st.sampled_from(["a", "b", "c"]), st.sampled_from(PLACES), max_size=2))
+    many = draw(st.sampled_from([0, 0, 0, 20, 2000, 20_000]))
+    same = draw(st.booleans())
+    places |= {f"t{index}": PARTS[0] if same else f"f{index}" for index in range(many)}
+    size = draw(st.sampled_from([1, 2**70, "x" * 10**6]))
+    body = json.dumps({"metadata": {"total_size": size}, "weight_map": places})
+    forms = [body] * 4 + [
+        body[:-1],
+        '{"weight_map": ' + "[" * 10**5,
+        '{"weight_map": {}}' + " " * 2**21,
+        '{"weight_map": 1' + "0" * 10**5 + "}",
+        '{"weight_map": {' + ",".join(f'"{index}":"f"' for index in range(150_000)) + "}}",
+    ]
+    return draw(st.sampled_from(forms)).encode()
 
 
 # safetensors

@@ -15,7 +15,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ibau_jax.checkpoints.values import STORAGE_DTYPES, TORCH_DTYPES, GlobalName, Storage, TorchTensor, TorchValue
+from ibau_jax.checkpoints.values import (
+    STORAGE_DTYPES,
+    TORCH_DTYPES,
+    GlobalName,
+    Record,
+    Storage,
+    TorchTensor,
+    TorchValue,
+)
 from ibau_jax.errors import CheckpointError, quoted, shortened
 
 BUILTIN_MODULES = ("builtins", "__builtin__")
@@ -28,7 +36,7 @@ FACTORIES = {
 NUMPY_KINDS = "biufcSU"
 NUMPY_NAME = re.compile(r"[<>|=]?[A-Za-z?][A-Za-z0-9_]{0,15}")
 # A tensor is hashed as an object; the state of a whole optimiser has its parameters for keys.
-KEY_TYPES = (str, bytes, int, float, type(None), np.integer, np.floating, np.bool_, TorchTensor)
+KEY_TYPES = (str, bytes, int, float, type(None), np.integer, np.floating, np.bool_, TorchTensor, GlobalName)
 MAX_KEY_LENGTH, MAX_KEY_PARTS, MAX_KEY_BITS = 4096, 64, 64
 
 # PyTorch's own attributes of a tensor that can be set.
@@ -200,7 +208,9 @@ def _defaultdict(factory: Any = None) -> defaultdict:
     return defaultdict(FACTORIES[factory.name])
 
 
-def _bytearray(raw: Any = b"") -> bytearray:
+def _bytearray(raw: Any = b"", encoding: Any = None) -> bytearray:
+    if encoding is not None:
+        raw = _encode(raw, encoding)
     if not isinstance(raw, bytes):  # a number would ask for that much memory
         raise CheckpointError("a bytearray is built from something that is no bytes; the file is damaged")
     return bytearray(raw)
@@ -236,6 +246,8 @@ _TORCH: dict[GlobalName, Callable[..., Any]] = {
 _UNDONE = [
     *(GlobalName("torch.jit._pickle", f"build_{kind}list") for kind in ("int", "double", "bool", "tensor")),
     *(GlobalName("torch", name) for name in ("Size", "device")),
+    GlobalName("torch.serialization", "_get_layout"),
+    *(GlobalName("torch._utils", f"_rebuild_{kind}") for kind in ("sparse_tensor", "meta_tensor_no_storage")),
     *(GlobalName("pathlib", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
     *(GlobalName("pathlib._local", name) for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")),
     *(GlobalName("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
@@ -280,19 +292,34 @@ NAMES: frozenset[GlobalName] = frozenset(
     + [GlobalName("torch.cuda", name) for name in STORAGE_DTYPES]
     + [GlobalName("torch.storage", "UntypedStorage"), GlobalName("torch.nn.parameter", "Parameter")]
     + [GlobalName(module, name) for module in BUILTIN_MODULES for name in FACTORIES]
+    + [GlobalName(module, "Ellipsis") for module in BUILTIN_MODULES]
     + [GlobalName("numpy", "ndarray")]
     + [GlobalName("numpy", name) for name in ("float16", "float32", "float64", "int64", "int32", "uint8", "bool_")]
 )
 
 
+RECONSTRUCTORS = tuple(GlobalName(module, "_reconstructor") for module in ("copy_reg", "copyreg"))  # protocols 0 and 1
+OBJECTS = frozenset(GlobalName(module, "object") for module in BUILTIN_MODULES)
+_RANDOM = "numpy.random._pickle"
+# What makes NumPy's generators is given what to call: only its own generators and their makers.
+GENERATORS = frozenset(
+    [GlobalName(_RANDOM, f"__{kind}_ctor") for kind in ("generator", "bit_generator", "randomstate")]
+    + [
+        GlobalName(f"numpy.random.{module}", "__pyx_unpickle_SeedSequence")
+        for module in ("bit_generator", "_bit_generator")
+    ]
+)
+GENERATOR_CLASSES = frozenset({"MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64", "SeedSequence"})
 # Calls that make an object and do nothing else: it becomes a `Record`.
 RECORDS: frozenset[GlobalName] = frozenset(
     [GlobalName("functools", "partial"), GlobalName("torchvision.transforms.functional", "InterpolationMode")]
-    + [GlobalName("timm.layers.format", "Format")]
-    + [GlobalName(module, "_reconstructor") for module in ("copyreg", "copy_reg")]  # protocols 0 and 1
+    + [GlobalName("timm.layers.format", "Format"), *RECONSTRUCTORS, *GENERATORS]
+    + [GlobalName("types", "SimpleNamespace"), GlobalName("decimal", "Decimal")]
+    + [GlobalName("collections", "deque"), GlobalName("uuid", "UUID"), GlobalName("random", "Random")]
+    + [GlobalName(module, name) for module in BUILTIN_MODULES for name in ("slice", "range", "xrange")]
 )
 
-_KNOWN = frozenset((*CALLS, *FILLED, *NAMES, *RECORDS))
+_KNOWN = frozenset((*CALLS, *FILLED, *NAMES, *RECORDS, *OBJECTS))
 
 
 def is_allowed(name: GlobalName) -> bool:
@@ -308,6 +335,24 @@ def may_be_class(name: GlobalName) -> bool:
     """
     module = IMPORT_MAPPING.get(name.module, name.module)  # as Python 3 calls it
     return module.partition(".")[0] not in sys.stdlib_module_names and "." not in name.name
+
+
+def is_plain_object(function: GlobalName, args: tuple[Any, ...]) -> bool:
+    """Whether a call of `RECORDS` is what protocols 0 and 1 have for an object of a class of no base but `object`."""
+    return function in RECONSTRUCTORS and len(args) == 3 and args[1] in OBJECTS and args[2] is None
+
+
+def check_record(function: GlobalName, args: tuple[Any, ...]) -> None:
+    """Raises CheckpointError where one of `RECORDS` is given something to call that may do more than make an object."""
+    if function in GENERATORS and not all(_makes_generator(part) for part in args):
+        raise CheckpointError(f"the pickle calls {function} with other things than NumPy's generators: refused")
+
+
+def _makes_generator(part: Any) -> bool:
+    name = part.kind if isinstance(part, Record) else part
+    if not isinstance(name, GlobalName):
+        return isinstance(name, str | int | None)
+    return name in GENERATORS or (name.module.startswith("numpy.random.") and name.name in GENERATOR_CLASSES)
 
 
 def refuse_global(name: GlobalName) -> NoReturn:

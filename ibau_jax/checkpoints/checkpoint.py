@@ -27,6 +27,7 @@ from ibau_jax.checkpoints.module_evidence import Layers, told_by_module
 from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import Format, read_torch_file
 from ibau_jax.checkpoints.recognition import Candidate, Request, abstract_model, abstract_shapes, recognise, same_name
+from ibau_jax.checkpoints.unpickle import MAX_PROTOCOL
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.checkpoints.writer import write_npz, write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError, ConfigError, shortened
@@ -180,8 +181,8 @@ def load(
     """Reads a checkpoint, without torch and without executing anything in it.
 
     Args:
-        path: a PyTorch file, a pickle of tensors, a safetensors file, a folder of Hugging Face's transformers, or a
-            Flax directory that `save` wrote. What it is called does not matter.
+        path: a PyTorch file, a pickle of tensors, a safetensors file, the index of several of these beside it, a folder
+            of Hugging Face's transformers, or a Flax directory that `save` wrote. What it is called does not matter.
         model: an architecture's name or FILE.py:CLASS, where it shall not be recognised from the names and shapes.
         num_classes: likewise.
         image_size: height and width of the images, where the weights fit more than one.
@@ -387,6 +388,7 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
         "state_dict": {"path": list(checkpoint.envelope.path), "names": dict(checkpoint.envelope.names)},
         "source_format": checkpoint.envelope.format,
         "description": dict(checkpoint.envelope.description),
+        "source_protocol": checkpoint.envelope.dialect.protocol,  # which the envelope's zip format need not have
         "leaves_sha256": flax_store.digest(checkpoint.leaves),
     }
     flax_store.write_manifest(manifest, folder)
@@ -407,6 +409,9 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
         source: Format = manifest["source_format"]
         if source not in get_args(Format):
             raise ValueError(f"the source format {str(source)[:40]!r} is none")
+        protocol = manifest.get("source_protocol")  # earlier versions wrote none
+        if protocol not in (None, *range(MAX_PROTOCOL + 1)):
+            raise ValueError(f"the pickle protocol {str(protocol)[:40]!r} is none")
         path = tuple(map(_text, manifest["state_dict"]["path"]))
         alternatives = () if model else _stored_alternatives(architecture, manifest)
         normalization = _stored_normalization(manifest, architecture.channels)
@@ -414,7 +419,8 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     except (LookupError, TypeError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{folder / flax_store.MANIFEST} is damaged: {shortened(error)}") from error
     file = read_torch_file(folder / flax_store.ENVELOPE)
-    envelope = Envelope(opened(file.tree)[0], path, {}, source, file.dialect, description=description)
+    dialect = file.dialect if protocol is None else replace(file.dialect, protocol=int(protocol))
+    envelope = Envelope(opened(file.tree)[0], path, {}, source, dialect, description=description)
     envelope = replace(envelope, names=_stored_names(folder, manifest["state_dict"], envelope))
     shapes = abstract_shapes(architecture, num_classes, image_size)
     stored = _stored_dtypes(folder / flax_store.ENVELOPE, envelope, [torch_name(path) for path in shapes])

@@ -1,4 +1,4 @@
-"""Models of the Hugging Face hub, downloaded into its own cache. Needs huggingface_hub."""
+"""Models of the Hugging Face hub, downloaded below the folder where its client keeps others. Needs huggingface_hub."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ def downloaded(name: str) -> Path:
     if match is None:
         raise CheckpointError(f"{quoted(name)} names no model of the hub; write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     try:
-        from huggingface_hub import HfApi, snapshot_download
+        from huggingface_hub import HfApi, constants, snapshot_download
     except ImportError as error:
         raise CheckpointError(f"{name} needs huggingface_hub: pip install 'ibau-jax[hub]'") from error
     repository, revision = match["repository"], match["revision"]
@@ -33,6 +33,8 @@ def downloaded(name: str) -> Path:
             raise CheckpointError(f"it has none of {', '.join(WEIGHTS)}")
         shards = [SHARDS[Path(weights.removesuffix(".index.json")).suffix]] if weights.endswith(".json") else []
         wanted = [CONFIG, PREPROCESSOR, weights, *shards]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+        # A folder of its own: in the hub's cache are links that lead out of a folder, which an index may not.
+        folder = Path(constants.HF_HOME, "ibau_jax", repository, revision or "main")
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, local_dir=folder))
     except Exception as error:  # whatever the hub's client raises for names, networks and disks
         raise CheckpointError(f"can't download {name}: {shortened(error)}") from error

@@ -14,6 +14,7 @@ from ibau_jax.checkpoints.hugging_face import is_model_folder, read_description,
 from ibau_jax.checkpoints.naming import STATISTICS, common_prefix
 from ibau_jax.checkpoints.reader import TorchFile, read_torch_file
 from ibau_jax.checkpoints.recognition import SHOWN, Candidate, Request, recognise, runners_up
+from ibau_jax.checkpoints.shards import files_of
 from ibau_jax.checkpoints.values import Record, TorchTensor, TorchValue
 from ibau_jax.errors import CheckpointError
 from ibau_jax.models import NORMALIZATIONS
@@ -25,7 +26,7 @@ class Report:
 
     Attributes:
         file: its path.
-        size: in bytes.
+        size: in bytes, with the files that it names where it is an index.
         format: zip, torchscript, legacy, pickle or safetensors.
         wrapper: where the state dict lies, keys joined by dots; "" where the file is the state dict.
         other_state_dicts: where there are others, for `--key`.
@@ -94,7 +95,8 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
         raise CheckpointError(f"{path} is a folder; --inspect looks at PyTorch files")
     weights = weights_file(path)
     file = read_torch_file(weights, inspect=True)
-    facts: dict[str, Any] = {"file": str(weights), "size": weights.stat().st_size, "format": _format(file)}
+    size = sum(part.stat().st_size for part in files_of(weights))
+    facts: dict[str, Any] = {"file": str(weights), "size": size, "format": _format(file)}
     refused = tuple(map(str, file.refused))
     known = [str(name) for name in file.unknown if name not in file.refused]
     unknown = tuple(sorted(known, key=lambda name: name.startswith("torch.")))  # the file's own first

@@ -1,8 +1,9 @@
-"""Reads PyTorch files without torch and without executing anything: zip and legacy format, pickle, safetensors."""
+"""Reads PyTorch files without torch and without executing anything: zip and older formats, pickle, safetensors."""
 
 import gc
 import io
 import json
+import re
 import struct
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,11 @@ import numpy as np
 from ibau_jax.checkpoints.allowed import is_allowed
 from ibau_jax.checkpoints.archive import Archive, damaged
 from ibau_jax.checkpoints.budget import Budget
+from ibau_jax.checkpoints.shards import check_part, index_in, located, merged, shards_of
+from ibau_jax.checkpoints.tar import read_tar
 from ibau_jax.checkpoints.tree import checked_tree
 from ibau_jax.checkpoints.two_formats import is_tar, refuse_pickle, refuse_tar
-from ibau_jax.checkpoints.unpickle import unpickle, unpickle_with_dialect
+from ibau_jax.checkpoints.unpickle import TEXT, unpickle, unpickle_with_dialect
 from ibau_jax.checkpoints.values import (
     OWN_DIALECT,
     STORAGE_DTYPES,
@@ -37,13 +40,20 @@ Format = Literal["zip", "legacy", "pickle", "safetensors", "npz"]
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 MAX_SAFETENSORS_HEADER = 100 * 2**20
-HEADER = 24  # what the parsed header of a safetensors file takes, as a multiple of its bytes
+HEADER = 24  # what the parsed header of a safetensors file takes, or an index of files, as a multiple of its bytes
 STORAGE = 512  # what a storage takes beside its content
 NPY = ".npy"
 QUANTISED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
+ENDINGS = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt", ".safetensors", ".pkl", ".t7")  # of checkpoints in an archive
 EXPORTED = ("archive_format", "serialized_exported_program.json")
 MAX_KEY = 100  # characters of a storage's key; PyTorch writes numbers
-PICKLE = 6  # what the longest text of a pickle may take while it is decoded, as a multiple of the pickle
+# How pickles of protocols 0 and 1 begin, which do not say what they are: a container, an object, the legacy format's
+# number. Text begins so only by chance.
+OLD_PICKLE = re.compile(
+    rb"\(*(\([dl](p\d\n|\.)|[}\]](q[\0\1]|\.)|c[A-Za-z_][\w.]*\n[A-Za-z_]\w*\n(p\d+\n|q[\0-\xff]))|L%dL\n\."
+    % LEGACY_MAGIC,
+    re.DOTALL,
+)
 
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     **{f"{kind}{bits}": np.dtype(f"{kind.lower()}{bits // 8}") for kind in "IU" for bits in (8, 16, 32, 64)},
@@ -76,10 +86,10 @@ class TorchFile:
 
 
 def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
-    """Reads a file of torch.save (zip or pre-1.6 format), of pickle.dump, or of safetensors; its content tells which.
+    """Reads a file of torch.save (zip or older formats), of pickle.dump, or of safetensors; its content tells which.
 
     Args:
-        path: the file.
+        path: the file, or the index (`model.safetensors.index.json`) of several beside it.
         inspect: note calls outside the allow list instead of refusing the file. Nothing is executed either way.
 
     Raises:
@@ -87,10 +97,21 @@ def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
             the allow list.
     """
     refused: dict[GlobalName, None] | None = {} if inspect else None
+    with _refusing(path), _without_collection():
+        with open_regular(path) as file:
+            index = index_in(file)
+            if index is None:
+                tree, format, dialect = _read(file, Budget(file.seek(0, 2)), refused)
+        if index is not None:
+            tree, format, dialect = _read_shards(path.parent, index, refused)
+    return TorchFile(tree, format, tuple(refused or ()), dialect)
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Whatever reading a file raises becomes an error of one line that names it."""
     try:
-        with open_regular(path) as file, _without_collection():
-            tree, format, dialect = _read(file, refused)
-        return TorchFile(tree, format, tuple(refused or ()), dialect)
+        yield
     except OSError as error:
         raise CheckpointError(f"can't read {path}: {error.strerror or error}") from error
     except CheckpointError as error:
@@ -100,6 +121,28 @@ def read_torch_file(path: Path, *, inspect: bool = False) -> TorchFile:
     except Exception as error:  # parsers of other people's have no common error for what is damaged
         what = f"{type(error).__name__}: {shortened(error)}"
         raise CheckpointError(f"{path}: the file is damaged ({what})") from error
+
+
+def _read_shards(folder: Path, index: bytes, refused: dict[GlobalName, None] | None) -> tuple[Any, Format, Dialect]:
+    """What lies in several files together, within the bounds of one file that is as large as all of them."""
+    shards = shards_of(index)
+    files = located(folder, shards)
+    size = len(index)
+    for file in files:
+        with _refusing(file):
+            size += file.stat().st_size
+    budget = Budget(size)
+    budget.take(HEADER * len(index))
+    parts = []
+    for file, names in zip(files, shards.values(), strict=True):
+        with _refusing(file), open_regular(file) as stream:
+            parts.append(_read(stream, budget, refused))
+            check_part(parts[-1][0], names)
+    trees, formats, dialects = zip(*parts, strict=True)
+    if len(set(formats)) > 1:
+        raise CheckpointError("the files that the index names are of several formats: refused")
+    together = frozenset[GlobalName]().union(*(dialect.names for dialect in dialects))
+    return merged(trees), formats[0], replace(dialects[0], names=together)
 
 
 @contextmanager
@@ -114,10 +157,10 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _read(file: IO[bytes], refused: dict[GlobalName, None] | None) -> tuple[Any, Format, Dialect]:
-    head = file.read(512)
+def _read(file: IO[bytes], budget: Budget, refused: dict[GlobalName, None] | None) -> tuple[Any, Format, Dialect]:
     size = file.seek(0, 2)
-    budget = Budget(size)
+    file.seek(0)
+    head = file.read(512)
     file.seek(0)
     if head[:4] == b"PK\x03\x04":
         archive = Archive(file, budget)
@@ -131,10 +174,14 @@ def _read(file: IO[bytes], refused: dict[GlobalName, None] | None) -> tuple[Any,
         budget.take(size)
         refuse_pickle(file)
         return _read_safetensors(file, budget), "safetensors", OWN_DIALECT
-    if head[:1] == b"\x80":
+    if head[:1] == b"\x80" or OLD_PICKLE.match(head):
         refuse_tar(head)
         budget.take(size)
         return _read_pickles(file.read(), budget, refused)
+    if is_tar(head):
+        budget.take(size)
+        tree, dialect = read_tar(file.read(), budget, refused)
+        return tree, "legacy", dialect
     if size == 0:
         raise CheckpointError("the file is empty")
     raise CheckpointError(f"this is no PyTorch checkpoint{_known_by_its_head(head)}")
@@ -148,17 +195,19 @@ def _known_by_its_head(head: bytes) -> str:
             return f" but a {name} archive; unpack it first"
     if head.startswith(b"\x89HDF"):
         return " but HDF5, as Keras writes it; only PyTorch's models are converted"
+    if head.startswith(np.lib.format.MAGIC_PREFIX):
+        if b"'|O'" in head:
+            return (
+                " but a pickled object in an .npy; save np.load(FILE, allow_pickle=True).item() with torch.save instead"
+            )
+        return " but a single array (.npy); save all of them by their names, with np.savez"
     if head.startswith(b"GGUF"):
         return " but GGUF, whose weights are quantised; save the model's state_dict() with torch.save instead"
     if head.startswith(b"\x08") and any(word in head for word in (b"onnx", b"torch")):
         return " but ONNX, a program; save the model's state_dict() with torch.save instead"
-    if is_tar(head):
-        return " but a tar archive; unpack it first"
     if head[:1] == b"<" or head.startswith(b"version https:"):
         return " but text, a web page or a Git LFS pointer; download the file itself"
-    return (
-        " (neither the zip or legacy format of torch.save, nor a pickle of protocol 2 or later, nor safetensors or npz)"
-    )
+    return " (neither the zip or legacy format of torch.save, nor a pickle, nor safetensors or npz)"
 
 
 # The zip format: NAME/data.pkl, one entry NAME/data/KEY a storage.
@@ -171,6 +220,9 @@ def _read_archive(archive: Archive, budget: Budget, refused: dict[GlobalName, No
             "this is a torch.export archive (.pt2), a program; save exported.state_dict with torch.save instead"
         )
     if len(pickles) != 1:
+        if packed := [archive.original(name) for name in archive.names() if name.endswith(ENDINGS)]:
+            more = f" and {len(packed) - 1} more" if packed[1:] else ""
+            raise CheckpointError(f"this is a zip archive that holds {quoted(packed[0])}{more}; unpack it first")
         raise CheckpointError(
             "this zip archive was not written by torch.save (it has no single data.pkl); arrays of images (.npz) "
             "belong behind --dataset"
@@ -194,7 +246,7 @@ def _read_archive(archive: Archive, budget: Budget, refused: dict[GlobalName, No
         _check_same(storages[key], dtype, size, key)
         return storages[key]
 
-    budget.require(PICKLE * archive.size(pickles[0]))
+    budget.require(TEXT * archive.size(pickles[0]))
     content = bytes(archive.read(pickles[0]))
     tree, dialect = unpickle_with_dialect(io.BytesIO(content), budget, load_storage, refused=refused)
     return tree, replace(dialect, script=_script(archive, root)) if f"{root}constants.pkl" in archive else dialect
@@ -290,7 +342,7 @@ def _read_legacy(
 
     def load_persistent(persistent_id: Any) -> Storage | ModuleClass:
         if isinstance(persistent_id, tuple) and persistent_id[:1] == ("module",):
-            return _module_class(persistent_id)
+            return ModuleClass.of(persistent_id[1:])
         dtype, key, size, view = _storage_description(persistent_id)
         if view is not None:
             raise CheckpointError(
@@ -307,16 +359,6 @@ def _read_legacy(
     tree, dialect = unpickle_with_dialect(file, budget, load_persistent, refused=refused)
     _fill_storages(content, file, unpickle(file, budget), storages)
     return tree, dialect
-
-
-def _module_class(persistent_id: tuple[Any, ...]) -> ModuleClass:
-    """Of `('module', class, file, source)`."""
-    if len(persistent_id) != 4 or not isinstance(persistent_id[1], GlobalName):
-        raise CheckpointError("a module's class is described in a way PyTorch does not write; the file is damaged")
-    _, name, file, source = persistent_id
-    if not all(isinstance(text, (str, type(None))) for text in (file, source)):
-        raise CheckpointError("a module's source code is no text; the file is damaged")
-    return ModuleClass(name, file, source)
 
 
 def _fill_storages(content: bytes, file: io.BytesIO, keys: Any, storages: dict[str, Storage]) -> None:

@@ -12,7 +12,7 @@ from ibau_jax.checkpoints.envelope import rank
 from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, is_below, read_as
 from ibau_jax.errors import CheckpointError, shortened
-from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, name_patterns, proposed
+from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, known_kinds, proposed
 from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.registry import grey
 
@@ -127,7 +127,7 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     described = f". Closest, {closest[0].described()}" if closest else ""
     raise CheckpointError(
         f"unknown architecture: the state dict holds {summary(tensors)}{described}. Write it as a Flax module and name "
-        f"it by --model FILE.py:CLASS (see docs/custom_model.md). Known are {name_patterns()}"
+        f"it by --model FILE.py:CLASS (see docs/custom_model.md). Known, as docs/converting.md lists them: {known_kinds()}"
     )
 
 

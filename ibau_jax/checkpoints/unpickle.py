@@ -6,8 +6,10 @@ class, becomes a record of what the pickle says of it. All that a pickle makes i
 budget: one byte of it can ask for an empty set of 216 bytes, or for a copy of a list of a million.
 """
 
+import codecs
 import io
 import pickletools
+import re
 import struct
 from argparse import Namespace
 from collections import OrderedDict
@@ -23,10 +25,12 @@ from ibau_jax.checkpoints.allowed import (
     NESTED_STORAGE,
     RECORDS,
     call,
+    check_record,
     checked_dtype,
     checked_key,
     checked_shape,
     is_allowed,
+    is_plain_object,
     may_be_class,
     raw_bytes,
     refuse_global,
@@ -43,6 +47,13 @@ MAX_NAMES = 1000  # of globals that are not on the allow list
 STRIDE = 32  # opcodes that are charged at once
 CALL = 2  # what a call is charged beside, in opcodes, and beside as many as it has arguments or copies items
 LARGE = 2**12  # bytes of an opcode's argument, from which on its copies are asked for first
+TEXT = 5  # what decoding a text may take, as a multiple of its bytes
+DECIMAL = re.compile(rb"-?(0|[1-9][0-9]*)")  # as Python writes it; readers differ on 010
+# What torch.save makes of a storage's description in protocol 0, where it has to be one line of text.
+PERSISTENT = re.compile(
+    r"\('storage', <class '(?P<module>torch(\.[a-z]+)?)\.(?P<name>[A-Za-z0-9]+)'>, '(?P<key>[0-9]{1,30})', "
+    r"'(?P<location>[a-z]+(:[0-9]+)?)', (?P<size>[0-9]{1,18})(?P<view>, None)?\)"
+)
 TENSOR, RECORD, SLOT = 512, 256, 110  # bytes that an object takes beside its own
 _NOTHING = object()
 _INTEGERS = (int, np.integer)
@@ -116,6 +127,7 @@ class _Machine:
         self.protocol: int | None = None
         self.names: dict[GlobalName, GlobalName] = {}  # so that a name that is written often is one object
         self.opcodes: set[str] = set()  # those that store bytes
+        self.is_text = False  # whether it remembers as protocol 0 does
 
     def run(self) -> Any:
         """Interprets the pickle to its STOP and gives what is on top of the stack."""
@@ -134,7 +146,8 @@ class _Machine:
             bytes_as: Any = "call"
         else:
             bytes_as = "bytes" if "bytes" in self.opcodes else "text"
-        return Dialect(max(2, self.protocol or 0), frozenset(self.names), bytes_as)
+        unnamed = 0 if self.is_text else 1  # protocols that pickles do not tell
+        return Dialect(self.protocol or unnamed, frozenset(self.names), bytes_as)
 
     # What an opcode's argument is.
 
@@ -145,18 +158,29 @@ class _Machine:
         """As many bytes as the next `width` say; what decoding them may take is asked for first."""
         count = int.from_bytes(self.file.read(width), "little")
         if count > LARGE:
-            self.budget.require(6 * count)
+            self.budget.require(TEXT * count)
         content = self.file.read(count)
         if len(content) != count:
             raise CheckpointError("the pickle's text or bytes are longer than the pickle; the file is truncated")
         return content
 
-    def line(self, count: int) -> io.BytesIO:
-        """The next `count` lines, each of bounded length."""
-        lines = [self.file.readline(MAX_LINE) for _ in range(count)]
-        if not all(line.endswith(b"\n") for line in lines):
+    def line(self) -> bytes:
+        """The next line, of bounded length, without its end; reading one takes as long as another opcode."""
+        self.budget.step(1)
+        line = self.file.readline(MAX_LINE)
+        if not line.endswith(b"\n"):
             raise CheckpointError(f"the pickle has a number or a name of more than {MAX_LINE} characters: refused")
-        return io.BytesIO(b"".join(lines))
+        return line[:-1]
+
+    def text_line(self) -> bytes:
+        """The next line, which is text of any length; what decoding it may take is asked for first."""
+        self.budget.step(1)
+        line = self.file.readline()
+        if not line.endswith(b"\n"):
+            raise CheckpointError("the pickle ends within a text; the file is truncated")
+        if len(line) > LARGE:
+            self.budget.require(TEXT * len(line))
+        return line[:-1]
 
     # The stack.
 
@@ -213,6 +237,10 @@ class _Machine:
         else:
             self.budget.take(SLOT + getsizeof(index))
             self.sparse_memo[index] = value
+
+    def store_as_text(self, index: int) -> None:
+        self.is_text = True
+        self.store(index)
 
     def memoize(self, _: Any) -> None:
         self.store(self.memorised)
@@ -324,9 +352,8 @@ class _Machine:
 
     # Globals and calls.
 
-    def append_global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self.stack.append(self.found(module, name))
+    def append_global(self, names: tuple[str, str]) -> None:
+        self.stack.append(self.found(*names))
 
     def found(self, module: str, name: str) -> GlobalName:
         found = GlobalName(module, name)
@@ -367,6 +394,11 @@ class _Machine:
         args, function = self.pop(), self.pop()
         self.budget.step(CALL + (len(args) if isinstance(args, tuple) else 0))
         if isinstance(function, GlobalName) and function in RECORDS and isinstance(args, tuple):
+            if self.protocol is None and is_plain_object(function, args):
+                self.stack.extend((args[0], ()))
+                self.new(None)
+                return
+            check_record(function, args)
             self.push_record(function, args, is_called=True)
             return
         made = self.made(function, args)
@@ -377,7 +409,7 @@ class _Machine:
     def new(self, _: Any) -> None:
         """A call that makes an object without filling it: what it is given beside its class is not its content."""
         args, kind = self.pop(), self.top()
-        if isinstance(args, tuple) and (isinstance(kind, ModuleClass) or is_unknown(kind)):
+        if isinstance(args, tuple) and (isinstance(kind, ModuleClass) or is_unknown(kind) or kind in RECORDS):
             self.pop()
             self.push_record(kind, args, is_called=False)
             return
@@ -423,6 +455,19 @@ class _Machine:
             raise CheckpointError("the pickle refers to a storage where there can be none; the file is damaged")
         self.stack.append(self.persistent_load(self.pop()))
 
+    def load_text_persistent(self, text: str) -> None:
+        """Protocol 0 has a tuple's text for the tuple; PyTorch itself does not read that."""
+        self.budget.step(CALL)
+        described = PERSISTENT.fullmatch(text)
+        if described is None:
+            raise CheckpointError(
+                "the pickle of protocol 0 refers to something that is no storage; save it again without pickle_protocol"
+            )
+        kind = self.found(described["module"], described["name"])
+        view = (None,) if described["view"] else ()
+        self.stack.append(("storage", kind, described["key"], described["location"], int(described["size"]), *view))
+        self.load_persistent(None)
+
     def check_protocol(self, number: int) -> None:
         if number > MAX_PROTOCOL:
             raise CheckpointError(
@@ -460,12 +505,39 @@ def _checked_integer(content: bytes) -> int:
     return int.from_bytes(content, "little", signed=True)
 
 
+def _decimal(line: bytes) -> int:
+    if not DECIMAL.fullmatch(line):
+        raise CheckpointError(f"the pickle has {quoted(line)} for a number: refused")
+    return int(line)
+
+
+def _decimal_or_truth(line: bytes) -> int | bool:
+    """What protocols 0 and 1 have for integers, and for True and False."""
+    return line == b"01" if line in (b"00", b"01") else _decimal(line)
+
+
+def _string_of_python2(line: bytes) -> str:
+    """Text in quotes; what the escapes in it stand for are bytes."""
+    if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+        raise CheckpointError("the pickle has a text without quotes; the file is damaged")
+    return str(codecs.escape_decode(line[1:-1])[0], "latin1")
+
+
 _DECODE: dict[str, Callable[[bytes], Any]] = {
     "unicodestring": lambda content: str(content, "utf-8", "surrogatepass"),
     "string": lambda content: str(content, "latin1"),
     "long": _checked_integer,
     "bytes": bytes,
     "bytearray": bytearray,
+}
+_LINES: dict[str, Callable[[_Machine], Any]] = {
+    "decimalnl_short": lambda machine: _decimal_or_truth(machine.line()),
+    "decimalnl_long": lambda machine: _decimal(machine.line().removesuffix(b"L")),
+    "floatnl": lambda machine: float(machine.line()),
+    "stringnl": lambda machine: _string_of_python2(machine.text_line()),
+    "unicodestringnl": lambda machine: str(machine.text_line(), "raw-unicode-escape"),
+    "stringnl_noescape": lambda machine: str(machine.line(), "ascii"),
+    "stringnl_noescape_pair": lambda machine: (str(machine.line(), "ascii"), str(machine.line(), "ascii")),
 }
 
 
@@ -477,9 +549,8 @@ def _reader(argument: Any) -> Callable[[_Machine], Any] | None:
     if argument.name in fixed:
         form = struct.Struct(fixed[argument.name])
         return lambda machine: machine.fixed(form)
-    if argument.n == pickletools.UP_TO_NEWLINE:
-        lines = 2 if argument.name == "stringnl_noescape_pair" else 1
-        return lambda machine: argument.reader(machine.line(lines))
+    if argument.name in _LINES:
+        return _LINES[argument.name]
     decode, width = _DECODE[argument.name[:-1]], int(argument.name[-1])
     return lambda machine: decode(machine.counted(width))
 
@@ -500,7 +571,8 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "EMPTY_DICT": lambda machine, _: machine.push({}),
     "EMPTY_SET": lambda machine, _: machine.push(set()),
     "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
-    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.store),
+    "PUT": _Machine.store_as_text,
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.store),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.recall),
     "MEMOIZE": _Machine.memoize,
     "PROTO": _Machine.check_protocol,
@@ -526,6 +598,7 @@ _OPERATIONS: dict[str, Callable[[_Machine, Any], Any]] = {
     "NEWOBJ": _Machine.new,
     "BUILD": _Machine.build,
     "BINPERSID": _Machine.load_persistent,
+    "PERSID": _Machine.load_text_persistent,
 }
 OPCODES = {opcode.code.encode("latin1"): opcode for opcode in pickletools.opcodes}  # those that there are
 _TABLE = {

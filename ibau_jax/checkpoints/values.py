@@ -72,6 +72,19 @@ class ModuleClass:
     file: str | None = field(repr=False)
     source: str | None = field(repr=False)
 
+    @classmethod
+    def of(cls, description: tuple[Any, ...]) -> "ModuleClass":
+        """The class that a file describes by its name, its source's file and its source.
+
+        Raises:
+            CheckpointError: they are something else.
+        """
+        if len(description) != 3 or not isinstance(description[0], GlobalName):
+            raise CheckpointError("a module's class is described in a way PyTorch does not write; the file is damaged")
+        if not all(isinstance(text, (str, type(None))) for text in description[1:]):
+            raise CheckpointError("a module's source code is no text; the file is damaged")
+        return cls(*description)
+
     def __str__(self) -> str:
         return str(self.name)
 
@@ -108,7 +121,7 @@ class Dialect:
     """How a file spells what it holds, so that what is written back loads where the file did.
 
     Attributes:
-        protocol: of pickle, 2 to 5.
+        protocol: of pickle, 0 to 5.
         names: every global that the pickle names, in its spelling: NumPy 1 writes `numpy.core.multiarray`, NumPy 2
             `numpy._core.multiarray`, and neither has both for certain.
         bytes_as: how bytes are written before protocol 3: by a `call` of `_codecs.encode`, as Python 3 does, as

@@ -12,6 +12,7 @@ from ibau_jax.checkpoints.checkpoint import Checkpoint
 from ibau_jax.checkpoints.conversion import FOREIGN_COUNTERS
 from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import read_torch_file
+from ibau_jax.checkpoints.shards import files_of, merged
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.errors import CheckpointError
 from ibau_jax.models.normalized import normalized_model
@@ -140,18 +141,20 @@ def _tensors_by_torch(checkpoint: Checkpoint, file: Path) -> dict[str, Any]:
 
     envelope = checkpoint.envelope
     source = read_torch_file(file)
+    parts = files_of(file)[1:] or [file]
     if source.format == "safetensors":
         from safetensors.torch import load_file
 
-        return dict(load_file(file))
-    # torch.load takes neither what pickle.dump wrote nor, without importing their classes, whole modules.
-    if source.format == "pickle" or source.unknown:
+        return {name: tensor for part in parts for name, tensor in load_file(part).items()}
+    # torch.load takes neither what pickle.dump wrote nor, without importing classes, whole modules and old protocols.
+    if source.format == "pickle" or source.unknown or source.dialect.protocol < 2:
         tensors = envelope.state_dict_in(source.tree).items()
         return {
             name: torch.from_numpy(value.numpy().copy()) for name, value in tensors if isinstance(value, TorchTensor)
         }
     with torch.serialization.safe_globals(_numpy_globals()):
-        state_dict = envelope.state_dict_in(torch.load(file, map_location="cpu", weights_only=True))
+        trees = [torch.load(part, map_location="cpu", weights_only=True) for part in parts]
+    state_dict = envelope.state_dict_in(merged(trees) if trees[1:] else trees[0])
     return {name: value for name, value in state_dict.items() if isinstance(value, torch.Tensor)}
 
 

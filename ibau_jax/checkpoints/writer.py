@@ -9,7 +9,7 @@ import types
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -25,6 +25,7 @@ from ibau_jax.checkpoints.values import (
     GlobalName,
     ModuleClass,
     Record,
+    Storage,
     TorchTensor,
     TorchValue,
     contiguous_strides,
@@ -55,6 +56,8 @@ def write_torch_file(tree: Any, path: Path, format: Format = "zip", dialect: Dia
     """
     try:
         write = {"legacy": _write_legacy, "pickle": _write_pickle}.get(format, _write_zip)
+        if dialect.protocol == 0 and write is not _write_pickle:
+            dialect = replace(dialect, protocol=2)  # torch.load can't read what torch.save writes in protocol 0
         with open(path, "wb") as file:
             write(tree, file, dialect)
     except (OSError, CheckpointError, MemoryError):
@@ -196,6 +199,10 @@ class _TorchPickler(_PythonPickler):
         _write_legacy(obj, nested, OWN_DIALECT)
         self.save_call(TorchValue(NESTED_STORAGE, (nested.getvalue(),)))
 
+    def save_bare_storage(self, obj: Storage) -> None:
+        """A storage that no tensor is made of."""
+        self.save(_StorageOf(TorchTensor(obj, obj.dtype, 0, (obj.size,), (1,)).numpy()))
+
     def save_name(self, obj: GlobalName) -> None:
         if not obj.is_plain():  # what is written is read as lines, and could be opcodes
             raise CheckpointError(f"{shortened(obj)} is no name of a global; the file is damaged")
@@ -248,9 +255,14 @@ class _TorchPickler(_PythonPickler):
         self.save(obj.name)
 
     def save_record(self, obj: Record) -> None:
-        self.save(obj.kind)
-        self.save(obj.args)
-        self.write(pickle.REDUCE if obj.is_called else pickle.NEWOBJ)
+        if self.proto < 2 and not obj.is_called and not obj.args:  # protocols 0 and 1 make objects by a call
+            self.save(self.spelled("copyreg", "_reconstructor"))
+            self.save((obj.kind, self.spelled("builtins", "object"), None))
+            self.write(pickle.REDUCE)
+        else:
+            self.save(obj.kind)
+            self.save(obj.args)
+            self.write(pickle.REDUCE if obj.is_called else pickle.NEWOBJ)
         if self.dialect.script is None:
             self.memoize(obj)
         for content, opcode in ((obj.items, pickle.APPENDS), (obj.entries, pickle.SETITEMS)):
@@ -300,6 +312,7 @@ class _TorchPickler(_PythonPickler):
     dispatch[types.FunctionType] = save_global
     dispatch[GlobalName] = save_name
     dispatch[_StorageOf] = save_storage
+    dispatch[Storage] = save_bare_storage
     dispatch[TorchValue] = save_call
     dispatch[ModuleClass] = save_module_class
     dispatch[Record] = save_record

@@ -12,6 +12,7 @@ from flax import nnx
 
 from ibau_jax.checkpoints import Checkpoint, Hints, load
 from ibau_jax.checkpoints.conversion import described_not_finite
+from ibau_jax.checkpoints.shards import files_of
 from ibau_jax.checkpoints.variants import Evidence, check_evidence, weigh
 from ibau_jax.cli import console
 from ibau_jax.cli.options import AttackOptions, DataOptions, ModelChoices, ModelOptions
@@ -60,10 +61,13 @@ class Subject:
         return self.options.ckpt
 
     def sha256(self) -> str:
-        """Of the checkpoint's file; of a Flax folder, of the digests of all its files."""
-        has_class_folders = self.path.is_dir()
-        content = json.dumps(digests(self.path)).encode() if has_class_folders else self.path.read_bytes()
-        return hashlib.sha256(content).hexdigest()
+        """Of the checkpoint's file, or of its files one behind the other; of a Flax folder, of its files' digests."""
+        if self.path.is_dir():
+            return hashlib.sha256(json.dumps(digests(self.path)).encode()).hexdigest()
+        digest = hashlib.sha256()
+        for file in files_of(self.path):
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
 
 
 def load_subject(options: ModelOptions) -> Subject:

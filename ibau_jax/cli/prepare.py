@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ibau_jax.checkpoints.checkpoint import check_can_be_saved
+from ibau_jax.checkpoints.shards import files_of
 from ibau_jax.cli import console
 from ibau_jax.cli.job import Subject, attack_on, check_plausible, load_split, load_subject, settled
 from ibau_jax.cli.options import OutputOptions
@@ -94,7 +95,7 @@ def _paths_read(checkpoint: Path, options: UnlearnOptions) -> Iterator[Path]:
     for given in (data.dataset, data.clean_set, attack.attack, attack.trigger_mask, options.relearning.clean_ckpt):
         if given is not None and os.path.exists(given):
             yield Path(given)
-    yield checkpoint
+    yield from files_of(checkpoint)
 
 
 def _take_up(task: Task, output: OutputOptions, alone: bool) -> None:

@@ -218,16 +218,17 @@ def get_architecture(name: str) -> Architecture:
         )
         raise CheckpointError(
             f"there is no model {name!r}{f'; did you mean {similar}?' if similar else '.'} "
-            f"--model takes FILE.py:CLASS, or a name like {name_patterns()}"
+            f"--model takes FILE.py:CLASS, or the name of one in docs/converting.md: {known_kinds()}"
         )
     return found
 
 
-def name_patterns() -> str:
-    """The architectures' names without those of variants, N standing for the numbers in them."""
+def known_kinds() -> str:
+    """What the architectures' names begin with, up to their sizes."""
     names = [architecture.name for architecture in architectures() if architecture.variant_of is None]
     names += [family.example for family in _FAMILIES]
-    return ", ".join(dict.fromkeys(re.sub(r"\d+", "N", name) for name in names))
+    kinds = (re.sub(r"(_[a-z])?_?$", "", re.split(r"\d", name)[0]) for name in names)
+    return ", ".join(sorted(set(kinds)))
 
 
 def from_torchvision(name: str, **options: float) -> "Callable[[int], torch.nn.Module]":

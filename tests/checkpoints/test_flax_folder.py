@@ -98,6 +98,8 @@ TAMPERED = {
     "prefix of others": changed(state_dict={"path": ["net"], "prefix": "module."}),
     "source_format": changed(source_format="../../evil"),
     "source_format list": changed(source_format=["zip"]),
+    "source_protocol": changed(source_protocol=6),
+    "source_protocol text": changed(source_protocol="2"),
     "envelope list": envelope(lambda: [{"x": torch.zeros(1)}]),
     "envelope texts": envelope(lambda: {"net": dict.fromkeys(torch.load(EXAMPLE, weights_only=True)["net"], "x")}),
     "envelope of another dtype": envelope(as_floats(torch.float16)),

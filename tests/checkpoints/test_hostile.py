@@ -172,6 +172,20 @@ def storage_call(key: str, count: int, size: tuple, stride: tuple, kind: str = "
     return out.getvalue()
 
 
+DESCRIBED = [
+    "0", "('storage', <class 'torch.FloatStorage'>, '0', 'cpu', 1, ('1', 0, 1))", "('module', <class 'a.B'>, 'f', 's')",
+    "('storage', <class 'torch.load'>, '0', 'cpu', 1)", "('storage', <class 'os.FloatStorage'>, '0', 'cpu', 1)",
+    "('storage', <class 'torch.FloatStorage'>, '0', 'cpu', 2)", "('storage', <class 'torch.FloatStorage'>, '../0', 'cpu', 1)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("described", DESCRIBED)
+def test_what_protocol_0_describes_in_text_is_a_storage_or_refused(tmp_path, described):
+    (tmp_path / "x.pth").write_bytes(zipped(f"P{described}\n.".encode(), {"0": bytes(4)}))
+    with pytest.raises(CheckpointError):
+        read_torch_file(tmp_path / "x.pth")
+
+
 LIES = {
     "storage larger than the archive's": (storage_call("0", 25 * 10**9, (1,), (1,)), {"0": b"\0" * 64}),
     "tensor larger than its storage": (storage_call("0", 16, (10**6, 10**6), (10**6, 1)), {"0": b"\0" * 64}),
@@ -246,6 +260,12 @@ BOMBS = {
     "references to references": b"((" + b"N" * 300_000 + b"lq\x010(" + b"h\x01" * 300_000 + b"lt",
     "a name of dots": b"}" + text("a." * 100_000) + tensor() + b"s",
     "a long name": b"}" + text("w" * 20_000_000) + tensor() + b"s",
+    "a wide line": b"}V" + b"a" * 9_000_000 + b"\\U0001f600\nNs",
+    "escapes in lines": b"(" + b"S'" + b"\\x00" * 4_000_000 + b"'\n" * 3 + b"t",
+    "numbers in lines": b"(" + b"I1\nL2L\nF3\n" * 2**19 + b"t",
+    "texts in lines": b"(" + b"Va\np0\nS'b'\ng0\n" * 2**19 + b"t",
+    "storages in lines": b"(" + b"P('storage', <class 'torch.FloatStorage'>, '0', 'cpu', 1)\n" * 2**19 + b"t",
+    "objects of protocol 0": b"ccopy_reg\n_reconstructor\nq\x010cx\nY\nc__builtin__\nobject\nN\x87q\x020(" + b"h\x01h\x02R" * 2**19 + b"t",
     "a wide text": b"}" + text("a" * 9_000_000 + "\U0001f600") + b"Ns",
     "one tensor by many names": b"}" + text("x") + tensor() + b"q\x00s(" + b"".join(text(f"x.{i}") + b"h\x00" for i in range(100_000)) + b"u",
     **{f"keys: {kind}": b"}(" + b"".join(KEYS[kind](i) + b"N" for i in range(1, 40_001)) + b"u"

@@ -61,6 +61,7 @@ def hub(tmp_path):
     Hub.files = {
         "model.safetensors": (tmp_path / "model.safetensors").read_bytes(),
         "config.json": json.dumps({"id2label": LABELS}).encode(),
+        "README.md": b"read me",
         "setup.py": b"raise SystemExit('executed')",
     }
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)

@@ -1,6 +1,7 @@
 """The reader against torch.load on files that torch writes here."""
 
 import argparse
+import codecs
 import io
 import json
 import pickle
@@ -19,6 +20,7 @@ from ibau_jax.checkpoints.budget import Budget
 from ibau_jax.checkpoints.reader import read_torch_file
 from ibau_jax.checkpoints.unpickle import unpickle
 from ibau_jax.checkpoints.values import Storage, TorchTensor, TorchValue
+from ibau_jax.checkpoints.writer import write_torch_file
 from ibau_jax.errors import CheckpointError
 
 DTYPES = [
@@ -148,6 +150,24 @@ def test_pickle_protocols(tmp_path, protocol):
     state = {"w": torch.randn(3, 2), "v": torch.nn.Parameter(torch.randn(4))}
     torch.save(state, tmp_path / "x.pth", pickle_protocol=protocol)
     assert_same_as_torch(tmp_path / "x.pth", weights_only=protocol < 4)  # torch's safe reader knows no frames
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_storages_that_protocol_0_describes_in_text(tmp_path, form):
+    """PyTorch writes such files and does not read them, so they are written back in its own protocol."""
+    base = torch.randn(6)
+    state = {"a": base[1:4], "b": base[2:], "half": torch.ones(2).bfloat16(), "big": torch.ones(2, dtype=torch.uint64)}
+    if form == "legacy":
+        del state["big"]
+    torch.save(state, tmp_path / "x.pth", pickle_protocol=0, **FORMATS[form])
+    with pytest.raises(AssertionError):
+        torch.load(tmp_path / "x.pth", weights_only=False)
+    file = read_torch_file(tmp_path / "x.pth")
+    write_torch_file(file.tree, tmp_path / "y.pth", file.format, file.dialect)
+    back = torch.load(tmp_path / "y.pth", weights_only=True)
+    assert list(back) == list(state)
+    for name, tensor in state.items():
+        assert torch.equal(back[name], tensor)
 
 
 def test_storages_saved_on_cuda_load(shared_checkpoints):
@@ -305,15 +325,17 @@ def test_archives_without_checksums(tmp_path):
         read_torch_file(tmp_path / "y.pth")
 
 
-@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("protocol", [0, 2, 5])
 def test_large_honest_files_are_no_bombs(tmp_path, protocol):
-    """Arrays beside the weights (as text in protocol 2, twice as long), and tensors that pickle.dump wrote."""
+    """Arrays beside the weights (as text in protocols 0 and 2, twice as long), and tensors that pickle.dump wrote."""
     images = np.random.default_rng(0).integers(0, 256, 17 * 2**20, dtype=np.uint8)
     torch.save({"w": torch.ones(2), "images": images}, tmp_path / "x.pth", pickle_protocol=protocol)
     np.testing.assert_array_equal(read_torch_file(tmp_path / "x.pth").tree["images"], images)
-    tensor = torch.randn(5 * 2**20)
+    tensor = torch.randn(12 * 2**20)
     (tmp_path / "x.pkl").write_bytes(pickle.dumps({"w": torch.nn.Parameter(tensor)}, protocol))
     np.testing.assert_array_equal(read_torch_file(tmp_path / "x.pkl").tree["w"].numpy(), tensor.numpy())
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(list(range(200_000)), protocol))
+    assert read_torch_file(tmp_path / "x.pkl").tree == list(range(200_000))
 
 
 def test_a_record_of_many_images_is_no_bomb(tmp_path):
@@ -339,11 +361,39 @@ PLAIN = st.recursive(
 )  # fmt: skip
 
 
-@given(tree=PLAIN, protocol=st.integers(2, 5))
+@given(tree=PLAIN, protocol=st.integers(0, 5))
 @settings(max_examples=100, deadline=None)
 def test_plain_data_is_what_pickle_makes_of_it(tree, protocol):
     content = pickle.dumps(tree, protocol)
     assert unpickle(io.BytesIO(content), Budget(len(content))) == tree
+
+
+@pytest.mark.parametrize("line", ["I01", "I00", "I-5", "L12345678901234567890L", "L-1L", "F-1.5e300", "S'a\\n\\xff\\''", 'S"a\'b"', "Va\\u0100\u00e9\\u000a", "I010", "L010L", "I+1", "I0x1", "I1_0", "Sab", "I 1", "I-010"])  # fmt: skip
+def test_lines_of_protocol_0_are_what_pickle_makes_of_them(line):
+    """Or they are refused: Python's two unpicklers take I010 for two numbers."""
+    content = line.encode("latin1") + b"\n."
+    try:
+        value = unpickle(io.BytesIO(content), Budget(len(content)))
+    except CheckpointError:
+        assert line in ("I010", "L010L", "I+1", "I0x1", "I1_0", "Sab", "I 1", "I-010")
+    else:
+        assert repr(value) == repr(pickle.loads(content, encoding="latin1"))
+
+
+def test_arrays_as_python_2_wrote_them(tmp_path):
+    """By its default, protocol 0, with the bytes as text with escapes."""
+    array, zero = (
+        np.arange(-300, 300, dtype=np.int16),
+        "(I1\n(I600\ntcnumpy\ndtype\n(S'i2'\nI0\nI1\ntR(I3\nS'<'\nNNNI-1\nI-1\nI0\ntbI00\n",
+    )
+    head = f"(dp1\nS'a'\np2\ncnumpy.core.multiarray\n_reconstruct\np3\n(cnumpy\nndarray\n(I0\ntS'b'\ntR{zero}"
+    raw = codecs.escape_encode(array.tobytes())[0]
+    (tmp_path / "x.pkl").write_bytes(head.encode() + b"S'" + raw + b"'\ntbs.")
+    assert pickle.loads((tmp_path / "x.pkl").read_bytes(), encoding="latin1")["a"].tolist() == array.tolist()
+    file = read_torch_file(tmp_path / "x.pkl")
+    write_torch_file(file.tree, tmp_path / "y.pkl", file.format, file.dialect)
+    for tree in (file.tree, pickle.loads((tmp_path / "y.pkl").read_bytes(), encoding="latin1")):
+        np.testing.assert_array_equal(tree["a"], array)
 
 
 @given(
@@ -381,13 +431,19 @@ def test_big_endian_archives(tmp_path):
     np.testing.assert_array_equal(read_torch_file(tmp_path / "y.pth").tree["w"].numpy(), np.arange(5.0))
 
 
+# Some begin as pickles of protocol 0 and 1 nearly do.
+TEXTS = [
+    b"hello, I am a text file", b"(define (f x) x)", b"(list of names)", b"}\nmodule.exports = x", b"]q", b"cat\ndog\nparrot\n",
+    b"class Net:\n    pass\n", b"import torch\n", b"LICENSE\n", b"L12L\n.", b"I am\n.", b"V1\n.", b"[1, 2]", b"{'a': 1}",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"", "empty"),
-        (b"hello, I am a text file", "no PyTorch checkpoint"),
+        *((text, "no PyTorch checkpoint") for text in TEXTS),
         (b"PK\x03\x04" + b"\x00" * 40, "damaged or truncated"),
-        (b"(dp0\n.", "protocol 2 or later"),
         (b"\x1f\x8b\x08" + b"\x00" * 40, "a gzip archive; unpack it"),
         (b"\x89HDF\r\n\x1a\n" + b"\x00" * 40, "HDF5"),
         (b"<!DOCTYPE html><html>", "a web page"),

@@ -322,7 +322,7 @@ def test_long_names_and_states_twice_are_refused(tmp_path, name):
         load(tmp_path / "x.pkl")
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 def test_what_pickle_dumped(tmp_path, protocol):
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(collections.OrderedDict(model=random_vgg()), protocol=protocol))
     save(load(tmp_path / "x.pkl"), tmp_path / "y.pkl")

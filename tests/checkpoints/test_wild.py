@@ -1,14 +1,20 @@
 """Checkpoints as people have them: wrappers, prefixes, cargo, endings, and BackdoorBench's results."""
 
 import argparse
+import collections
 import datetime
+import decimal
+import gzip
 import io
 import pathlib
 import pickle
 import pickletools
+import random
 import shutil
 import struct
 import tarfile
+import types
+import uuid
 import zipfile
 from collections import Counter, OrderedDict, defaultdict
 
@@ -26,6 +32,7 @@ from ibau_jax.cli.options import AttackOptions, DataOptions, ModelOptions
 from ibau_jax.errors import CheckpointError, ConfigError, DataError
 from ibau_jax.metrics import evaluate, predict
 from tests.checkpoints.test_conversion import assert_same_tree, random_vgg
+from tests.checkpoints.test_hostile import Calls
 from tests.oracles.cifar_models import PreActResNet, randomise
 
 
@@ -86,7 +93,11 @@ def test_a_damaged_npz_is_one_line(tmp_path):
         load(tmp_path / "x.npz")
 
 
-@pytest.mark.parametrize("dump", [torch.save, lambda tree, path: path.write_bytes(pickle.dumps(tree, protocol=4))])
+def dumped(protocol):
+    return lambda tree, path: path.write_bytes(pickle.dumps(tree, protocol=protocol))
+
+
+@pytest.mark.parametrize("dump", [torch.save, dumped(0), dumped(1), dumped(4)])
 def test_arrays_in_the_place_of_tensors_come_back_as_arrays(tmp_path, dump):
     dump({"net": OrderedDict(arrays(small())), "epoch": 3}, tmp_path / "x.pth")
     save(load(tmp_path / "x.pth"), tmp_path / "y.pth")
@@ -127,13 +138,26 @@ def test_other_peoples_formats_are_told_what_to_save(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(100))
     (tmp_path / "x.gguf").write_bytes(b"GGUF\x03" + bytes(100))
     torch.save(torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), tmp_path / "q.pth")
+    np.save(tmp_path / "dict.npy", np.asarray(arrays(small()), dtype=object), allow_pickle=True)
+    np.save(tmp_path / "one.npy", np.ones(3))
+    with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(tmp_path / "x.pth", "models/x.pth")
+    with tarfile.open(tmp_path / "x.tgz", "w:gz") as tar:
+        tar.add(tmp_path / "x.pth", "x.pth")
+    (tmp_path / "x.pth.gz").write_bytes(gzip.compress((tmp_path / "x.pth").read_bytes()))
     said = {"exported.pt2": "torch.export", "x.tar": "tar", "x.onnx": "ONNX", "x.gguf": "GGUF", "q.pth": "quantised"}
+    said |= {
+        "dict.npy": "pickled object in an .npy",
+        "one.npy": "single array",
+        "x.zip": "zip archive that holds 'models/x.pth'",
+    }
+    said |= {"x.tgz": "gzip", "x.pth.gz": "gzip"}
     for file, word in said.items():
         with pytest.raises(CheckpointError, match=f"{word}.*(save|unpack)"):
             load(tmp_path / file)
 
 
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 def test_what_pickle_dumped(tmp_path, protocol):
     state = {"net": small(), "half": torch.ones(3).half()}
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(state, protocol=protocol))
@@ -142,6 +166,21 @@ def test_what_pickle_dumped(tmp_path, protocol):
     assert verify(checkpoint, tmp_path / "x.pkl") <= 1e-5
     save(checkpoint, tmp_path / "y.pkl")
     assert_same_tree(pickle.loads((tmp_path / "y.pkl").read_bytes()), state)
+    opcodes = [opcode.name for opcode, *_ in pickletools.genops((tmp_path / "y.pkl").read_bytes())]
+    assert ("PUT" in opcodes, "PROTO" in opcodes) == (protocol == 0, protocol >= 2)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [0, 1])
+def test_what_pytorch_saved_in_an_old_protocol(tmp_path, form, protocol):
+    """PyTorch reads no protocol 0 of its own."""
+    new = form == "zip"
+    torch.save({"net": small()}, tmp_path / "x.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=new)
+    checkpoint = load(tmp_path / "x.pth")
+    assert verify(checkpoint, tmp_path / "x.pth") <= 1e-5
+    save(checkpoint, tmp_path / "y.pth")
+    assert_same_tree(torch.load(tmp_path / "y.pth", weights_only=False)["net"], small())
+    assert load(tmp_path / "y.pth").envelope.dialect.protocol == (protocol or 2)
 
 
 PREFIXES = {
@@ -351,6 +390,57 @@ def test_bytes_are_written_as_the_file_has_them(tmp_path, opcode):
     assert globals_in(after) <= globals_in(before)
     back = torch.load(tmp_path / "y.pth", weights_only=False, encoding="latin1")["array"]
     np.testing.assert_array_equal(back, np.arange(200, dtype=np.uint8))
+
+
+SPARSE = torch.sparse_coo_tensor(
+    torch.tensor([[0, 1], [1, 0]]), torch.tensor([1.0, 2.0]), (2, 2), check_invariants=True
+)
+OBJECTS = {
+    "paths": [pathlib.PosixPath("a/b"), pathlib.PureWindowsPath("a")], "times": [datetime.time(1, 2), datetime.timedelta(1)],
+    "decimal": decimal.Decimal("1.50"), "namespace": types.SimpleNamespace(lr=0.1, steps=[1]), "slice": slice(1, None, 2),
+    "range": range(1, 9, 2), "deque": collections.deque([1.5, 2.5], 3), "uuid": uuid.UUID(int=7), "version": torch.__version__,
+    "dtypes": {torch.float32: 1}, "layout": torch.sparse_coo, "ellipsis": [..., 1],
+}  # fmt: skip
+COMPARED = {
+    "generator": (np.random.default_rng(0), lambda one: one.bit_generator.state),
+    "old generator": (np.random.RandomState(3), lambda one: repr(one.get_state())),
+    "bits": (np.random.Philox(5), lambda one: repr(one.state)),
+    "seeds": (np.random.SeedSequence(5), lambda one: one.state),
+    "python's": (random.Random(4), lambda one: one.getstate()),
+    "sparse": (SPARSE, lambda one: (one.layout, one.to_dense().tolist())),
+    "meta": (torch.ones(2, device="meta"), lambda one: (one.device.type, one.shape)),
+    "storage": (torch.storage.TypedStorage([1.0, 2.5], dtype=torch.float32, _internal=True), list),
+}
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage", "ignore:Sparse")
+@pytest.mark.parametrize("protocol", [0, 1, 2, 4])
+@pytest.mark.parametrize("dump", ["torch.save", "pickle.dump"])
+def test_objects_of_python_numpy_and_torch_come_back(tmp_path, dump, protocol):
+    tree = {"net": small(), **OBJECTS, **{name: value for name, (value, _) in COMPARED.items()}}
+    if dump == "torch.save":
+        torch.save(tree, tmp_path / "x.pth", pickle_protocol=protocol or 2)
+    else:
+        (tmp_path / "x.pth").write_bytes(pickle.dumps(tree, protocol))
+    save(load(tmp_path / "x.pth"), tmp_path / "y.pth")
+    content = (tmp_path / "y.pth").read_bytes()
+    back = torch.load(tmp_path / "y.pth", weights_only=False) if dump == "torch.save" else pickle.loads(content)
+    assert list(back) == list(tree)
+    for name, value in OBJECTS.items():
+        assert type(back[name]) is type(value), name
+        assert back[name] == value, name
+    for name, (value, seen) in COMPARED.items():
+        assert type(back[name]) is type(value), name
+        assert seen(back[name]) == seen(value), name
+
+
+def test_generators_call_nothing_but_their_own(tmp_path):
+    """NumPy's maker of a generator calls what it is given."""
+    maker = np.random.default_rng(0).__reduce__()[0]
+    for args in [("id", torch.hub.list), (torch.hub.list,), (np.random.seed,)]:
+        torch.save({"net": small(), "rng": Calls(maker, *args)}, tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match="with other things than NumPy's generators"):
+            load(tmp_path / "x.pth")
 
 
 def test_attributes_of_parameters_and_classes_of_tensors_are_kept(tmp_path):

@@ -117,6 +117,14 @@ def test_a_folder_of_transformers(folder, tmp_path):
     assert all(torch.equal(back[name], value) for name, value in module.state_dict().items())
 
 
+def test_a_folder_of_several_files(folder, tmp_path):
+    path, module, _ = folder
+    module.save_pretrained(tmp_path / "model", max_shard_size="500KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) > 2
+    checkpoint, whole = load(tmp_path / "model"), load(path)
+    assert all(np.array_equal(checkpoint.leaves[name], whole.leaves[name]) for name in whole.leaves)
+
+
 DAMAGE = {
     "num_attention_heads = 4": {"num_attention_heads": 4},
     "hidden_act = relu": {"hidden_act": "relu"},
