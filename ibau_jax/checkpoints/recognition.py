@@ -127,7 +127,7 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     described = f". Closest, {closest[0].described()}" if closest else ""
     raise CheckpointError(
         f"unknown architecture: the state dict holds {summary(tensors)}{described}. Write it as a Flax module and name "
-        f"it by --model FILE.py:CLASS (see docs/custom_model.md). Known, as docs/converting.md lists them: {known_kinds()}"
+        f"it by --model FILE.py:CLASS (see docs/custom_model.md). Known, of docs/converting.md: {known_kinds()}"
     )
 
 
