@@ -38,6 +38,7 @@ from ibau_jax.models.normalized import normalized_model
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".pkl", ".bin", ".ckpt", ".t7")  # `.pth.tar` is among them
 SAFETENSORS_SUFFIX, NPZ_SUFFIX = ".safetensors", ".npz"
+SHOWN = 3  # other networks of a guess that a message names
 MAX_TEXT = 1000  # characters of a name in checkpoint.json
 FLAX_SUFFIXES = (".flax", ".orbax")
 Form = Literal["torch", "safetensors", "npz", "flax"]
@@ -90,12 +91,27 @@ class Checkpoint:
         """That the architecture is assumed, and what else it may be."""
         if not self.alternatives:
             return None
+        if self.architecture.is_guessed:
+            return self._guess_note()
         others = ", ".join(one.name for one in self.alternatives)
         says = same_name(self.architecture.name, self.hints.model)
         why = "as the file says" if says else "the most common network of these names and shapes"
         return (
             f"taken as {self.architecture.name}, {why}; {others} have the same names and shapes and compute something "
             "else. --model NAME says which it is, clean images (--dataset) tell"
+        )
+
+    def _guess_note(self) -> str:
+        """That the architecture is made up from names and shapes, and what else it may be."""
+        others = ", ".join(one.name for one in self.alternatives[:SHOWN])
+        more = f" and {len(self.alternatives) - SHOWN} more" if self.alternatives[SHOWN:] else ""
+        several = (
+            f"; {others}{more} have the same names and shapes, and clean images (--dataset) tell" if others else ""
+        )
+        return (
+            f"taken as {self.architecture.name}, no published network: what is between the layers with weights is "
+            f"assumed{several}. --image-size N says that images are not {self.image_size} pixels wide and high, "
+            "--model NAME what the network is, and --verify --torch-module proves it"
         )
 
     def beside_note(self) -> str | None:
@@ -252,10 +268,14 @@ def possible_networks(
     Raises:
         CheckpointError: they contradict all of them, or the module has a layer in two places.
     """
+    place = (candidate.num_classes, candidate.image_size)
     possible, module = possible_variants(candidate.architecture, request), envelope.module()
     if envelope.description:
-        place = (candidate.num_classes, candidate.image_size)
         possible = hugging_face.told_by_description(possible, envelope.description, *place)
+    if candidate.architecture.is_guessed:  # some may need larger images than these
+        possible = [
+            one for one in possible if abstract_shapes(one, *place) == abstract_shapes(candidate.architecture, *place)
+        ]
     if module is None:
         return possible, candidate.normalization
     tensors, names = envelope.tensors(), candidate.reading.names

@@ -19,6 +19,7 @@ from ibau_jax.checkpoints.values import Record
 from ibau_jax.errors import CheckpointError, ConfigError, shortened
 from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.alterations import ACTIVATIONS, KINDS, replacing
+from ibau_jax.models.chain_steps import PlainChain
 from ibau_jax.models.googlenet import InceptionNetwork
 from ibau_jax.models.layers import (
     Activation,
@@ -45,6 +46,7 @@ HARMLESS = (
     *("Identity", "Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "Flatten", "Softmax", "LogSoftmax"),
     *("Sequential", "ModuleList", "StochasticDepth", "DropPath"),
 )
+POOLINGS = ("MaxPool2d", "AvgPool2d")
 AVERAGING = ("AdaptiveAvgPool2d", "AvgPool2d")  # of the last features, where the network here has no layer for it
 # Other people's layers that compute what one of torch.nn does.
 ALIKE = {
@@ -105,7 +107,7 @@ class Layers:
         for name, what in self._activations.items():
             if what not in functions and (name in seen or not is_below(name, self._left_out)):
                 found.append(f"{name}: {what}")
-        return found + list(self._unknown(seen))
+        return found + list(self._unknown(seen, model))
 
     def _heads(self, path: Sequence[Any], heads: int) -> Iterator[str]:
         projection = self._names.get(f"{'.'.join(map(str, path))}.out_proj.weight", "")
@@ -114,8 +116,15 @@ class Layers:
         if one is not None and one.attributes.get("num_heads", heads) != heads:
             yield f"{name}: num_heads {shortened(one.attributes['num_heads'])}"
 
-    def _unknown(self, seen: set[str]) -> Iterator[str]:
-        """Layers that the network has no place for and that may compute something, and code that replaces a layer's."""
+    def _unknown(self, seen: set[str], model: nnx.Module) -> Iterator[str]:
+        """Layers that the network has no place for and that may compute something, and code that replaces a layer's.
+
+        A chain of layers has all of its poolings, at whatever place, and no other.
+        """
+        poolings = [
+            layer for _, layer in nnx.iter_graph(model) if isinstance(layer, MaxPool | AvgPool | AdaptiveAvgPool)
+        ]
+        chained = poolings if isinstance(model, PlainChain) else []
         for name, one in self._by_name.items():
             kind, attributes = _kind(one), one.attributes
             hooks = [part for part in ("_forward_hooks", "_forward_pre_hooks") if attributes.get(part)]
@@ -125,7 +134,8 @@ class Layers:
                 continue
             if is_below(name, self._left_out):
                 continue
-            averages = _class(one) in AVERAGING and name.startswith(self._prefix)
+            averages = _class(one) in AVERAGING and name.startswith(self._prefix) and not isinstance(model, PlainChain)
+            averages |= any(not list(_differences(layer, one)) for layer in chained)
             normalizes = kind == NORMALIZE and self.normalization() is not None
             if not (averages or normalizes or kind.startswith(LOSSES)):
                 yield f"{name}: {kind}"
@@ -144,6 +154,8 @@ class Layers:
                 names.add("last_stride1")
             if isinstance(layer, MaxPool):
                 names.update(_pool(one))
+        if isinstance(model, PlainChain):  # its poolings have no places
+            names.update(name for one in self._by_name.values() if _class(one) in POOLINGS for name in _pool(one))
         return names
 
 

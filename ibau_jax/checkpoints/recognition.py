@@ -7,7 +7,7 @@ from itertools import islice
 
 from flax import nnx
 
-from ibau_jax.checkpoints.conversion import Mismatch, Path, leaf_shapes, torch_shapes
+from ibau_jax.checkpoints.conversion import Mismatch, Path, is_counter, leaf_shapes, torch_shapes
 from ibau_jax.checkpoints.envelope import rank
 from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, is_below, read_as
@@ -108,7 +108,7 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     request.check()
     state = _state_dict(tensors, request)
     candidates = islice(_candidates(state, request), MAX_CANDIDATES)
-    fitting = [candidate for candidate in candidates if not candidate.mismatch]
+    fitting = _published([candidate for candidate in candidates if not candidate.mismatch])
     sure = [candidate for candidate in fitting if not candidate.doubtful]
     if sure:
         return _with_several_classes(_chosen(sure))
@@ -129,6 +129,11 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
         f"unknown architecture: the state dict holds {summary(tensors)}{described}. Write it as a Flax module and name "
         f"it by --model FILE.py:CLASS (see docs/custom_model.md). Known, of docs/converting.md: {known_kinds()}"
     )
+
+
+def _published(candidates: list[Candidate]) -> list[Candidate]:
+    """Those of published architectures, or all where these are guessed."""
+    return [one for one in candidates if not one.architecture.is_guessed] or candidates
 
 
 def _chosen(candidates: list[Candidate]) -> Candidate:
@@ -198,13 +203,18 @@ def _possible(state: StateDict, request: Request) -> list[Architecture]:
         return [find_architecture(request.model)]
     known = [architecture for architecture in architectures() if architecture.variant_of is None]
     for prefix in state.common_prefixes[:PLACES]:
-        known += proposed(
-            {name.removeprefix(prefix): state[name].shape for name in state.full if name.startswith(prefix)}
-        )
-    if not any(len(state[name].shape) == 4 and state[name].shape[1] == 3 for name in state.full):
-        known = [grey(one) if one.channels == 3 else one for one in known]
-    known = list(dict.fromkeys(known))
-    return sorted(known, key=lambda one: not same_name(one.name, request.hints.model))
+        inside = [name for name in state.full if name.startswith(prefix) and not is_counter(name, state[name])]
+        known += proposed({name.removeprefix(prefix): state[name].shape for name in inside})
+    inputs = {state[name].shape[1] for name in state.full if len(state[name].shape) == 4}
+    if 1 in inputs and 3 not in inputs:
+        known = [grey(one) if one.channels == 3 and not one.is_guessed else one for one in known]
+
+    def unlikely(architecture: Architecture) -> tuple[bool, bool]:
+        size = request.hints.image_size
+        other_size = architecture.is_guessed and size is not None and size not in architecture.image_sizes
+        return not same_name(architecture.name, request.hints.model), other_size
+
+    return sorted(dict.fromkeys(known), key=unlikely)
 
 
 def same_name(name: str, other: str | None) -> bool:
@@ -239,7 +249,9 @@ def _as_architecture(
 def _of_size(state: StateDict, architecture: Architecture, prefix: str, request: Request, image_size: int) -> Candidate:
     def read(classes: int) -> Reading:
         shapes = torch_shapes(abstract_shapes(architecture, classes, image_size))
-        return read_as(state, prefix, shapes, architecture.classifier, architecture.unused)
+        # A guess is of the names that are there: none of them is moved.
+        classifier = None if architecture.is_guessed else architecture.classifier
+        return read_as(state, prefix, shapes, classifier, architecture.unused)
 
     num_classes = request.num_classes or _classes(architecture, state, prefix, request.hints.num_classes)
     reading = read(num_classes or UNKNOWN_CLASSES)
@@ -249,14 +261,17 @@ def _of_size(state: StateDict, architecture: Architecture, prefix: str, request:
         reading = read(num_classes)
     normalization = None if reading.mismatch else find_normalization(state, reading.beside, architecture.channels)
     explained = normalization[1] if normalization else set()
+    beside = (
+        [name for name in reading.beside if state.tensors[name].dtype.kind not in "biu"]
+        if architecture.is_guessed
+        else doubtful(state, reading, architecture.channels, num_classes or 0)
+    )
     return Candidate(
         architecture,
         num_classes or UNKNOWN_CLASSES,
         image_size,
         reading,
-        tuple(
-            name for name in doubtful(state, reading, architecture.channels, num_classes or 0) if name not in explained
-        ),
+        tuple(name for name in beside if name not in explained),
         normalization[0] if normalization else None,
     )
 

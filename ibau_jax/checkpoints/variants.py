@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ibau_jax.batches import to_unit
 from ibau_jax.checkpoints.checkpoint import Checkpoint
@@ -27,10 +27,11 @@ from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.normalized import normalized_model
 from ibau_jax.models.registry import altered, neighbours, unaltered
 from ibau_jax.models.running_statistics import DiscrepancyExceeded, Statistics, discrepancies, distances
-from ibau_jax.plausibility import SUBSTANTIAL, SURE, agreement
+from ibau_jax.plausibility import EXPLAINED, SUBSTANTIAL, SURE, agreement
 
 IMAGES, PIXELS = 100, 2**20  # to measure the statistics on: at most so many of each, in one batch
 LABELLED = 500  # to measure accuracy on, where statistics do not decide
+SMALL, SMALL_PIXELS = 2000, 2**21  # of small networks without statistics more, of at most so many pixels
 # Of the right network at most 0.006, with another activation or pooling 0.0096 and more: chosen on badnets_8, l0_inv_0,
 # gtsrb-wanet-4-1 and cifar-clean-0, the same on ten other models (docs/converting.md).
 IMPLAUSIBLE = 0.012
@@ -49,7 +50,7 @@ class Evidence:
         layers: the discrepancy of each BatchNorm layer; see `discrepancies`.
         seen: the statistics of each BatchNorm's input on the images.
         n_images: how many images it is from.
-        accuracy: share of images classified as labelled, where the discrepancies of several do not decide.
+        hits: which images are classified as labelled, where the discrepancies of several do not decide.
         classifies_well: the images are classified as labelled far more often than not; None where nobody asked.
     """
 
@@ -57,8 +58,13 @@ class Evidence:
     layers: Float[np.ndarray, " layers"]
     seen: Statistics = field(repr=False)
     n_images: int
-    accuracy: float | None = None
+    hits: Bool[np.ndarray, " n"] | None = field(default=None, repr=False)
     classifies_well: bool | None = None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of images classified as labelled, where labels were asked."""
+        return None if self.hits is None else float(np.mean(self.hits))
 
     @property
     def discrepancy(self) -> float:
@@ -97,6 +103,16 @@ class Evidence:
         gain = other.discrepancy - self.discrepancy
         return apart > NEGLIGIBLE * other.discrepancy and gain > DECIDED * apart
 
+    def hits_more(self, other: "Evidence") -> bool:
+        """Whether it classifies far more of the same images as labelled, not by chance (McNemar, 1947).
+
+        A little more is no sign: what is pooled behind the last BatchNorm, say, may help by accident.
+        """
+        if self.hits is None or other.hits is None:
+            return False
+        gains = self.hits.astype(int) - other.hits
+        return bool(np.sum(gains) > max(EXPLAINED * np.sum(~other.hits), SURE * np.sqrt(np.sum(gains**2))))
+
     def record(self) -> dict[str, Any]:
         """The evidence as JSON has it."""
         return {
@@ -130,17 +146,23 @@ def weigh(
     order = np.random.default_rng(seed).permutation(len(images))
     height, width = images.images.shape[1:3]
     few = to_unit(jnp.asarray(images.images[order[: min(IMAGES, max(8, PIXELS // (height * width)))]]))
-    witness = _Witness(checkpoint, normalization, few, images.take(order[:LABELLED]))
+    labelled = LABELLED
+    if checkpoint.architecture.is_guessed:
+        labelled = max(LABELLED, min(SMALL, SMALL_PIXELS // (height * width)))
+    witness = _Witness(checkpoint, normalization, few, images.take(order[:labelled]))
     architectures = (checkpoint.architecture, *checkpoint.alternatives)
     known = [witness.evidence(one) for one in architectures]
     weighed = _with_alterations(witness, sorted(known, key=_discrepancy))
     first = weighed[0]  # where not even this is plausible, statistics decide nothing
     undecided = [one for one in weighed if one is first or not (first.is_plausible and first.beats(one))]
-    if len(undecided) > 1:
-        counted = [replace(one, accuracy=witness.accuracy(one.architecture)) for one in undecided]
+    by_labels_alone = first.architecture.is_guessed and not len(first.layers)
+    if len(undecided) > 1 or by_labels_alone:
+        counted = sorted(map(witness.counted, undecided), key=_misses)
         others = [one for one in weighed if one not in undecided]
-        weighed = [*sorted(counted, key=lambda one: -(one.accuracy or 0.0)), *others]
+        weighed = [*(_with_alterations_by_labels(witness, counted) if by_labels_alone else counted), *others]
     best, *rest = weighed
+    if by_labels_alone:
+        return [replace(best, classifies_well=witness.agrees(best.architecture, 0.0)), *rest]
     return weighed if best.is_plausible else [replace(best, classifies_well=witness.agrees(best.architecture)), *rest]
 
 
@@ -154,6 +176,7 @@ class _Witness:
     labelled: Dataset
     computed: dict[str, Evidence] = field(default_factory=dict)  # by the architecture's name
     exceeded: dict[str, float] = field(default_factory=dict)  # by the architecture's name, a limit that it exceeds
+    classes: dict[str, Int[np.ndarray, " n"]] = field(default_factory=dict)  # predicted, by the architecture's name
     networks: dict[str, nnx.Module] = field(default_factory=dict)  # not altered, by the architecture's name
 
     def model(self, architecture: Architecture) -> nnx.Module:
@@ -184,23 +207,31 @@ class _Witness:
             self.computed[name] = Evidence(architecture, layers, statistics, len(self.few))
         return self.computed[name]
 
-    def accuracy(self, architecture: Architecture) -> float:
-        """The share of images that an architecture classifies as labelled."""
-        return float(np.mean(self.predicted(architecture) == self.labelled.labels))
+    def counted(self, evidence: Evidence) -> Evidence:
+        """The evidence with what the labels say."""
+        return replace(evidence, hits=self.predicted(evidence.architecture) == self.labelled.labels)
 
-    def agrees(self, architecture: Architecture) -> bool:
-        """Says whether an architecture's classes and the labels agree substantially, and not by chance."""
-        return agreement(self.predicted(architecture), self.labelled.labels, -SURE) > SUBSTANTIAL
+    def agrees(self, architecture: Architecture, least: float = SUBSTANTIAL) -> bool:
+        """Says whether an architecture's classes and the labels agree by more than `least`, and not by chance."""
+        return agreement(self.predicted(architecture), self.labelled.labels, -SURE) > least
 
     def predicted(self, architecture: Architecture) -> Int[np.ndarray, " n"]:
-        """Predicts the class of each of the labelled images."""
-        return predict_where_finite(self.model(architecture), self.labelled)
+        """Predicts the class of each of the labelled images, once for each architecture."""
+        if architecture.name not in self.classes:
+            self.classes[architecture.name] = predict_where_finite(self.model(architecture), self.labelled)
+        return self.classes[architecture.name]
 
     def neighbours(self, architecture: Architecture) -> list[Architecture]:
         """What is altered in one way more, less or otherwise than an architecture."""
         if is_own(architecture.name):
             return []
         return neighbours(architecture, self.checkpoint.num_classes, self.checkpoint.image_size, ABSTRACT)
+
+    def altered(self, evidence: Evidence) -> Iterator[Evidence]:
+        """What the labels say of the neighbours of an architecture without BatchNorm."""
+        for one in self.neighbours(evidence.architecture):
+            with contextlib.suppress(TypeError):  # its maps have another size than its last layer takes
+                yield self.counted(Evidence(one, evidence.layers, evidence.seen, evidence.n_images))
 
     def better(self, than: Evidence, best: Evidence) -> Iterator[Evidence]:
         """The neighbours of an architecture that beat it, and the best one."""
@@ -236,6 +267,30 @@ def _with_alterations(witness: _Witness, known: list[Evidence]) -> list[Evidence
     return [best, *known] if best is not known[0] and best.is_plausible else known
 
 
+def _with_alterations_by_labels(witness: _Witness, counted: list[Evidence]) -> list[Evidence]:
+    """What the labels say of networks without BatchNorm, the best first, which may be altered.
+
+    A hill climb from the best, and from those that are hardly worse: an alteration is taken where it classifies far
+    more images as labelled. Averages in place of maximums are kept beside the best one where they are hardly worse.
+    """
+    best = counted[0]
+    possible = [one for one in counted if not best.hits_more(one)][:CLIMBED]
+    while found := [other for one in possible for other in witness.altered(one) if other.hits_more(best)]:
+        best = min(found, key=_misses)
+        possible = [best]
+    pooled = [one for one in witness.altered(best) if _averages(one) != _averages(best) and not best.hits_more(one)]
+    return [best, *pooled, *(one for one in counted if one is not best)]
+
+
+def _averages(evidence: Evidence) -> bool:
+    """Whether an architecture is altered to average where it took maximums."""
+    return "avg_pool" in unaltered(evidence.architecture)[1]
+
+
+def _misses(evidence: Evidence) -> float:
+    return 1 - (evidence.accuracy or 0.0)
+
+
 def _altered_likewise(witness: _Witness, names: tuple[str, ...]) -> Iterator[Architecture]:
     """The checkpoint's possible architectures altered by the same names, where these change something of them."""
     for one in (witness.checkpoint.architecture, *witness.checkpoint.alternatives):
@@ -250,7 +305,12 @@ def _discrepancy(evidence: Evidence) -> float:
 
 
 def check_evidence(evidence: Sequence[Evidence]) -> None:
-    """Raises CheckpointError where not even the likeliest architecture agrees with clean images or their labels."""
+    """Raises CheckpointError where not even the likeliest architecture agrees with clean images or their labels.
+
+    One that is made up from names and shapes also has to agree far better than the others.
+    """
+    if evidence[0].architecture.is_guessed:
+        _check_guess(*evidence)
     if evidence[0].is_plausible or evidence[0].is_changed:
         return
     raise CheckpointError(
@@ -258,6 +318,23 @@ def check_evidence(evidence: Sequence[Evidence]) -> None:
         f"network with the same names and shapes, or these are not its images, normalised as it takes them "
         f"({'; '.join(map(str, evidence))}; the right one is mostly below {100 * IMPLAUSIBLE:g} % off)"
     )
+
+
+def _check_guess(best: Evidence, *others: Evidence) -> None:
+    """Raises CheckpointError where labels have to decide and do not."""
+    if best.hits is None:
+        return
+    if not len(best.layers) and not best.classifies_well:
+        raise CheckpointError(
+            "no network that was tried for these names and shapes classifies the clean images better than chance "
+            f"({'; '.join(map(str, (best, *others)))}): it is another one, these are not its images, normalised as it "
+            "takes them, or they are too few"
+        )
+    if rivals := [one for one in others if one.hits is not None and not best.hits_more(one)]:
+        raise CheckpointError(
+            f"several networks have these names and shapes, and {len(best.hits)} clean images do not tell them apart "
+            f"({'; '.join(map(str, (best, *rivals)))}). More images may; --model NAME says which it is"
+        )
 
 
 def settle(checkpoint: Checkpoint, images: Dataset) -> Checkpoint:

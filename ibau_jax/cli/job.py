@@ -26,6 +26,7 @@ from ibau_jax.models.normalized import normalized_model
 from ibau_jax.plausibility import doubt
 from ibau_jax.triggers import TRIGGERS, Attack, load_attack
 
+SHOWN = 3  # other networks that a line names, where they are made up from names and shapes
 BACKDOORBENCH_TRIGGERED = "bd_test_dataset"
 
 
@@ -186,7 +187,9 @@ def likeliest(subject: Subject, images: Dataset) -> Subject:
         )
     if others and not subject.options.model:
         by = "the labels of clean images alone" if others[0].accuracy is not None else "clean images"
-        console.warn(f"{subject.path} is {best}, by {by}; not {', '.join(map(str, others))}")
+        shown = others[:SHOWN] if best.architecture.is_guessed else others
+        more = f" and {len(others) - len(shown)} more" if len(shown) < len(others) else ""
+        console.warn(f"{subject.path} is {best}, by {by}; not {', '.join(map(str, shown))}{more}")
         checkpoint = checkpoint.as_variant(best.architecture)
     if best.is_changed:
         console.warn(

@@ -18,6 +18,7 @@ from ibau_jax.models import (  # noqa: F401 - each registers what it defines
     mnasnet,
     mobilenet,
     mobilenet_v1,
+    plain_chain,
     pnasnet,
     preact_resnet,
     regnet,

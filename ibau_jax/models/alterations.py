@@ -90,15 +90,17 @@ def _keep_size(model: nnx.Module) -> bool:
 
 Alter = Callable[[nnx.Module], bool]  # changes a model in place; whether there was anything to change
 
+POOLINGS: dict[str, Alter] = {
+    "avg_pool": partial(_pool_by, lambda pool: AvgPool(pool.size, pool.stride, pool.padding)),
+    "pool2": partial(_pool_by, lambda pool: MaxPool(2) if (pool.size, pool.stride) == (3, 2) else None),
+    "pool3": partial(_pool_by, lambda pool: MaxPool(3, 2, 1) if pool.size == 2 else None),
+    "pool_ceil": partial(_pool_by, lambda pool: MaxPool(pool.size, pool.stride, pool.padding, ceil=True)),
+}
+
 # Of each kind a network has one at most, the more common first.
 KINDS: tuple[dict[str, Alter], ...] = (
     {name: partial(_activate_by, function) for name, function in ACTIVATIONS.items()},
-    {
-        "avg_pool": partial(_pool_by, lambda pool: AvgPool(pool.size, pool.stride, pool.padding)),
-        "pool2": partial(_pool_by, lambda pool: MaxPool(2) if (pool.size, pool.stride) == (3, 2) else None),
-        "pool3": partial(_pool_by, lambda pool: MaxPool(3, 2, 1) if pool.size == 2 else None),
-        "pool_ceil": partial(_pool_by, lambda pool: MaxPool(pool.size, pool.stride, pool.padding, ceil=True)),
-    },
+    POOLINGS,
     {"last_stride1": _keep_size},
     {"eps1e-3": partial(normalize_by, 1e-3)},
 )

@@ -39,6 +39,8 @@ class Architecture:
             They differ in what leaves no trace in a state dict: strides, pooling, activations, what a shortcut reads.
         unused: what the names of layers begin with that inference does not use, as auxiliary heads. A state dict may
             hold them or not; they are kept as they are.
+        is_guessed: whether nobody has published it, so that its order of layers is made up from names and shapes: any
+            other architecture that fits is preferred, and nothing may lie beside it.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Architecture:
     channels: int = 3
     variant_of: str | None = None
     unused: tuple[str, ...] = ()
+    is_guessed: bool = False
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -66,6 +69,8 @@ class Family:
         propose: `propose(shapes)`, the names of those that a state dict with these names and shapes may be of, variants
             left out.
         variants: what the names of variants end with.
+        relatives: `relatives(base)`, the names of all with the names and shapes of one, which comes first, where these
+            do not begin with its name.
     """
 
     pattern: re.Pattern[str]
@@ -73,6 +78,7 @@ class Family:
     make: Callable[[re.Match[str]], Architecture | None]
     propose: Callable[[Shapes], Iterator[str]]
     variants: tuple[str, ...] = ()
+    relatives: Callable[[str], tuple[str, ...]] = lambda base: (base,)
 
 
 GREY = "_grey"  # what the names of architectures end with that are an RGB one with one channel
@@ -111,11 +117,15 @@ def known(name: str) -> Architecture | None:
 
 
 def proposed(shapes: Shapes) -> list[Architecture]:
-    """The members of families that a state dict with these names and shapes may be of; grey ones for RGB."""
+    """The members of families that a state dict with these names and shapes may be of.
+
+    Those of RGB images are among them where the first convolution has one input.
+    """
+    ways = [shapes]
     first = next((name for name, shape in shapes.items() if len(shape) == 4), None)
     if first is not None and shapes[first][1] == 1:
-        shapes = {**shapes, first: (shapes[first][0], 3, *shapes[first][2:])}
-    names = (name for family in _FAMILIES for name in family.propose(shapes))
+        ways.append({**shapes, first: (shapes[first][0], 3, *shapes[first][2:])})
+    names = (name for way in ways for family in _FAMILIES for name in family.propose(way))
     return [one for one in map(known, names) if one]
 
 
@@ -155,6 +165,10 @@ def variants(architecture: Architecture) -> tuple[Architecture, ...]:
         group = tuple(map(grey, variants(in_colour)))
         return group if architecture in group else (architecture, *group)
     of_family = {base + suffix: None for family in _FAMILIES for suffix in ("", *family.variants)}
+    families = [family for family in _FAMILIES if family.pattern.fullmatch(base)]
+    of_family = {
+        one + suffix: None for family in families for one in family.relatives(base) for suffix in ("", *family.variants)
+    }
     relatives = (*_ARCHITECTURES.values(), *filter(None, map(known, of_family)))
     group = tuple(dict.fromkeys(one for one in relatives if base in (one.name, one.variant_of)))
     return group if architecture in group else (architecture, *group)  # altered, or the user's own module

@@ -1,0 +1,136 @@
+"""How many of other libraries' classifiers are recognised from names and shapes: `python -m tests.measure_recognition`.
+
+Torchvision's are all that it has. Of timm's hundreds they are a choice: what
+`cases/wanted_checkpoints.md` names, and other sizes and families that are often met. Nothing is computed:
+test_architectures.py and test_timm.py compare logits.
+"""
+
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ibau_jax import load
+from ibau_jax.errors import CheckpointError
+from tests.oracles import torchvision_models
+
+CLASSES = 10
+TIMM = [
+    "cait_xxs24_224",
+    "convnext_tiny",
+    "convnext_small",
+    "convnextv2_tiny",
+    "deit_small_distilled_patch16_224",
+    "deit_small_patch16_224",
+    "deit_tiny_patch16_224",
+    "deit3_small_patch16_224",
+    "densenet121",
+    "dla34",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
+    "efficientnetv2_rw_s",
+    "tf_efficientnet_b0",
+    "tf_efficientnetv2_s",
+    "ghostnet_100",
+    "hardcorenas_a",
+    "hrnet_w18",
+    "inception_v3",
+    "inception_v4",
+    "mixer_b16_224",
+    "mixer_s32_224",
+    "mnasnet_100",
+    "mobilenetv2_050",
+    "mobilenetv2_100",
+    "mobilenetv3_large_100",
+    "mobilenetv3_small_100",
+    "tf_mobilenetv3_large_100",
+    "regnetx_004",
+    "regnety_004",
+    "repvgg_a0",
+    "resmlp_12_224",
+    "resnet10t",
+    "resnet14t",
+    "resnet18",
+    "resnet18d",
+    "resnet26",
+    "resnet26d",
+    "resnet34",
+    "resnet34d",
+    "resnet50",
+    "resnet50d",
+    "resnet101",
+    "resnetv2_50",
+    "resnext50_32x4d",
+    "rexnet_100",
+    "seresnet18",
+    "seresnet50",
+    "seresnext50_32x4d",
+    "swin_tiny_patch4_window7_224",
+    "swin_small_patch4_window7_224",
+    "swinv2_tiny_window8_256",
+    "vgg11",
+    "vgg16",
+    "vgg16_bn",
+    "vit_base_patch16_224",
+    "vit_base_patch32_224",
+    "vit_small_patch16_224",
+    "vit_tiny_patch16_224",
+    "wide_resnet50_2",
+    "xception",
+]
+
+
+def torchvisions() -> Iterator[tuple[str, torch.nn.Module]]:
+    """All of torchvision's classifiers; without memory for their weights where they compute nothing as they are made."""
+    models = torchvision_models.models
+    for name in models.list_models(module=models):
+        device = "cpu" if name.startswith(("swin", "regnet", "maxvit")) else "meta"
+        with torch.device(device):
+            module = models.get_model(name, num_classes=CLASSES)
+        yield name, module
+
+
+def timms() -> Iterator[tuple[str, torch.nn.Module]]:
+    """Those of timm's that `TIMM` names."""
+    import timm
+
+    for name in TIMM:
+        yield name, timm.create_model(name, num_classes=CLASSES)
+
+
+def recognised(module: torch.nn.Module, folder: Path) -> str | None:
+    """What a module's state dict is recognised as; None where it is not."""
+    state = {
+        name: torch.zeros(value.shape, dtype=value.dtype, device="cpu") for name, value in module.state_dict().items()
+    }
+    state |= {
+        name: value for name, value in module.state_dict().items() if value.dtype == torch.int64 and not value.is_meta
+    }
+    torch.save(state, folder / "x.pth")
+    try:
+        return load(folder / "x.pth").architecture.name
+    except CheckpointError:
+        return None
+
+
+def main() -> None:
+    """Prints what each is recognised as, and how many are."""
+    sets = {"torchvision": torchvisions, "timm": timms}
+    chosen = sys.argv[1:] or list(sets)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
+        for library in chosen:
+            found = {}
+            for name, module in sets[library]():
+                found[name] = recognised(module, Path(folder))
+                print(f"{library} {name}: {found[name] or '-'}", flush=True)
+            print(f"{library}: {sum(map(bool, found.values()))} of {len(found)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
