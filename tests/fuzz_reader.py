@@ -80,6 +80,17 @@ def saved(tree, **options) -> bytes:
     return file.getvalue()
 
 
+def folded_states(state) -> dict[str, torch.Tensor]:
+    """A state dict whose tensors are in other forms: masked, normed, apart and twice."""
+    small = {"a.b.q_proj.weight": torch.ones(2, 2), "a.b.k_proj.weight": torch.ones(2, 2)}
+    small |= {"a.b.v_proj.weight": torch.ones(2, 2), "c.weight_g": torch.ones(2, 1), "c.weight_v": torch.ones(2, 3)}
+    small |= {"d.weight_orig": torch.ones(2, 3), "d.weight_u": torch.ones(2), "d.weight_v": torch.ones(3)}
+    small |= {"model.e.bias": torch.ones(2), "attacker.model.e.bias": torch.ones(2)}
+    masked = {name: value for name, value in state.items() if name != "conv1.weight"}
+    masked |= {"conv1.weight_orig": state["conv1.weight"], "conv1.weight_mask": torch.ones_like(state["conv1.weight"])}
+    return masked | small
+
+
 def honest_files() -> list[bytes]:
     """One of each format, and of what goes into them."""
     torch.manual_seed(0)
@@ -105,6 +116,8 @@ def honest_files() -> list[bytes]:
         saved(little, _use_new_zipfile_serialization=False),
         pickle.dumps(little),
         save_safetensors({"a": torch.ones(3)}),
+        saved(folded_states(state)),
+        save_safetensors(folded_states(state)),
         saved({"model": module, "optimizer": optimizer}),
         saved(little_module),
         saved(little_module, _use_new_zipfile_serialization=False),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ibau_jax.checkpoints.conversion import WEIGHT_DTYPES
 from ibau_jax.checkpoints.values import TorchTensor
 
 Arrays = Sequence[np.ndarray]
@@ -57,7 +58,8 @@ class Fold:
     def folded(self, tensors: Tensors) -> TorchTensor:
         """The network's tensor, in the dtype of the first part."""
         first = tensors[self.parts[0]]
-        array = self.form.fold([tensors[part].numpy() for part in self.parts])
+        with np.errstate(all="ignore"):  # what is not finite is told of as in any other tensor
+            array = self.form.fold([tensors[part].numpy() for part in self.parts])
         return TorchTensor.from_numpy(np.asarray(array).astype(first.dtype, copy=False))
 
     def unfolded(self, array: np.ndarray, tensors: Tensors) -> dict[str, TorchTensor]:
@@ -145,9 +147,14 @@ def _as_vector(array: np.ndarray, parts: Arrays) -> Arrays:
     return (array.reshape(-1),)
 
 
+def _is_weight(tensor: TorchTensor) -> bool:
+    return tensor.dtype in WEIGHT_DTYPES
+
+
 def _maskable(tensors: Tensors, parts: tuple[str, ...]) -> bool:
-    """Whether all have the weight's shape."""
-    return len({tensors[part].shape for part in parts}) == 1
+    """Whether all have the weight's shape, and none is complex."""
+    real = all(tensors[part].dtype.kind != "c" for part in parts)
+    return real and _is_weight(tensors[parts[0]]) and len({tensors[part].shape for part in parts}) == 1
 
 
 def _masked(parts: Arrays) -> np.ndarray:
@@ -166,7 +173,8 @@ def _unmasked(array: np.ndarray, parts: Arrays) -> Arrays:
 def _normed(tensors: Tensors, parts: tuple[str, ...]) -> bool:
     """Whether the first is a length for each of the second's outputs."""
     lengths, directions = (tensors[part].shape for part in parts)
-    return len(directions) > 1 and lengths == (directions[0], *(1 for _ in directions[1:]))
+    weights = all(_is_weight(tensors[part]) for part in parts)
+    return weights and len(directions) > 1 and lengths == (directions[0], *(1 for _ in directions[1:]))
 
 
 def _lengths(directions: np.ndarray) -> np.ndarray:
@@ -186,7 +194,8 @@ def _un_weight_normed(array: np.ndarray, parts: Arrays) -> Arrays:
 def _spectral(tensors: Tensors, parts: tuple[str, ...]) -> bool:
     """Whether the vectors are of the sides of the weight as a matrix."""
     weight, rows, columns = (tensors[part].shape for part in parts)
-    return len(weight) > 1 and (rows, columns) == ((weight[0],), (int(np.prod(weight[1:])),))
+    weights = all(_is_weight(tensors[part]) for part in parts)
+    return weights and len(weight) > 1 and (rows, columns) == ((weight[0],), (int(np.prod(weight[1:])),))
 
 
 def _largest_singular_value(weight: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
