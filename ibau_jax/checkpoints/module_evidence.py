@@ -142,8 +142,8 @@ class Layers:
 
     def suggested(self, model: nnx.Module) -> set[str]:
         """The alterations of a network that its differences from the layers ask for."""
-        activations = set(self._activations.values()) - activations_of(model)
-        names = activations if len(set(self._activations.values())) == 1 else set()
+        activations = self._activations_of_blocks(model)
+        names = activations - activations_of(model) if len(activations) == 1 else set()
         for path, layer in nnx.iter_graph(model):
             one = self.at(path)[1] if isinstance(layer, nnx.Module) else None
             if one is None:
@@ -157,6 +157,16 @@ class Layers:
         if isinstance(model, PlainChain):  # its poolings have no places
             names.update(name for one in self._by_name.values() if _class(one) in POOLINGS for name in _pool(one))
         return names
+
+    def _activations_of_blocks(self, model: nnx.Module) -> set[str]:
+        """The activations in the file; without those at places of their own, where the network's blocks have others.
+
+        What blocks call in their `forward` shows in no layer: a layer of a head, say, does not tell it.
+        """
+        graph = [(path, layer) for path, layer in nnx.iter_graph(model) if hasattr(layer, "activation")]
+        placed = {self.at(path)[0] for path, layer in graph if isinstance(layer, Activation)}
+        in_blocks = any(not isinstance(layer, Activation) for _, layer in graph)
+        return {what for name, what in self._activations.items() if not (in_blocks and name in placed)}
 
 
 def told_by_module(

@@ -13,8 +13,8 @@ from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, is_below, read_as
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, known_kinds, proposed
+from ibau_jax.models.derived import grey, told_head, with_head
 from ibau_jax.models.layers import ABSTRACT
-from ibau_jax.models.registry import grey
 
 UNKNOWN_CLASSES = 2  # stands for the number of classes where no classifier tells it
 MAX_CANDIDATES = 64  # honest files have a handful; a hostile one may have a landmark at every name
@@ -231,7 +231,18 @@ def _candidates(state: StateDict, request: Request) -> Iterator[Candidate]:
     for architecture in _possible(state, request):
         landmarks = architecture.landmarks
         for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes:
-            yield from _as_architecture(state, architecture, prefix, request)
+            yield from _as_architecture(state, _with_its_head(state, architecture, prefix), prefix, request)
+
+
+def _with_its_head(state: StateDict, architecture: Architecture, prefix: str) -> Architecture:
+    """The architecture with the head that a state dict has in the place of its last layer."""
+    classifier = architecture.classifier
+    if classifier is None or architecture.is_guessed or prefix + classifier in state.full:
+        return architecture
+    stem = prefix + classifier.removesuffix("weight")
+    shapes = {name.removeprefix(prefix): state[name].shape for name in state.full if name.startswith(stem)}
+    head = told_head(shapes, classifier)
+    return with_head(architecture, *head) if head else architecture
 
 
 def _as_architecture(

@@ -9,6 +9,7 @@ from ibau_jax.models import (  # noqa: F401 - each registers what it defines
     cifar_shufflenet,
     convnext,
     densenet,
+    derived,
     dla,
     dpn,
     efficientnet,

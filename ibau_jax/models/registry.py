@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import jax
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError
@@ -81,10 +80,22 @@ class Family:
     relatives: Callable[[str], tuple[str, ...]] = lambda base: (base,)
 
 
-GREY = "_grey"  # what the names of architectures end with that are an RGB one with one channel
+@dataclass(frozen=True)
+class Derivation:
+    """A way in which people change any architecture, so that its names or shapes become others.
+
+    Attributes:
+        pattern: what names look like; the group `base` is the name of the architecture that is changed.
+        make: `make(base, match)`, the changed one, the same for the same arguments; None where that can't be.
+    """
+
+    pattern: re.Pattern[str]
+    make: Callable[[Architecture, re.Match[str]], Architecture | None]
+
 
 _ARCHITECTURES: dict[str, Architecture] = {}
 _FAMILIES: list[Family] = []
+_DERIVATIONS: list[Derivation] = []
 
 
 def register(architecture: Architecture) -> None:
@@ -99,6 +110,11 @@ def register_family(family: Family) -> None:
     _FAMILIES.append(family)
 
 
+def register_derivation(derivation: Derivation) -> None:
+    """Makes a derivation known."""
+    _DERIVATIONS.append(derivation)
+
+
 def architectures() -> tuple[Architecture, ...]:
     """All architectures that are registered one by one."""
     return tuple(_ARCHITECTURES.values())
@@ -109,11 +125,20 @@ def known(name: str) -> Architecture | None:
     """The architecture of that name, without alterations, registered or of a family; None where there is none."""
     if name in _ARCHITECTURES:
         return _ARCHITECTURES[name]
-    if name.endswith(GREY):
-        base = known(name.removesuffix(GREY))
-        return grey(base) if base and base.channels == 3 else None
+    if derived := _derived(name):
+        of, make = derived
+        return make(of)
     made = (family.make(match) for family in _FAMILIES if (match := family.pattern.fullmatch(name)))
     return next((one for one in made if one), None)
+
+
+def _derived(name: str) -> tuple[Architecture, Callable[[Architecture], Architecture | None]] | None:
+    """What a name says that is derived from another architecture, and how."""
+    for derivation in _DERIVATIONS:
+        match = derivation.pattern.fullmatch(name)
+        if match and (base := known(match["base"])):
+            return base, lambda one, make=derivation.make, match=match: make(one, match)
+    return None
 
 
 def proposed(shapes: Shapes) -> list[Architecture]:
@@ -129,42 +154,13 @@ def proposed(shapes: Shapes) -> list[Architecture]:
     return [one for one in map(known, names) if one]
 
 
-@functools.cache  # so that the same architecture gives the same
-def grey(architecture: Architecture) -> Architecture:
-    """An architecture of RGB images for grey ones: its first convolution has one input."""
-
-    def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
-        model = architecture.build(num_classes, image_size, rngs)
-        layers = (layer for _, layer in nnx.iter_graph(model) if isinstance(layer, nnx.Conv))
-        first = next(layer for layer in layers if layer.in_features == 3)
-        kernel = first.kernel.get_value()
-        shape = (*kernel.shape[:2], 1, kernel.shape[3])
-        is_abstract = isinstance(kernel, jax.ShapeDtypeStruct)
-        first.kernel = nnx.Param(jax.ShapeDtypeStruct(shape, kernel.dtype) if is_abstract else kernel[:, :, :1])
-        first.in_features = 1
-        return model
-
-    def of_one(shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (shape[0], 1, *shape[2:]) if len(shape) == 4 and shape[1] == 3 else shape
-
-    return replace(
-        architecture,
-        name=architecture.name + GREY,
-        build=build,
-        landmarks={name: of_one(shape) for name, shape in architecture.landmarks.items()},
-        torch_module=None,
-        channels=1,
-        variant_of=architecture.variant_of and architecture.variant_of + GREY,
-    )
-
-
 def variants(architecture: Architecture) -> tuple[Architecture, ...]:
     """All architectures with the names and shapes of this one, which is among them; the most common comes first."""
     base = architecture.variant_of or architecture.name
-    if base.endswith(GREY) and (in_colour := known(base.removesuffix(GREY))):
-        group = tuple(map(grey, variants(in_colour)))
+    if derived := _derived(base):
+        of, make = derived
+        group = tuple(filter(None, map(make, variants(of))))
         return group if architecture in group else (architecture, *group)
-    of_family = {base + suffix: None for family in _FAMILIES for suffix in ("", *family.variants)}
     families = [family for family in _FAMILIES if family.pattern.fullmatch(base)]
     of_family = {
         one + suffix: None for family in families for one in family.relatives(base) for suffix in ("", *family.variants)
