@@ -13,7 +13,7 @@ from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, is_below, read_as
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, known_kinds, proposed
-from ibau_jax.models.derived import grey, told_head, with_head
+from ibau_jax.models.derived import grey, is_headed, told_head, with_head
 from ibau_jax.models.layers import ABSTRACT
 
 UNKNOWN_CLASSES = 2  # stands for the number of classes where no classifier tells it
@@ -132,8 +132,13 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
 
 
 def _published(candidates: list[Candidate]) -> list[Candidate]:
-    """Those of published architectures, or all where these are guessed."""
-    return [one for one in candidates if not one.architecture.is_guessed] or candidates
+    """Those of published architectures; if none, those with another head; if none, those that are guessed."""
+
+    def freedom(candidate: Candidate) -> int:
+        return 2 if candidate.architecture.is_guessed else 1 if is_headed(candidate.architecture) else 0
+
+    least = min(map(freedom, candidates), default=0)
+    return [one for one in candidates if freedom(one) == least]
 
 
 def _chosen(candidates: list[Candidate]) -> Candidate:
@@ -145,8 +150,12 @@ def _chosen(candidates: list[Candidate]) -> Candidate:
     def place(candidate: Candidate) -> tuple[int, ...]:
         return rank(tuple(filter(None, candidate.reading.prefix.split("."))))
 
-    first = min(candidates, key=lambda one: (place(one), len(one.reading.beside)))
-    others = {one.reading.prefix for one in candidates if place(one) == place(first)} - {first.reading.prefix}
+    first = min(candidates, key=lambda one: (place(one), len(one.reading.beside), len(one.reading.prefix)))
+    own = set(first.reading.names.values())
+    apart = [
+        one for one in candidates if set(one.reading.names.values()) != own
+    ]  # else it is the same, named otherwise
+    others = {one.reading.prefix for one in apart if place(one) == place(first)} - {first.reading.prefix}
     if others:
         prefixes = ", ".join(repr(prefix.rstrip(".")) for prefix in sorted({first.reading.prefix, *others}))
         raise CheckpointError(f"the state dict holds several networks, below {prefixes}; choose one by --key")
@@ -231,18 +240,20 @@ def _candidates(state: StateDict, request: Request) -> Iterator[Candidate]:
     for architecture in _possible(state, request):
         landmarks = architecture.landmarks
         for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes:
-            yield from _as_architecture(state, _with_its_head(state, architecture, prefix), prefix, request)
+            yield from _as_architecture(state, architecture, prefix, request)
+            if headed := _with_its_head(state, architecture, prefix):
+                yield from _as_architecture(state, headed, prefix, request)
 
 
-def _with_its_head(state: StateDict, architecture: Architecture, prefix: str) -> Architecture:
-    """The architecture with the head that a state dict has in the place of its last layer."""
+def _with_its_head(state: StateDict, architecture: Architecture, prefix: str) -> Architecture | None:
+    """The architecture with the larger head that a state dict has in the place of its last layer, if it has one."""
     classifier = architecture.classifier
     if classifier is None or architecture.is_guessed or prefix + classifier in state.full:
-        return architecture
+        return None
     stem = prefix + classifier.removesuffix("weight")
     shapes = {name.removeprefix(prefix): state[name].shape for name in state.full if name.startswith(stem)}
     head = told_head(shapes, classifier)
-    return with_head(architecture, *head) if head else architecture
+    return with_head(architecture, *head, "") if head else None
 
 
 def _as_architecture(

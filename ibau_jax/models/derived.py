@@ -1,8 +1,8 @@
 """Architectures as people change them: `NAME_grey` for images of one channel, `NAME_head0x256_3` with a larger head.
 
 The first convolution of a grey one has one input. A head of several linear layers stands in a `torch.nn.Sequential` in
-the place of the last layer, with ReLU, which leaves no trace, between two that are not next to one another: `0x256_3`
-is one of 256 features at place 0, and the last one at place 3.
+the place of the last layer: `0x256_3` is one of 256 features at place 0, and the last one at place 3. Between two that
+are not next to one another stands ReLU, or something else that leaves no trace either (`_tanh`, `_gelu`, `_linear`).
 """
 
 import functools
@@ -12,13 +12,19 @@ from itertools import pairwise
 from typing import cast
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
-from ibau_jax.models.layers import Activation, Identity, Sequential, linear, relu
+from ibau_jax.models.layers import Activation, Function, Identity, Sequential, gelu, linear, relu
 from ibau_jax.models.registry import Architecture, Derivation, Shapes, register_derivation
 
 GREY = "_grey"
-HEAD = r"_head(?P<hidden>(?:\d{1,2}x\d{1,5}_){1,4})(?P<last>\d{1,2})"
+# What stands between two linear layers, the most common first.
+BETWEEN: dict[str, Function | None] = {"": relu, "_gelu": gelu, "_tanh": jnp.tanh, "_linear": None}
+HEAD = (
+    r"_head(?P<hidden>(?:\d{1,2}x\d{1,5}_){1,4})(?P<last>\d{1,2})"
+    rf"(?P<between>{'|'.join(filter(None, BETWEEN))})?"
+)
 MOST_HIDDEN = 4
 
 Hidden = tuple[tuple[int, int], ...]  # place and features of each linear layer but the last
@@ -51,13 +57,14 @@ def grey(architecture: Architecture) -> Architecture:
 
 
 @functools.cache  # so that the same architecture gives the same
-def with_head(architecture: Architecture, hidden: Hidden, last: int) -> Architecture:
+def with_head(architecture: Architecture, hidden: Hidden, last: int, between: str) -> Architecture:
     """An architecture with several linear layers in the place of the last one, which has to be one.
 
     Args:
         architecture: whose.
         hidden: place and features of each linear layer but the last.
         last: the place of that.
+        between: one of `BETWEEN`.
     """
     assert architecture.classifier is not None
     path = architecture.classifier.removesuffix(".weight").split(".")
@@ -70,16 +77,26 @@ def with_head(architecture: Architecture, hidden: Hidden, last: int) -> Architec
         for place, width in hidden:
             layers[place], features = linear(features, width, rngs), width
         for (place, _), following in zip(hidden, [*(place for place, _ in hidden[1:]), last], strict=True):
-            if following - place > 1:
-                layers[place + 1] = Activation(relu)
+            if following - place > 1 and (function := BETWEEN[between]):
+                layers[place + 1] = Activation(function)
         layers[last] = linear(features, num_classes, rngs)
         _put(parent, path[-1], Sequential(layers))
         return model
 
-    spelled = "".join(f"{place}x{width}_" for place, width in hidden)
+    change = "_head" + "".join(f"{place}x{width}_" for place, width in hidden) + str(last)
+    named = _named(architecture, change)
     return replace(
-        _named(architecture, f"_head{spelled}{last}"), build=build, classifier=f"{'.'.join(path)}.{last}.weight"
+        named,
+        name=named.name + between,
+        variant_of=named.name if between else named.variant_of,
+        build=build,
+        classifier=f"{'.'.join(path)}.{last}.weight",
     )
+
+
+def is_headed(architecture: Architecture) -> bool:
+    """Says whether an architecture has another head than the one that was published."""
+    return re.search(HEAD, architecture.name) is not None
 
 
 def _named(architecture: Architecture, suffix: str) -> Architecture:
@@ -127,15 +144,19 @@ def _grey(base: Architecture, match: re.Match[str]) -> Architecture | None:
 
 def _headed(base: Architecture, match: re.Match[str]) -> Architecture | None:
     hidden = tuple(tuple(map(int, one.split("x"))) for one in match["hidden"].removesuffix("_").split("_"))
-    places = [place for place, _ in hidden] + [int(match["last"])]
-    possible = (
-        base.classifier
-        and not base.is_guessed
-        and places == sorted(set(places))
-        and all(all(one[1:]) for one in hidden)
-    )
-    return with_head(base, hidden, int(match["last"])) if possible else None
+    places, between = [*(place for place, _ in hidden), int(match["last"])], match["between"] or ""
+    if (
+        base.classifier is None
+        or base.is_guessed
+        or places != sorted(set(places))
+        or not all(width for _, width in hidden)
+    ):
+        return None
+    is_something_between = any(later - place > 1 for place, later in pairwise(places))
+    if between and (base.variant_of or not is_something_between):
+        return None
+    return with_head(base, hidden, int(match["last"]), between)
 
 
-register_derivation(Derivation(re.compile(rf"(?P<base>.+){HEAD}"), _headed))
+register_derivation(Derivation(re.compile(rf"(?P<base>.+){HEAD}"), _headed, tuple(filter(None, BETWEEN))))
 register_derivation(Derivation(re.compile(rf"(?P<base>.+){GREY}"), _grey))

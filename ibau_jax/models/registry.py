@@ -87,10 +87,12 @@ class Derivation:
     Attributes:
         pattern: what names look like; the group `base` is the name of the architecture that is changed.
         make: `make(base, match)`, the changed one, the same for the same arguments; None where that can't be.
+        variants: what the names of those end with that have the same names and shapes, and compute something else.
     """
 
     pattern: re.Pattern[str]
     make: Callable[[Architecture, re.Match[str]], Architecture | None]
+    variants: tuple[str, ...] = ()
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -125,20 +127,12 @@ def known(name: str) -> Architecture | None:
     """The architecture of that name, without alterations, registered or of a family; None where there is none."""
     if name in _ARCHITECTURES:
         return _ARCHITECTURES[name]
-    if derived := _derived(name):
-        of, make = derived
-        return make(of)
-    made = (family.make(match) for family in _FAMILIES if (match := family.pattern.fullmatch(name)))
-    return next((one for one in made if one), None)
-
-
-def _derived(name: str) -> tuple[Architecture, Callable[[Architecture], Architecture | None]] | None:
-    """What a name says that is derived from another architecture, and how."""
     for derivation in _DERIVATIONS:
         match = derivation.pattern.fullmatch(name)
         if match and (base := known(match["base"])):
-            return base, lambda one, make=derivation.make, match=match: make(one, match)
-    return None
+            return derivation.make(base, match)
+    made = (family.make(match) for family in _FAMILIES if (match := family.pattern.fullmatch(name)))
+    return next((one for one in made if one), None)
 
 
 def proposed(shapes: Shapes) -> list[Architecture]:
@@ -157,10 +151,13 @@ def proposed(shapes: Shapes) -> list[Architecture]:
 def variants(architecture: Architecture) -> tuple[Architecture, ...]:
     """All architectures with the names and shapes of this one, which is among them; the most common comes first."""
     base = architecture.variant_of or architecture.name
-    if derived := _derived(base):
-        of, make = derived
-        group = tuple(filter(None, map(make, variants(of))))
-        return group if architecture in group else (architecture, *group)
+    for derivation in _DERIVATIONS:
+        match = derivation.pattern.fullmatch(base)
+        if match and (of := known(match["base"])):
+            change = base.removeprefix(of.name)
+            names = [*(one.name + change for one in variants(of)), *(base + suffix for suffix in derivation.variants)]
+            group = tuple(filter(None, map(known, names)))
+            return group if architecture in group else (architecture, *group)
     families = [family for family in _FAMILIES if family.pattern.fullmatch(base)]
     of_family = {
         one + suffix: None for family in families for one in family.relatives(base) for suffix in ("", *family.variants)

@@ -193,9 +193,9 @@ def test_a_classifier_of_another_name(tmp_path, name):
     assert verify(checkpoint, tmp_path / "x.pth", torch_module=make) <= 1e-5
 
 
-def test_a_head_of_several_layers_is_named(tmp_path):
+def test_a_head_of_layers_that_do_not_fit_is_named(tmp_path):
     body = {name: value for name, value in wide().items() if not name.startswith("fc.")}
-    head = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).state_dict()
+    head = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 10)).state_dict()
     torch.save({**body, **{f"fc.{name}": value for name, value in head.items()}}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"Closest, as wide_resnet10_1: 2 missing: .*fc.weight"):
         load(tmp_path / "x.pth")

@@ -80,11 +80,21 @@ def test_heads(tmp_path, name, whole, rng, compiled_quickly):
     assert all(torch.equal(back[key], value) for key, value in module.state_dict().items())
 
 
-def test_a_whole_module_whose_head_does_something_else_is_refused(tmp_path):
+def test_a_whole_module_tells_what_its_head_does(tmp_path):
     head = (nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, CLASSES))
     torch.save(thin_resnet(*head), tmp_path / "x.pth")
-    with pytest.raises(CheckpointError, match=r"linear\.1: tanh"):
+    assert load(tmp_path / "x.pth").architecture.name == "thin_resnet8_head0x32_2_tanh"
+    torch.save(thin_resnet(nn.Linear(64, 32), nn.Sigmoid(), nn.Linear(32, CLASSES)), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=r"linear\.1: sigmoid"):
         load(tmp_path / "x.pth")
+
+
+def test_what_is_between_the_layers_is_assumed_and_said(tmp_path):
+    torch.save(thin_resnet(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, CLASSES)).state_dict(), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth")
+    others = {one.name for one in checkpoint.alternatives}
+    assert others >= {f"thin_resnet8_head0x32_2_{name}" for name in ("tanh", "gelu", "linear")}
+    assert "thin_resnet8_head0x32_2_tanh" in checkpoint.assumption_note()
 
 
 @pytest.mark.parametrize("shape", [(CLASSES, 31), (CLASSES, 0)])
