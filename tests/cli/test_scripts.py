@@ -301,10 +301,7 @@ def test_help_texts_are_wrapped_where_the_screen_ends():
     for command, break_in_the_source in (
         (UNLEARN, "'runs/*/model.pth'; read without torch, nothing in them is executed"),
         (CONVERT, "in the original's wrapper and key order"),
-        (
-            AUDIT,
-            "half of them to search on, half to measure on: digits, tfds:NAME[/CONFIG][:SPLIT], FILE.npz (x, y), FILE.h5",
-        ),
+        (AUDIT, "half of them to search on, half to measure on, in the forms that --dataset of scripts/unlearn.py has"),
     ):
         assert break_in_the_source in run(*command, "--help", cwd=ROOT, env=wide).stdout
 
