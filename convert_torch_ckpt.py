@@ -40,7 +40,7 @@ class Options(ClassOrder):
     """compare the logits of N random images with PyTorch's (needs torch)"""
     dataset: Annotated[str | None, option("SPEC", "none")] = None
     """clean images, which tell networks with the same names and shapes apart; --verify compares N of them as well:
-    digits, FILE.npz, FILE.h5, tfds:NAME or a folder of class folders"""
+    in the forms that --dataset of scripts/unlearn.py has"""
     torch_module: Annotated[
         str | None, option("FILE.py:NAME", "the architecture's own, torchvision's or this program's, if there is one")
     ] = None

@@ -19,6 +19,7 @@ from ibau_jax.models.normalized import NORMALIZATIONS, Normalization
 from ibau_jax.triggers import attack_names
 
 KEY = "ibau_jax"
+CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"  # beside the weights in a folder of transformers'
 # BackdoorBench normalises each data set in its own way (utils/aggregate_block/dataset_and_transform_generate.py).
 BACKDOORBENCH_NORMALIZATIONS: dict[str, Normalization | None] = {
     "cifar10": NORMALIZATIONS["cifar10"],
@@ -73,8 +74,8 @@ def read_hints(metadata: Mapping[str, Any]) -> Hints:
         return _own_hints(entry)
     if _text(metadata.get("model_name")) and "num_classes" in metadata:
         return _backdoorbench_hints(metadata)
-    if isinstance(config := metadata.get("config.json"), dict):
-        return _transformers_hints(config, metadata.get("preprocessor_config.json"))
+    if isinstance(config := metadata.get(CONFIG), dict):
+        return _transformers_hints(config, metadata.get(PREPROCESSOR))
     return Hints()
 
 

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from ibau_jax.checkpoints.hugging_face import CONFIG, PREPROCESSOR, WEIGHTS
+from ibau_jax.checkpoints.hints import CONFIG, PREPROCESSOR
+from ibau_jax.checkpoints.hugging_face import WEIGHTS
 from ibau_jax.errors import CheckpointError, quoted, shortened
 
 NAME = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

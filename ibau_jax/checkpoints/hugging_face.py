@@ -6,13 +6,13 @@ from typing import Any
 
 from flax import nnx
 
+from ibau_jax.checkpoints.hints import CONFIG, PREPROCESSOR
 from ibau_jax.checkpoints.module_evidence import activations_of
 from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.json_files import read_json
 from ibau_jax.models import Architecture
 
-CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
 WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -25,6 +25,7 @@ CONFIG_KEYS = (
     *("image_size", "model_type", "id2label"),
 )
 PREPROCESSOR_KEYS = ("image_mean", "image_std", "do_normalize", "do_rescale", "size", "crop_size")
+ALIASES = {"swish": "silu"}  # of activations
 MOST_LABELS = 1000  # whose names are kept
 
 
@@ -48,14 +49,15 @@ def weights_file(path: Path) -> Path:
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """What the files beside the weights say, by file: what `hints` and `check_description` look at.
+    """What the files beside the weights say, by file: what `hints` and `told_by_description` look at.
 
     Raises:
         CheckpointError: one of them is damaged.
     """
     kept = {CONFIG: _read(folder / CONFIG, CONFIG_KEYS)}
-    if len(kept[CONFIG].get("id2label") or ()) > MOST_LABELS:
-        del kept[CONFIG]["id2label"]
+    labels = kept[CONFIG].get("id2label")
+    if not isinstance(labels, dict) or len(labels) > MOST_LABELS:
+        kept[CONFIG].pop("id2label", None)
     if (folder / PREPROCESSOR).exists():
         kept[PREPROCESSOR] = _read(folder / PREPROCESSOR, PREPROCESSOR_KEYS)
     return kept
@@ -101,7 +103,8 @@ def _contradiction(architecture: Architecture, model: nnx.Module, config: Mappin
     }
     for key, own in facts.items():
         said = config.get(key)
-        if said is None or own is None or said == own or (isinstance(own, set) and said in own):
+        named = ALIASES.get(said, said) if isinstance(said, str) else None
+        if said is None or own is None or said == own or (isinstance(own, set) and named in own):
             continue
         return f"{key} = {shortened(said, 40)}"
     return None

@@ -92,7 +92,7 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
         CheckpointError: the file is missing, damaged, or of no known format.
     """
     if path.is_dir() and not is_model_folder(path):
-        raise CheckpointError(f"{path} is a folder; --inspect looks at PyTorch files")
+        raise CheckpointError(f"{path} is a folder; --inspect looks at PyTorch files and transformers' folders")
     weights = weights_file(path)
     file = read_torch_file(weights, inspect=True)
     size = sum(part.stat().st_size for part in files_of(weights))

@@ -1,5 +1,6 @@
 """Which architecture a state dict belongs to, told by names and shapes."""
 
+import contextlib
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -242,7 +243,8 @@ def _candidates(state: StateDict, request: Request) -> Iterator[Candidate]:
         for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes:
             yield from _as_architecture(state, architecture, prefix, request)
             if headed := _with_its_head(state, architecture, prefix):
-                yield from _as_architecture(state, headed, prefix, request)
+                with contextlib.suppress(CheckpointError):  # its last layer is not linear
+                    yield from _as_architecture(state, headed, prefix, request)
 
 
 def _with_its_head(state: StateDict, architecture: Architecture, prefix: str) -> Architecture | None:

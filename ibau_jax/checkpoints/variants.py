@@ -151,7 +151,7 @@ def weigh(
         labelled = max(LABELLED, min(SMALL, SMALL_PIXELS // (height * width)))
     witness = _Witness(checkpoint, normalization, few, images.take(order[:labelled]))
     architectures = (checkpoint.architecture, *checkpoint.alternatives)
-    known = [witness.evidence(one) for one in architectures]
+    known = list(witness.evidence_of(architectures, math.inf)) or [witness.evidence(checkpoint.architecture)]
     weighed = _with_alterations(witness, sorted(known, key=_discrepancy))
     first = weighed[0]  # where not even this is plausible, statistics decide nothing
     undecided = [one for one in weighed if one is first or not (first.is_plausible and first.beats(one))]
@@ -193,7 +193,8 @@ class _Witness:
 
         Raises:
             DiscrepancyExceeded: the discrepancy exceeds `limit`, and was not computed before.
-            TypeError: the maps of the architecture have another size than its last layer takes.
+            TypeError, ValueError: the maps of the architecture have another size than its last layer takes, or are too
+                small to be pooled.
         """
         name = architecture.name
         if limit <= self.exceeded.get(name, -math.inf):
@@ -230,7 +231,7 @@ class _Witness:
     def altered(self, evidence: Evidence) -> Iterator[Evidence]:
         """What the labels say of the neighbours of an architecture without BatchNorm."""
         for one in self.neighbours(evidence.architecture):
-            with contextlib.suppress(TypeError):  # its maps have another size than its last layer takes
+            with contextlib.suppress(TypeError, ValueError):  # its maps have another size than its last layer takes
                 yield self.counted(Evidence(one, evidence.layers, evidence.seen, evidence.n_images))
 
     def better(self, than: Evidence, best: Evidence) -> Iterator[Evidence]:
@@ -245,7 +246,7 @@ class _Witness:
         for one in architectures:
             try:
                 evidence = self.evidence(one, limit)
-            except (DiscrepancyExceeded, TypeError):
+            except (DiscrepancyExceeded, TypeError, ValueError):
                 continue
             yield evidence
 

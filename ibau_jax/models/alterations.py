@@ -91,10 +91,12 @@ def _keep_size(model: nnx.Module) -> bool:
 Alter = Callable[[nnx.Module], bool]  # changes a model in place; whether there was anything to change
 
 POOLINGS: dict[str, Alter] = {
-    "avg_pool": partial(_pool_by, lambda pool: AvgPool(pool.size, pool.stride, pool.padding)),
+    "avg_pool": partial(_pool_by, lambda pool: AvgPool(pool.size, pool.stride, pool.padding, ceil=pool.ceil)),
     "pool2": partial(_pool_by, lambda pool: MaxPool(2) if (pool.size, pool.stride) == (3, 2) else None),
     "pool3": partial(_pool_by, lambda pool: MaxPool(3, 2, 1) if pool.size == 2 else None),
-    "pool_ceil": partial(_pool_by, lambda pool: MaxPool(pool.size, pool.stride, pool.padding, ceil=True)),
+    "pool_ceil": partial(
+        _pool_by, lambda pool: None if pool.ceil else MaxPool(pool.size, pool.stride, pool.padding, ceil=True)
+    ),
 }
 
 # Of each kind a network has one at most, the more common first.

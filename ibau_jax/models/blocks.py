@@ -108,6 +108,12 @@ def squeeze_and_excite(x: Features, squeeze: Conv, excite: Conv, activation: Fun
     return gate(excite(activation(squeeze(x.mean((1, 2), keepdims=True))))) * x
 
 
+def shuffled(x: Features, groups: int) -> Features:
+    """Channels of all groups in turn, the first of each first."""
+    *places, channels = x.shape
+    return x.reshape(*places, groups, channels // groups).swapaxes(-1, -2).reshape(x.shape)
+
+
 class Residual(nnx.Module):
     """x + branch(x) where `add`, else branch(x), the branch found under the name that the family gives it."""
 

@@ -17,6 +17,7 @@ from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import batch_norm, conv, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
 from ibau_jax.models.resnet import CIFAR, ResidualBlock
+from ibau_jax.models.sizes import count_matching
 
 STEM_FEATURES, STRIDES = 64, (1, 1, 2, 2)
 SQUEEZE = 0.25  # features that squeeze-and-excitation has, to features that the block comes with
@@ -135,7 +136,7 @@ def _propose(shapes: Shapes) -> Iterator[str]:
 
 def _count(shapes: Shapes, number: int) -> int:
     """How many blocks a stage has."""
-    return sum(re.fullmatch(rf"layer{number}\.\d+\.conv3\.weight", name) is not None for name in shapes)
+    return count_matching(rf"layer{number}\.\d+\.conv3\.weight", shapes)
 
 
 NAMES = re.compile("|".join((*PUBLISHED, ANY_SIZE.pattern)))

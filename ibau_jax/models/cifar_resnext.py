@@ -16,6 +16,7 @@ from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import AvgPool, Flatten, batch_norm, conv, linear, relu
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
 from ibau_jax.models.resnet import Bottleneck, Style
+from ibau_jax.models.sizes import count_matching
 
 STEM = (64, 3, 1, 1)  # shape of conv1
 DEEPEST, WIDEST = 299, 1024
@@ -62,7 +63,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
 
 
 def _propose(shapes: Shapes) -> Iterator[str]:
-    count = sum(re.fullmatch(r"layer3\.\d+\.conv3\.weight", name) is not None for name in shapes)
+    count = count_matching(r"layer3\.\d+\.conv3\.weight", shapes)
     grouped = shapes.get("layer1.0.conv2.weight", ())
     if count and shapes.get("conv1.weight") == STEM and len(grouped) == 4 and grouped[1]:
         yield f"resnext{9 * count + 2}_{grouped[0] // grouped[1]}x{grouped[1]}d_cifar"

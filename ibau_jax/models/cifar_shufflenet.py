@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.blocks import Block, Features, stage
+from ibau_jax.models.blocks import Block, Features, shuffled, stage
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
     AvgPool,
@@ -30,12 +30,6 @@ V2_SIZES: dict[str, tuple[int, ...]] = {
     "x1_5": (176, 352, 704, 1024),
     "x2_0": (224, 488, 976, 2048),
 }
-
-
-def shuffled(x: Features, groups: int) -> Features:
-    """Channels of all groups in turn, the first of each first."""
-    *places, channels = x.shape
-    return x.reshape(*places, groups, channels // groups).swapaxes(-1, -2).reshape(x.shape)
 
 
 class GroupedBlock(nnx.Module):

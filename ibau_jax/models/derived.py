@@ -9,12 +9,12 @@ import functools
 import re
 from dataclasses import replace
 from itertools import pairwise
-from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ibau_jax.errors import CheckpointError
 from ibau_jax.models.layers import Activation, Function, Identity, Sequential, gelu, linear, relu
 from ibau_jax.models.registry import Architecture, Derivation, Shapes, register_derivation
 
@@ -58,7 +58,8 @@ def grey(architecture: Architecture) -> Architecture:
 
 @functools.cache  # so that the same architecture gives the same
 def with_head(architecture: Architecture, hidden: Hidden, last: int, between: str) -> Architecture:
-    """An architecture with several linear layers in the place of the last one, which has to be one.
+    """An architecture with several linear layers in the place of the last one; building it raises CheckpointError where
+    that is not linear.
 
     Args:
         architecture: whose.
@@ -66,13 +67,19 @@ def with_head(architecture: Architecture, hidden: Hidden, last: int, between: st
         last: the place of that.
         between: one of `BETWEEN`.
     """
-    assert architecture.classifier is not None
-    path = architecture.classifier.removesuffix(".weight").split(".")
+    change = "_head" + "".join(f"{place}x{width}_" for place, width in hidden) + str(last)
+    named = _named(architecture, change)
+    path = (architecture.classifier or "").removesuffix(".weight").split(".")
 
     def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
         model = architecture.build(num_classes, image_size, rngs)
         parent = functools.reduce(_part, path[:-1], model)
-        features = cast(nnx.Linear, _part(parent, path[-1])).in_features
+        replaced = _part(parent, path[-1])
+        if not isinstance(replaced, nnx.Linear):
+            raise CheckpointError(
+                f"there is no model {named.name!r}: the last layer of {architecture.name} is not linear"
+            )
+        features = replaced.in_features
         layers: list[nnx.Module] = [Identity() for _ in range(last + 1)]
         for place, width in hidden:
             layers[place], features = linear(features, width, rngs), width
@@ -83,8 +90,6 @@ def with_head(architecture: Architecture, hidden: Hidden, last: int, between: st
         _put(parent, path[-1], Sequential(layers))
         return model
 
-    change = "_head" + "".join(f"{place}x{width}_" for place, width in hidden) + str(last)
-    named = _named(architecture, change)
     return replace(
         named,
         name=named.name + between,
@@ -139,7 +144,9 @@ def told_head(shapes: Shapes, classifier: str) -> tuple[Hidden, int] | None:
 
 
 def _grey(base: Architecture, match: re.Match[str]) -> Architecture | None:
-    return grey(base) if base.channels == 3 and not base.is_guessed else None
+    # Images of one channel can't be normalised anew as three.
+    possible = base.channels == 3 and not base.is_guessed and "_transform_input" not in base.name
+    return grey(base) if possible else None
 
 
 def _headed(base: Architecture, match: re.Match[str]) -> Architecture | None:

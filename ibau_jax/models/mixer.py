@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ibau_jax.models.layers import Activation, NamedSequential, Sequential, conv, gelu, layer_norm, linear, parameter
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
+from ibau_jax.models.sizes import count_matching
 from ibau_jax.models.vit import SIDES, Sizes, Tokens
 
 # Width, depth and patch of published ones; the patch of the others stands in their names.
@@ -122,7 +123,7 @@ def _propose(shapes: Shapes) -> Iterator[str]:
     stem = shapes.get("stem.proj.weight", ())
     if kind is None or len(stem) != 4:
         return
-    depth = sum(re.fullmatch(r"blocks\.\d+\.mlp_channels\.fc1\.weight", name) is not None for name in shapes)
+    depth = count_matching(r"blocks\.\d+\.mlp_channels\.fc1\.weight", shapes)
     sizes = (stem[0], depth, stem[2])
     if kind == "mixer":
         size = next((f"{name}_{stem[2]}" for name, known in MIXERS.items() if known == sizes[:2]), None)

@@ -124,7 +124,7 @@ def architectures() -> tuple[Architecture, ...]:
 
 @functools.cache  # so that the same name gives the same architecture
 def known(name: str) -> Architecture | None:
-    """The architecture of that name, without alterations, registered or of a family; None where there is none."""
+    """The architecture of that name, without alterations, registered, derived or of a family; None if there is none."""
     if name in _ARCHITECTURES:
         return _ARCHITECTURES[name]
     for derivation in _DERIVATIONS:
@@ -141,10 +141,10 @@ def proposed(shapes: Shapes) -> list[Architecture]:
     Those of RGB images are among them where the first convolution has one input.
     """
     ways = [shapes]
-    first = next((name for name, shape in shapes.items() if len(shape) == 4), None)
-    if first is not None and shapes[first][1] == 1:
+    of_one = [name for name, shape in shapes.items() if len(shape) == 4 and shape[1] == 1]
+    for first in dict.fromkeys((of_one[0], min(of_one)) if of_one else ()):  # of the file's order, and of the names'
         ways.append({**shapes, first: (shapes[first][0], 3, *shapes[first][2:])})
-    names = (name for way in ways for family in _FAMILIES for name in family.propose(way))
+    names = dict.fromkeys(name for way in ways for family in _FAMILIES for name in family.propose(way))
     return [one for one in map(known, names) if one]
 
 

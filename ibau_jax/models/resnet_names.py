@@ -24,6 +24,7 @@ from ibau_jax.models.resnet import (
     Size,
     Style,
 )
+from ibau_jax.models.sizes import count_matching
 
 KINDS: dict[str, type[ResidualBlock]] = {"basic": BasicBlock, "bottleneck": Bottleneck}
 DEPTHS: dict[int, tuple[str, tuple[int, ...]]] = {
@@ -130,10 +131,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
 
 
 def _propose(shapes: Shapes) -> Iterator[str]:
-    blocks = tuple(
-        sum(re.fullmatch(rf"layer{number}\.\d+\.conv2\.weight", name) is not None for name in shapes)
-        for number in range(1, 5)
-    )
+    blocks = tuple(count_matching(rf"layer{number}\.\d+\.conv2\.weight", shapes) for number in range(1, 5))
     kind = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
     inner = shapes.get("layer1.0.conv2.weight", ())
     last = shapes.get("layer1.0.conv3.weight", inner)

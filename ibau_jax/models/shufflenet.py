@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.blocks import STEMS, Features, conv_norm_act, stage
+from ibau_jax.models.blocks import STEMS, Features, conv_norm_act, shuffled, stage
 from ibau_jax.models.layers import Identity, MaxPool, Sequential, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register_family
 from ibau_jax.models.sizes import STAGES, Stages, named_stages, told_stages
@@ -42,12 +42,6 @@ NAME = re.compile(
 )
 
 
-def _shuffled(x: Features) -> Features:
-    """The channels of the two halves by turns."""
-    halves = x.reshape(*x.shape[:3], 2, x.shape[3] // 2)
-    return halves.swapaxes(3, 4).reshape(x.shape)
-
-
 class ShuffleBlock(nnx.Module):
     """torchvision's `InvertedResidual`: half of the channels pass, or with a stride all go through both branches."""
 
@@ -61,7 +55,7 @@ class ShuffleBlock(nnx.Module):
 
     def __call__(self, x: Features) -> Features:
         passing, transformed = jnp.split(x, 2, axis=3) if self.splits else (x, x)
-        return _shuffled(jnp.concatenate([self.branch1(passing), self.branch2(transformed)], axis=3))
+        return shuffled(jnp.concatenate([self.branch1(passing), self.branch2(transformed)], axis=3), 2)
 
 
 def _depthwise(features: int, stride: int, rngs: nnx.Rngs) -> Sequential:

@@ -13,6 +13,11 @@ MULTIPLIER = r"\d_\d{1,2}"
 STAGES = r"w(?P<widths>[1-9]\d{0,3}(?:_[1-9]\d{0,3})*)_d(?P<depths>[1-9]\d?(?:_[1-9]\d?)*)"
 
 
+def count_matching(pattern: str, shapes: Shapes) -> int:
+    """How many tensors of a state dict have names of a pattern."""
+    return sum(re.fullmatch(pattern, name) is not None for name in shapes)
+
+
 def spelled_multiplier(multiplier: float) -> str:
     """A multiplier in a name: `0_75`."""
     return str(multiplier).replace(".", "_")

@@ -17,6 +17,7 @@ from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import batch_norm, conv, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
 from ibau_jax.models.resnet import BasicBlock, Style
+from ibau_jax.models.sizes import count_matching
 
 WIDTH, DEEPEST, WIDEST = 16, 170, 1024
 NAME = re.compile(
@@ -63,7 +64,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
 
 
 def _propose(shapes: Shapes) -> Iterator[str]:
-    count = sum(re.fullmatch(r"layer3\.\d+\.conv2\.weight", name) is not None for name in shapes)
+    count = count_matching(r"layer3\.\d+\.conv2\.weight", shapes)
     stem = shapes.get("conv1.weight", ())
     whole = all(f"layer{stage}.{count - 1}.conv2.weight" in shapes for stage in (1, 2, 3))
     if not count or not whole or len(stem) != 4 or any(name.startswith("layer4.") for name in shapes):

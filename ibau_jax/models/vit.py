@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 from ibau_jax.models.blocks import mlp
 from ibau_jax.models.layers import NamedSequential, Resize, Sequential, conv, layer_norm, linear, parameter
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
+from ibau_jax.models.sizes import count_matching
 
 if TYPE_CHECKING:
     import torch
@@ -204,7 +205,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
 
 
 def _propose(shapes: Shapes) -> Iterator[str]:
-    depth = sum(re.fullmatch(r"encoder\.layers\.encoder_layer_\d+\.ln_1\.weight", name) is not None for name in shapes)
+    depth = count_matching(r"encoder\.layers\.encoder_layer_\d+\.ln_1\.weight", shapes)
     stem = shapes.get("conv_proj.weight", ())
     if not depth or len(stem) != 4:
         return

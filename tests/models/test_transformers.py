@@ -130,6 +130,8 @@ DAMAGE = {
     "hidden_act = relu": {"hidden_act": "relu"},
     "holds no settings": [],
     "can't read": "{",
+    "num_attention_heads = [2]": {"num_attention_heads": [2]},
+    "hidden_act = []": {"hidden_act": []},
 }
 
 
@@ -141,6 +143,16 @@ def test_a_configuration_that_says_something_else_is_an_error(folder, tmp_path, 
     file.write_text(change if isinstance(change, str) else json.dumps(config | change if change else change))
     with pytest.raises(CheckpointError, match=re.escape(message)):
         load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    "settings", [{"id2label": 5}, {"id2label": [1]}, {"image_size": {"a": []}}, {"hidden_act": None}]
+)
+def test_settings_without_sense_are_no_hints(folder, tmp_path, settings):
+    shutil.copytree(folder[0], tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    assert load(tmp_path / "model").architecture.name == "vit_w128_d2_p8"
 
 
 def test_a_folder_without_weights_is_an_error(folder, tmp_path):
