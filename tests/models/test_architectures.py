@@ -138,6 +138,10 @@ COVERED += ["convnext_tiny", "convnext_base", "convnext_w16_32_d1_2"]
 COVERED += ["swin_w32_d2_2", "swin_w48_d1_3_1_h4_4_8_p2", "swin_t"]
 # An unlearning round on the smallest member of each family.
 FAMILIES = (
+    "vit_w128_d2_p8_distilled",
+    "swin_w32_d2_2",
+    "mixer_w64_d2_p8",
+    "resmlp_w64_d2_p8",
     "googlenet_small_stem",
     "inception_v3_small_stem",
     "shufflenet_v2_x0_5_cifar",
@@ -181,10 +185,6 @@ POOLED_BY_WINDOWS = (
     "senet18",
     "mobilenet_v1_cifar",
     "vgg11_bn_cifar_w512",
-    "vit_w128_d2_p8_distilled",
-    "swin_w32_d2_2",
-    "mixer_w64_d2_p8",
-    "resmlp_w64_d2_p8",
 )
 # With fewer blocks where compiling all of them, which are alike, takes minutes.
 SHORTER = {
