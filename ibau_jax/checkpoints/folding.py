@@ -14,6 +14,7 @@ from ibau_jax.checkpoints.conversion import WEIGHT_DTYPES
 from ibau_jax.checkpoints.values import TorchTensor
 
 Arrays = Sequence[np.ndarray]
+ALIGNED = 0.5  # cosine of the left vector and the right one's image: 1 at the last iteration, near 0 of other axes
 Tensors = Mapping[str, TorchTensor]
 
 
@@ -188,14 +189,23 @@ def _weight_normed(parts: Arrays) -> np.ndarray:
 
 
 def _un_weight_normed(array: np.ndarray, parts: Arrays) -> Arrays:
-    return _lengths(array), array
+    """An output that became zero keeps its direction, which has to have a length."""
+    lengths = _lengths(array)
+    return lengths, np.where(lengths == 0, parts[1], array)
 
 
 def _spectral(tensors: Tensors, parts: tuple[str, ...]) -> bool:
-    """Whether the vectors are of the sides of the weight as a matrix."""
+    """Whether the vectors are of the sides of the weight as a matrix, and near its first singular ones.
+
+    They are not where another axis than the first makes the rows, which sizes need not show.
+    """
     weight, rows, columns = (tensors[part].shape for part in parts)
     weights = all(_is_weight(tensors[part]) for part in parts)
-    return weights and len(weight) > 1 and (rows, columns) == ((weight[0],), (int(np.prod(weight[1:])),))
+    if not weights or len(weight) < 2 or (rows, columns) != ((weight[0],), (int(np.prod(weight[1:])),)):
+        return False
+    matrix, left, right = (tensors[part].numpy().astype(np.float64) for part in parts)
+    image = matrix.reshape(rows[0], columns[0]) @ right
+    return float(left @ image) > ALIGNED * float(np.linalg.norm(left) * np.linalg.norm(image))
 
 
 def _largest_singular_value(weight: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:

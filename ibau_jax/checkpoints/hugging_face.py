@@ -21,10 +21,12 @@ WEIGHTS = (
 )
 # What is kept of the two files: what is looked at here or in `hints`.
 CONFIG_KEYS = (
-    *("num_attention_heads", "hidden_act", "downsample_in_bottleneck", "downsample_in_first_stage"),
+    *("num_attention_heads", "hidden_act", "layer_norm_eps", "downsample_in_bottleneck", "downsample_in_first_stage"),
     *("image_size", "model_type", "id2label"),
 )
 PREPROCESSOR_KEYS = ("image_mean", "image_std", "do_normalize", "do_rescale", "size", "crop_size")
+LARGEST_EPSILON = 1e-5  # of LayerNorm: below, none is told from the network's
+DEFAULTS = {"num_attention_heads": 12}  # what transformers takes where the key is left out
 ALIASES = {"swish": "silu"}  # of activations
 MOST_LABELS = 1000  # whose names are kept
 
@@ -101,8 +103,11 @@ def _contradiction(architecture: Architecture, model: nnx.Module, config: Mappin
         "downsample_in_bottleneck": caffe if architecture.name.startswith("resnet") else None,
         "downsample_in_first_stage": False,
     }
+    epsilon = config.get("layer_norm_eps")
+    if isinstance(epsilon, (int, float)) and epsilon > LARGEST_EPSILON:
+        return f"layer_norm_eps = {epsilon}"
     for key, own in facts.items():
-        said = config.get(key)
+        said = config.get(key, DEFAULTS.get(key) if "model_type" in config else None)
         named = ALIASES.get(said, said) if isinstance(said, str) else None
         if said is None or own is None or said == own or (isinstance(own, set) and named in own):
             continue

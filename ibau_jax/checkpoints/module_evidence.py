@@ -43,9 +43,10 @@ LEAKY = {0.01: "leaky_relu", 0.1: "leaky_relu0.1", 0.2: "leaky_relu0.2"}
 ACTIVATION_MODULES = ("torch.nn.modules.activation.", "timm.layers.activations.")
 # Without effect in inference, or on which class is the largest.
 HARMLESS = (
-    *("Identity", "Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "Flatten", "Softmax", "LogSoftmax"),
+    *("Identity", "Dropout", "Dropout1d", "Dropout2d", "AlphaDropout", "Flatten"),
     *("Sequential", "ModuleList", "StochasticDepth", "DropPath"),
 )
+LAST = ("Softmax", "LogSoftmax")  # leave the order of classes as it is, behind all else
 POOLINGS = ("MaxPool2d", "AvgPool2d")
 AVERAGING = ("AdaptiveAvgPool2d", "AvgPool2d")  # of the last features, where the network here has no layer for it
 # Other people's layers that compute what one of torch.nn does.
@@ -56,6 +57,7 @@ ALIKE = {
     "torchvision.ops.misc.Permute": "Permute",
 }
 LOSSES = "torch.nn.modules.loss."
+SEQUENTIAL = "torch.nn.modules.container.Sequential"
 MANGLED = re.compile(r"___torch_mangle_\d+\.")
 NORMALIZE = "torchvision.transforms.transforms.Normalize"
 
@@ -104,10 +106,17 @@ class Layers:
                 found += [f"{name or 'the module'}: {what}" for what in _differences(layer, one)]
             if hasattr(layer, "heads") and isinstance(layer.heads, int):
                 found += self._heads(path, layer.heads)
+        has_places = not isinstance(model, PlainChain)  # of its own for activations
         for name, what in self._activations.items():
-            if what not in functions and (name in seen or not is_below(name, self._left_out)):
+            unplaced = has_places and name not in seen and self._is_in_sequence(name)
+            if (what not in functions or unplaced) and (name in seen or not is_below(name, self._left_out)):
                 found.append(f"{name}: {what}")
         return found + list(self._unknown(seen, model))
+
+    def _is_in_sequence(self, name: str) -> bool:
+        """Whether a layer stands in a `torch.nn.Sequential`, which calls all of its layers."""
+        parent = self._by_name.get(name.rpartition(".")[0])
+        return parent is not None and _kind(parent) == SEQUENTIAL
 
     def _heads(self, path: Sequence[Any], heads: int) -> Iterator[str]:
         projection = self._names.get(f"{'.'.join(map(str, path))}.out_proj.weight", "")
@@ -132,7 +141,7 @@ class Layers:
                 yield f"{name or 'the module'}: {hooks[0] if hooks else 'forward'}"
             if not is_leaf(one) or name in seen or name in self._activations or _class(one) in HARMLESS:
                 continue
-            if is_below(name, self._left_out):
+            if is_below(name, self._left_out) or (_class(one) in LAST and name == list(self._by_name)[-1]):
                 continue
             averages = _class(one) in AVERAGING and name.startswith(self._prefix) and not isinstance(model, PlainChain)
             averages |= any(not list(_differences(layer, one)) for layer in chained)
@@ -225,7 +234,7 @@ def _activation(module: Record) -> str | None:
     """What `FUNCTIONS` calls an activation of torch.nn, or a name that is none there; None of another layer."""
     kind, attributes = _kind(module), module.attributes
     name = kind.rpartition(".")[2]
-    if kind.removesuffix(name) not in ACTIVATION_MODULES or name in ("MultiheadAttention", *HARMLESS):
+    if kind.removesuffix(name) not in ACTIVATION_MODULES or name in ("MultiheadAttention", *HARMLESS, *LAST):
         return None
     if name == "LeakyReLU" and "negative_slope" in attributes:
         slope = attributes["negative_slope"]

@@ -8,7 +8,7 @@ from itertools import islice
 
 from flax import nnx
 
-from ibau_jax.checkpoints.conversion import Mismatch, Path, is_counter, leaf_shapes, torch_shapes
+from ibau_jax.checkpoints.conversion import COUNTERS, Mismatch, Path, is_counter, leaf_shapes, torch_shapes
 from ibau_jax.checkpoints.envelope import rank
 from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
 from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, is_below, read_as
@@ -16,6 +16,7 @@ from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, known_kinds, proposed
 from ibau_jax.models.derived import grey, is_headed, told_head, with_head
 from ibau_jax.models.layers import ABSTRACT
+from ibau_jax.models.registry import altered, unaltered
 
 UNKNOWN_CLASSES = 2  # stands for the number of classes where no classifier tells it
 MAX_CANDIDATES = 64  # honest files have a handful; a hostile one may have a landmark at every name
@@ -112,7 +113,9 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     fitting = _published([candidate for candidate in candidates if not candidate.mismatch])
     sure = [candidate for candidate in fitting if not candidate.doubtful]
     if sure:
-        return _with_several_classes(_chosen(sure))
+        chosen = _chosen(sure)
+        _check_alone(chosen, fitting)
+        return _with_several_classes(chosen)
     if fitting:
         first = _chosen(fitting)
         name, beside = first.architecture.name, ", ".join(first.doubtful)
@@ -161,6 +164,24 @@ def _chosen(candidates: list[Candidate]) -> Candidate:
         prefixes = ", ".join(repr(prefix.rstrip(".")) for prefix in sorted({first.reading.prefix, *others}))
         raise CheckpointError(f"the state dict holds several networks, below {prefixes}; choose one by --key")
     return first
+
+
+def _check_alone(chosen: Candidate, fitting: list[Candidate]) -> None:
+    """Raises CheckpointError where the network lies inside another one that fits as well."""
+    own, prefix = _weights(chosen), chosen.reading.prefix
+    for other in fitting:
+        around = prefix.startswith(other.reading.prefix) and own.isdisjoint(_weights(other))
+        if around and len(_weights(other)) >= len(own):
+            place, inner = other.reading.prefix.rstrip(".") or "its first level", prefix.rstrip(".")
+            raise CheckpointError(
+                f"the state dict holds several networks, one at {place} and one below {inner!r}; --key chooses the "
+                f"second, --leave-out {inner} the first"
+            )
+
+
+def _weights(candidate: Candidate) -> set[str]:
+    """The file's names of the network's tensors, counters left out."""
+    return {full for own, full in candidate.reading.names.items() if own.rpartition(".")[2] not in COUNTERS}
 
 
 def _with_several_classes(candidate: Candidate) -> Candidate:
@@ -255,7 +276,8 @@ def _with_its_head(state: StateDict, architecture: Architecture, prefix: str) ->
     stem = prefix + classifier.removesuffix("weight")
     shapes = {name.removeprefix(prefix): state[name].shape for name in state.full if name.startswith(stem)}
     head = told_head(shapes, classifier)
-    return with_head(architecture, *head, "") if head else None
+    base, alterations = unaltered(architecture)
+    return altered(with_head(base, *head, ""), *alterations) if head else None
 
 
 def _as_architecture(

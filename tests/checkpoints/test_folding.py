@@ -55,6 +55,7 @@ def weight_normed_by_parametrization(module):
 def spectral_normed(module):
     for layer in layers(module):
         nn.utils.spectral_norm(layer)
+    module.train()(torch.rand(2, 3, 32, 32))  # iterates once
 
 
 def spectral_normed_by_parametrization(module):
@@ -181,6 +182,30 @@ def test_two_networks_that_differ_are_not_one(tmp_path):
     state["module.attacker.model.linear.bias"] += 1
     torch.save({"model": state}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"tensors beside it may take part.*--leave-out"):
+        load(tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("change", [weight_normed, weight_normed_by_parametrization])
+def test_an_output_that_became_zero_is_zero_in_torch_too(tmp_path, change, rng):
+    module = network()
+    change(module)
+    torch.save(module.state_dict(), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth")
+    model = checkpoint.network()
+    kernel = model.conv1.kernel
+    kernel.set_value(kernel.get_value().at[..., 0].set(0))
+    save(checkpoint.with_weights(model), tmp_path / "y.pth")
+    module.load_state_dict(torch.load(tmp_path / "y.pth"))
+    images = rng.random((2, 32, 32, 3), np.float32)
+    np.testing.assert_allclose(torch_logits(module, images), logits(model, images), rtol=1e-3, atol=1e-3)
+
+
+def test_a_spectral_norm_along_another_axis_is_not_folded(tmp_path):
+    module = network()
+    nn.utils.spectral_norm(module.layer1[0].conv1, dim=1)
+    module.train()(torch.rand(2, 3, 32, 32))
+    torch.save(module.eval().state_dict(), tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="layer1.0.conv1.weight"):
         load(tmp_path / "x.pth")
 
 

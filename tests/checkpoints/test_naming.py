@@ -193,6 +193,17 @@ def test_a_classifier_of_another_name(tmp_path, name):
     assert verify(checkpoint, tmp_path / "x.pth", torch_module=make) <= 1e-5
 
 
+@pytest.mark.parametrize("name", ["teacher", "ema", "net"])
+def test_a_network_inside_another_is_chosen_by_the_user(tmp_path, name):
+    inner = {f"{name}.{key}": value + 1 for key, value in wide().items()}
+    torch.save({**wide(), **inner}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match=f"several networks.*--key.*--leave-out {name}"):
+        load(tmp_path / "x.pth")
+    for options, difference in (({"key": name}, 1), ({"leave_out": (name,)}, 0)):
+        bias = load(tmp_path / "x.pth", **options).leaves["fc", "bias"]
+        np.testing.assert_allclose(bias, wide()["fc.bias"].numpy() + difference)
+
+
 def test_a_head_of_layers_that_do_not_fit_is_named(tmp_path):
     body = {name: value for name, value in wide().items() if not name.startswith("fc.")}
     head = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 10)).state_dict()

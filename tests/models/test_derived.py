@@ -89,12 +89,34 @@ def test_a_whole_module_tells_what_its_head_does(tmp_path):
         load(tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.LogSoftmax(1)])
+def test_a_softmax_counts_unless_it_is_the_last_layer(tmp_path, last):
+    torch.save(thin_resnet(nn.Linear(64, CLASSES), last), tmp_path / "x.pth")
+    assert load(tmp_path / "x.pth").architecture.name == "thin_resnet8"
+    for head in (
+        (nn.Linear(64, 32), last, nn.Linear(32, CLASSES)),
+        (nn.Linear(64, CLASSES), nn.ReLU()),
+        (nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES), nn.ReLU()),
+    ):
+        torch.save(thin_resnet(*head), tmp_path / "x.pth")
+        with pytest.raises(CheckpointError, match="but other layers"):
+            load(tmp_path / "x.pth")
+
+
 def test_what_is_between_the_layers_is_assumed_and_said(tmp_path):
     torch.save(thin_resnet(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, CLASSES)).state_dict(), tmp_path / "x.pth")
     checkpoint = load(tmp_path / "x.pth")
     others = {one.name for one in checkpoint.alternatives}
     assert others >= {f"thin_resnet8_head0x32_2_{name}" for name in ("tanh", "gelu", "linear")}
     assert "thin_resnet8_head0x32_2_tanh" in checkpoint.assumption_note()
+
+
+def test_an_altered_network_with_a_head_opens_again(tmp_path):
+    head = (nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, CLASSES))
+    torch.save(thin_resnet(*head).state_dict(), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth", model="thin_resnet8+silu")
+    save(checkpoint, tmp_path / "flax")
+    assert load(tmp_path / "flax").architecture is checkpoint.architecture
 
 
 @pytest.mark.parametrize("shape", [(CLASSES, 31), (CLASSES, 0)])
