@@ -1,6 +1,7 @@
 """How often clean images tell which of its candidates a random chain of layers is.
 
     IBAU_SHARED=../shared python -m benchmarks.plain_chains --networks 12
+    IBAU_SHARED=../shared python -m benchmarks.plain_chains --written
 
 Draws small convolutional networks, trains each on ten classes of GTSRB for some seconds, writes its state dict, and
 says whether the network that clean images choose has the same logits, and whether it was taken or refused.
@@ -18,8 +19,9 @@ from benchmarks.cases import SHARED
 from ibau_jax import Checkpoint, load
 from ibau_jax.checkpoints.variants import check_evidence, weigh
 from ibau_jax.errors import CheckpointError
-from ibau_jax.models import Architecture
-from tests.models.test_plain_chain import signs, trained
+from ibau_jax.models import Architecture, get_architecture
+from tests.models.test_plain_chain import SIZES, signs, trained
+from tests.oracles.plain_chains import CHAINS
 
 CLASSES, HELD_OUT, STEPS, FIRST_SEED = 10, 2000, 300, 1000
 SAME = 1e-3  # logits differ by less, relative to the largest
@@ -77,17 +79,13 @@ def is_same(checkpoint: Checkpoint, architecture: Architecture, module: nn.Modul
     return bool(np.abs(found - expected).max() <= SAME * np.abs(expected).max())
 
 
-def outcome(seed: int, file: Path) -> str:
-    """What becomes of one network."""
-    drawn = random_chain(seed)
-    if drawn is None:
-        return "too small"
-    chain, channels, size = drawn
+def outcome(module: nn.Module, channels: int, size: int, file: Path, image_size: int | None = None) -> str:
+    """What becomes of one network, where the user says how large images are, or does not."""
     data = signs(SHARED, (size, size, channels))
-    module = trained(chain, data.images[HELD_OUT:], data.labels[HELD_OUT:], STEPS)
+    module = trained(module, data.images[HELD_OUT:], data.labels[HELD_OUT:], STEPS)
     torch.save(module.state_dict(), file)
     try:
-        checkpoint = load(file)
+        checkpoint = load(file, image_size=image_size)
     except CheckpointError as error:
         return f"not read: {str(error)[:80]}"
     if checkpoint.image_size != size:
@@ -106,10 +104,16 @@ def main() -> None:
     """Prints a line a network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=int, default=12)
-    networks = parser.parse_args().networks
+    parser.add_argument("--written", action="store_true", help="the hand-written networks of the tests instead")
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(networks):
-            print(f"{seed}: {outcome(seed, Path(folder) / 'chain.pth')}", flush=True)
+        file = Path(folder) / "chain.pth"
+        for name, (make, spec) in CHAINS.items() if options.written else ():
+            true = get_architecture(spec)
+            print(f"{name}: {outcome(make(), true.channels, true.image_sizes[0], file, SIZES.get(name))}", flush=True)
+        for seed in () if options.written else range(options.networks):
+            drawn = random_chain(seed)
+            print(f"{seed}: {outcome(*drawn, file) if drawn else 'too small'}", flush=True)
 
 
 if __name__ == "__main__":

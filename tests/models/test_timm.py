@@ -82,8 +82,8 @@ def check_logits(checkpoint, module):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("prefix", ["", "module.backbone."])
-def test_timms(tmp_path, name, prefix):
+def test_timms(tmp_path, name):
+    prefix = "module.backbone." if len(name) % 2 else ""  # some of either kind
     torch.manual_seed(0)
     module = randomise(MODELS[name](num_classes=CLASSES), seed=1)
     state = {prefix + key: value for key, value in module.state_dict().items()}
