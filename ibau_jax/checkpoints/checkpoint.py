@@ -124,6 +124,13 @@ class Checkpoint:
         others = shortened(", ".join(self.envelope.others()), 1000)
         return f"kept as they are, other weights that --key would choose: {others}" if others else None
 
+    def masks_note(self) -> str | None:
+        """That masks open where weights behind them move."""
+        masked = sum(fold.parts[1:2] != () and fold.parts[1].endswith("mask") for fold in self.envelope.folds.values())
+        if not masked:
+            return None
+        return f"{masked} weights have masks; a mask opens where its weight is no longer zero, so that sparsity may go"
+
     def as_variant(self, architecture: Architecture) -> "Checkpoint":
         """The same weights as those of another architecture with the same names and shapes, and no longer assumed."""
         return replace(self, architecture=architecture, alternatives=())

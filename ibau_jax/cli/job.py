@@ -92,7 +92,7 @@ def load_subject(options: ModelOptions) -> Subject:
         raise ConfigError(f"--mean and --std take {channels} numbers each; the model's images have {channels} channels")
     if counts := checkpoint.not_finite():
         console.warn(f"{options.ckpt}: weights or statistics are not finite: {described_not_finite(counts)}")
-    for note in filter(None, (checkpoint.beside_note(), checkpoint.others_note())):
+    for note in filter(None, (checkpoint.beside_note(), checkpoint.others_note(), checkpoint.masks_note())):
         console.warn(f"{options.ckpt}: {note}")
     return Subject(options, checkpoint, normalization)
 

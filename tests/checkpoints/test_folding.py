@@ -129,6 +129,7 @@ def test_other_forms_are_read_and_written_back(tmp_path, change, through_flax, r
     checkpoint = load(tmp_path / "x.pth")
     assert checkpoint.architecture.name == "thin_resnet8"
     assert checkpoint.beside_note() is None
+    assert (checkpoint.masks_note() is not None) == ("mask" in change.__name__ or change is pruned)
     images = rng.random((4, 32, 32, 3), np.float32)
     np.testing.assert_allclose(logits(checkpoint.model(), images), torch_logits(module, images), rtol=1e-3, atol=1e-4)
     assert verify(checkpoint, tmp_path / "x.pth", torch_module=lambda classes: network()) <= 1e-4
