@@ -5,6 +5,7 @@ regions of interest are not cut out; neither torchvision nor BackdoorBench does 
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from ibau_jax.data.classes import MOST_CLASSES, class_labels
@@ -27,20 +28,17 @@ def find(folder: Path) -> list[Path]:
 
 
 def _is_root(folder: Path) -> bool:
-    return any((folder / name).is_dir() for name in OFFICIAL) or (_test(folder) and _table(folder)) is not None
+    return any((folder / name).is_dir() for name in OFFICIAL) or (_first(folder, TEST) and _table(folder)) is not None
 
 
-def _training(folder: Path) -> Path | None:
-    return next((folder / place for place in TRAINING if (folder / place).is_dir()), None)
-
-
-def _test(folder: Path) -> Path | None:
-    return next((folder / place for place in TEST if (folder / place).is_dir()), None)
+def _first(folder: Path, places: Sequence[str]) -> Path | None:
+    """The first of some places in a folder where there is a folder."""
+    return next((folder / place for place in places if (folder / place).is_dir()), None)
 
 
 def _table(folder: Path) -> Path | None:
     """The table of the test images' classes: beside them, or above."""
-    test = _test(folder) or folder
+    test = _first(folder, TEST) or folder
     places = [place / name for place in (test, test.parent, folder, folder.parent) for name in TABLES]
     return next((place for place in places if place.exists()), None)
 
@@ -52,7 +50,7 @@ def load(folder: Path, split: str, request: ImageRequest) -> Dataset:
         DataError: a folder or the table is missing, or they don't fit the model.
         ConfigError: a file is no regular file.
     """
-    there = {"test": _test(folder), "train": _training(folder)}
+    there = {"test": _first(folder, TEST), "train": _first(folder, TRAINING)}
     split = chosen_split(split, [name for name, place in there.items() if place], folder)
     images = there[split]
     assert images is not None

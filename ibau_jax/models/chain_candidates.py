@@ -5,8 +5,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product, takewhile
+from typing import TypeVar
 
 from ibau_jax.models.chain_steps import FLAT, LONGEST_NAME, MAX2, MEAN, RELU, Step, chain_name
+
+Key = TypeVar("Key")
 
 MOST_CANDIDATES = 24  # of a state dict
 MOST_SHAPES = 200  # ways of making maps smaller, of which BatchNorm's places make candidates
@@ -107,12 +110,17 @@ def ranked(skeleton: Skeleton) -> tuple[tuple[float, str], ...]:
         spare = _spare_places(steps)
         name = chain_name(skeleton.channels, skeleton.size, steps)
         if spare is not None and len(name) <= LONGEST_NAME:
-            best[name] = min(best.get(name, math.inf), cost + more + spare + of_size)
-    pairs: dict[str, float] = {}
+            _keep_least(best, name, cost + more + spare + of_size)
+    best_of_pair: dict[str, float] = {}
     for name, cost in best.items():
-        pairs[_unpooled(name)] = min(pairs.get(_unpooled(name), math.inf), cost)
-    together = sorted(best, key=lambda name: (pairs[_unpooled(name)], _unpooled(name), best[name]))
+        _keep_least(best_of_pair, _unpooled(name), cost)
+    together = sorted(best, key=lambda name: (best_of_pair[_unpooled(name)], _unpooled(name), best[name]))
     return tuple((best[name], name) for name in together[:MOST_CANDIDATES])
+
+
+def _keep_least(costs: dict[Key, float], key: Key, cost: float) -> None:
+    """Notes how unusual something is, where that is less than was known."""
+    costs[key] = min(costs.get(key, math.inf), cost)
 
 
 def _unpooled(name: str) -> str:
@@ -201,7 +209,7 @@ def _reductions(convolutions: Sequence[Step], roomy: frozenset[int]) -> dict[Red
 
     def add(pooled: frozenset[int], strided: frozenset[int], cost: float) -> None:
         key = pooled, tuple(2 if place in strided else 1 for place in range(count))
-        found[key] = min(found.get(key, math.inf), cost)
+        _keep_least(found, key, cost)
 
     even = all(step.kernel % 2 == 0 for step in convolutions)  # such kernels mostly have strides
     rare = 0 if even or not convolutions[-1].features else 2  # so do networks without linear layers
@@ -222,7 +230,7 @@ def _regular_places(widths: Sequence[int]) -> dict[frozenset[int], float]:
     found = dict[frozenset[int], float]()
 
     def add(places: Sequence[int] | range, cost: float) -> None:
-        found[frozenset(places)] = min(found.get(frozenset(places), math.inf), cost)
+        _keep_least(found, frozenset(places), cost)
 
     add(range(count), 0.0 if len(ends) == count else 1.0)
     add(ends, 0.0)
@@ -253,8 +261,7 @@ def _paddings(kernels: Sequence[int], averaged: bool) -> dict[tuple[int, ...], f
     found = dict[tuple[int, ...], float]()
 
     def add(paddings: Sequence[int], cost: float) -> None:
-        cost *= 2 if averaged else 1
-        found[tuple(paddings)] = min(found.get(tuple(paddings), math.inf), cost)
+        _keep_least(found, tuple(paddings), cost * (2 if averaged else 1))
 
     add(same, 0.5 if large else 0.0)
     add([0] * len(same), 0.0 if large else 1.0)
@@ -280,8 +287,8 @@ ORDERS: dict[tuple[str, ...], float] = {
 
 def _orders(skeleton: Skeleton) -> list[tuple[float, tuple[str, ...]]]:
     """The orders that differ for a state dict, and how unusual they are."""
-    ranked = [(cost, order) for order, cost in ORDERS.items()]
-    return ranked if any(one.norm for one in skeleton.layers) else ranked[:1]
+    orders = [(cost, order) for order, cost in ORDERS.items()]
+    return orders if any(one.norm for one in skeleton.layers) else orders[:1]
 
 
 def _arranged(skeleton: Skeleton, shape: Shape, order: Sequence[str]) -> list[Step]:
@@ -290,14 +297,18 @@ def _arranged(skeleton: Skeleton, shape: Shape, order: Sequence[str]) -> list[St
     convolutions, last = skeleton.convolutions, skeleton.layers[-1]
     for place, one in enumerate(convolutions):
         sized = replace(one.step, padding=shape.paddings[place], stride=shape.strides[place])
-        follows = [kind for kind in order if (kind != "relu" or one is not last)]
-        steps += [sized, *_following(follows, one.norm, place in shape.pooled)]
+        steps += [sized, *_following(_without_relu(order) if one is last else order, one.norm, place in shape.pooled)]
     if shape.averaged and convolutions:
         steps.append(replace(MEAN, kernel=skeleton.grid))
     steps += [FLAT, *([Step("norm", skeleton.flat_norm)] if skeleton.flat_norm else [])]
     for one in skeleton.linears:
-        steps += [one.step, *_following([kind for kind in order if kind != "relu" or one is not last], one.norm, False)]
+        steps += [one.step, *_following(_without_relu(order) if one is last else order, one.norm, False)]
     return steps
+
+
+def _without_relu(order: Sequence[str]) -> list[str]:
+    """What follows the last layer, whose outputs are logits."""
+    return [kind for kind in order if kind != "relu"]
 
 
 def _following(order: Sequence[str], norm: str, is_pooled: bool) -> list[Step]:

@@ -16,11 +16,11 @@ from ibau_jax.models.blocks import CifarSqueezeExcitation, Features, stage
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import batch_norm, conv, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
+from ibau_jax.models.regnet import SQUEEZE
 from ibau_jax.models.resnet import CIFAR, ResidualBlock
 from ibau_jax.models.sizes import count_matching
 
 STEM_FEATURES, STRIDES = 64, (1, 1, 2, 2)
-SQUEEZE = 0.25  # features that squeeze-and-excitation has, to features that the block comes with
 STAGE = r"\d{1,2}x\d{1,4}"
 PUBLISHED = {
     "regnetx_200mf_cifar": "regnet_cifar_1x24_1x56_4x152_7x368_g8",
@@ -78,7 +78,7 @@ class RegNetBlock(ResidualBlock):
         return conv_norm(self.conv3, self.bn3, self.se(out) if self.se else out)
 
 
-class RegNet(nnx.Module):
+class CifarRegNet(nnx.Module):
     """Logits of RGB images of any size."""
 
     def __init__(self, layout: Layout, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
@@ -111,7 +111,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
     squeeze = {"layer1.0.se.se1.weight": (round(SQUEEZE * STEM_FEATURES), first, 1, 1)} if layout.squeezes else {}
     return Architecture(
         name=match[0],
-        build=partial(RegNet, layout),
+        build=partial(CifarRegNet, layout),
         classifier="linear.weight",
         landmarks={
             f"layer4.{count - 1}.conv2.weight": (last, layout.group_width, 3, 3),

@@ -117,7 +117,7 @@ def _v2_block(rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> n
     return DownBlock(in_features, features, rngs) if stride == 2 else SplitBlock(features, rngs)
 
 
-class ShuffleNetV2(nnx.Module):
+class CifarShuffleNetV2(nnx.Module):
     """V2: logits of RGB images of any size."""
 
     def __init__(self, widths: tuple[int, ...], num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
@@ -149,7 +149,7 @@ for _size, _widths in V2_SIZES.items():
     register(
         Architecture(
             name=f"shufflenet_v2_{_size}_cifar",
-            build=partial(ShuffleNetV2, _widths),
+            build=partial(CifarShuffleNetV2, _widths),
             classifier="linear.weight",
             landmarks={
                 "conv2.weight": (*_widths[:1:-1], 1, 1),

@@ -21,11 +21,11 @@ from ibau_jax.models.registry import Architecture, Derivation, Shapes, register_
 GREY = "_grey"
 # What stands between two linear layers, the most common first.
 BETWEEN: dict[str, Function | None] = {"": relu, "_gelu": gelu, "_tanh": jnp.tanh, "_linear": None}
+MOST_HIDDEN = 4
 HEAD = (
-    r"_head(?P<hidden>(?:\d{1,2}x\d{1,5}_){1,4})(?P<last>\d{1,2})"
+    rf"_head(?P<hidden>(?:\d{{1,2}}x\d{{1,5}}_){{1,{MOST_HIDDEN}}})(?P<last>\d{{1,2}})"
     rf"(?P<between>{'|'.join(filter(None, BETWEEN))})?"
 )
-MOST_HIDDEN = 4
 
 Hidden = tuple[tuple[int, int], ...]  # place and features of each linear layer but the last
 

@@ -4,7 +4,8 @@ Where the paper has a 5x5 convolution, torchvision has a 3x3 one and kuangliu ha
 weights of ImageNet, normalises images anew, which leaves no trace in a state dict (`_transform_input`).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import jax.numpy as jnp
@@ -189,30 +190,55 @@ class CifarGoogLeNet(nnx.Module):
         return self.linear(global_average(apply_in_order(layers, x)))
 
 
-LAST = {"inception5b.branch3.1.conv.weight": (128, 48, 3, 3)}
-for _suffix in ("", "_transform_input"):
+def register_inception(
+    base: Architecture, make: Callable[..., InceptionNetwork], stem: str, widths: tuple[int, int], kernel: int
+) -> None:
+    """Registers torchvision's network, that with its images normalised anew, and huyvnphan's with a small stem.
+
+    Args:
+        base: what they have in common, under the name that torchvision has for it; its landmarks without the stem's.
+        make: `make(small_stem, transform_input, num_classes, image_size, rngs)` builds each.
+        stem: the name of the first convolution's weight.
+        widths: its features, of torchvision's and of huyvnphan's.
+        kernel: of torchvision's.
+    """
+    options = {"aux_logits": False, "init_weights": False}
+    stems = [{stem: (width, 3, size, size)} for width, size in zip(widths, (kernel, 3), strict=True)]
+    for again in (False, True):
+        register(
+            replace(
+                base,
+                name=f"{base.name}_transform_input" if again else base.name,
+                build=partial(make, False, again),
+                landmarks={**stems[0], **base.landmarks},
+                torch_module=from_torchvision(base.name, **options, transform_input=again),
+                variant_of=base.name if again else None,
+            )
+        )
     register(
-        Architecture(
-            name=f"googlenet{_suffix}",
-            build=partial(_googlenet, False, bool(_suffix)),
-            classifier="fc.weight",
-            image_sizes=(224,),
-            landmarks={"conv1.conv.weight": (64, 3, 7, 7), **LAST},
-            torch_module=from_torchvision(
-                "googlenet", aux_logits=False, init_weights=False, transform_input=bool(_suffix)
-            ),
-            variant_of="googlenet" if _suffix else None,
-            unused=("aux1", "aux2"),
+        replace(
+            base,
+            name=f"{base.name}_small_stem",
+            build=partial(make, True, False),
+            image_sizes=(32,),
+            landmarks={**stems[1], **base.landmarks},
         )
     )
-register(
+
+
+register_inception(
     Architecture(
-        name="googlenet_small_stem",
-        build=partial(_googlenet, True, False),
+        name="googlenet",
+        build=partial(_googlenet, False, False),
         classifier="fc.weight",
-        landmarks={"conv1.conv.weight": (STEM_FEATURES, 3, 3, 3), **LAST},
+        image_sizes=(224,),
+        landmarks={"inception5b.branch3.1.conv.weight": (128, 48, 3, 3)},
         unused=("aux1", "aux2"),
-    )
+    ),
+    _googlenet,
+    "conv1.conv.weight",
+    (64, STEM_FEATURES),
+    7,
 )
 register(
     Architecture(

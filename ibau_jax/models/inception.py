@@ -12,9 +12,9 @@ from flax import nnx
 
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.convolution import Size
-from ibau_jax.models.googlenet import BasicConv, InceptionNetwork
+from ibau_jax.models.googlenet import BasicConv, InceptionNetwork, register_inception
 from ibau_jax.models.layers import AvgPool, MaxPool
-from ibau_jax.models.registry import Architecture, from_torchvision, register
+from ibau_jax.models.registry import Architecture
 
 # Of each of a branch's convolutions the features and the kernel; two kernels stand for two that read the same.
 Branch = tuple[tuple[int, tuple[Size, ...]], ...]
@@ -137,28 +137,17 @@ def _inception_v3(
     return InceptionNetwork(layers, features, num_classes, transform_input, rngs)
 
 
-LAST = {"Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1)}
-for _suffix in ("", "_transform_input"):
-    register(
-        Architecture(
-            name=f"inception_v3{_suffix}",
-            build=partial(_inception_v3, False, bool(_suffix)),
-            classifier="fc.weight",
-            image_sizes=(299,),
-            landmarks={"Conv2d_1a_3x3.conv.weight": (32, 3, 3, 3), **LAST},
-            torch_module=from_torchvision(
-                "inception_v3", aux_logits=False, init_weights=False, transform_input=bool(_suffix)
-            ),
-            variant_of="inception_v3" if _suffix else None,
-            unused=("AuxLogits",),
-        )
-    )
-register(
+register_inception(
     Architecture(
-        name="inception_v3_small_stem",
-        build=partial(_inception_v3, True, False),
+        name="inception_v3",
+        build=partial(_inception_v3, False, False),
         classifier="fc.weight",
-        landmarks={"Conv2d_1a_3x3.conv.weight": (STEM_FEATURES, 3, 3, 3), **LAST},
+        image_sizes=(299,),
+        landmarks={"Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1)},
         unused=("AuxLogits",),
-    )
+    ),
+    _inception_v3,
+    "Conv2d_1a_3x3.conv.weight",
+    (32, STEM_FEATURES),
+    3,
 )

@@ -127,12 +127,20 @@ def known(name: str) -> Architecture | None:
     """The architecture of that name, without alterations, registered, derived or of a family; None if there is none."""
     if name in _ARCHITECTURES:
         return _ARCHITECTURES[name]
+    if derived := _derived(name):
+        base, said, derivation = derived
+        return derivation.make(base, said)
+    made = (family.make(match) for family in _FAMILIES if (match := family.pattern.fullmatch(name)))
+    return next((one for one in made if one), None)
+
+
+def _derived(name: str) -> tuple[Architecture, re.Match[str], Derivation] | None:
+    """Which architecture a name says is changed, and how; None where it says that of none."""
     for derivation in _DERIVATIONS:
         match = derivation.pattern.fullmatch(name)
         if match and (base := known(match["base"])):
-            return derivation.make(base, match)
-    made = (family.make(match) for family in _FAMILIES if (match := family.pattern.fullmatch(name)))
-    return next((one for one in made if one), None)
+            return base, match, derivation
+    return None
 
 
 def proposed(shapes: Shapes) -> list[Architecture]:
@@ -151,13 +159,12 @@ def proposed(shapes: Shapes) -> list[Architecture]:
 def variants(architecture: Architecture) -> tuple[Architecture, ...]:
     """All architectures with the names and shapes of this one, which is among them; the most common comes first."""
     base = architecture.variant_of or architecture.name
-    for derivation in _DERIVATIONS:
-        match = derivation.pattern.fullmatch(base)
-        if match and (of := known(match["base"])):
-            change = base.removeprefix(of.name)
-            names = [*(one.name + change for one in variants(of)), *(base + suffix for suffix in derivation.variants)]
-            group = tuple(filter(None, map(known, names)))
-            return group if architecture in group else (architecture, *group)
+    if derived := _derived(base):
+        of, _, derivation = derived
+        change = base.removeprefix(of.name)
+        names = [*(one.name + change for one in variants(of)), *(base + suffix for suffix in derivation.variants)]
+        group = tuple(filter(None, map(known, names)))
+        return group if architecture in group else (architecture, *group)
     families = [family for family in _FAMILIES if family.pattern.fullmatch(base)]
     of_family = {
         one + suffix: None for family in families for one in family.relatives(base) for suffix in ("", *family.variants)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.layers import AdaptiveAvgPool, NamedSequential, conv, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, register
-from ibau_jax.models.vgg import BLOCKS, convolutions, convolutions_count
+from ibau_jax.models.vgg import BLOCKS, convolutions, landmarks_of
 
 GRID, WIDTH = 7, 4096
 
@@ -42,14 +42,13 @@ class TimmVGG(nnx.Module):
 
 
 def _register(depth: int, normalized: bool) -> None:
-    last = convolutions_count(depth, normalized) - (4 if normalized else 3)
     register(
         Architecture(
             name=f"vgg{depth}{'_bn' if normalized else ''}_timm",
             build=partial(TimmVGG, depth, normalized),
             classifier="head.fc.weight",
             image_sizes=(224,),
-            landmarks={f"features.{last}.weight": (512, 512, 3, 3), "pre_logits.fc1.weight": (WIDTH, 512, GRID, GRID)},
+            landmarks={**landmarks_of(depth, normalized), "pre_logits.fc1.weight": (WIDTH, 512, GRID, GRID)},
         )
     )
 

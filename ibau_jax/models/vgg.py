@@ -107,14 +107,14 @@ def _named(depth: int, normalized: bool) -> str:
     return f"vgg{depth}" + ("_bn" if normalized else "")
 
 
-def _landmarks(depth: int, normalized: bool) -> dict[str, tuple[int, ...]]:
+def landmarks_of(depth: int, normalized: bool) -> dict[str, tuple[int, ...]]:
     """The last convolution."""
-    layers = convolutions_count(depth, normalized)
+    layers = sum(len(block) * (3 if normalized else 2) + 1 for block in BLOCKS[depth])
     return {f"features.{layers - (4 if normalized else 3)}.weight": (512, 512, 3, 3)}
 
 
 def _register(depth: int, normalized: bool) -> None:
-    base, landmarks = _named(depth, normalized), _landmarks(depth, normalized)
+    base, landmarks = _named(depth, normalized), landmarks_of(depth, normalized)
     for name, grid, head, classifier, sizes in (
         (base, 7, _torchvision_classifier, "classifier.6.weight", (224,)),
         (f"{base}_cifar", None, _single_linear, "classifier.weight", (32, 64)),
@@ -123,11 +123,6 @@ def _register(depth: int, normalized: bool) -> None:
         oracle = from_torchvision(name) if grid else None
         build = partial(VGG, depth, normalized, grid, head)
         register(Architecture(name, build, classifier, sizes, landmarks, oracle))
-
-
-def convolutions_count(depth: int, normalized: bool) -> int:
-    """The number of layers in `features`."""
-    return sum(len(block) * (3 if normalized else 2) + 1 for block in BLOCKS[depth])
 
 
 for _depth in BLOCKS:
@@ -144,7 +139,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         build=partial(VGG, depth, normalized, None, partial(_three_of, width, "LRDLRDL")),
         classifier="classifier.6.weight",
         image_sizes=(32, 64),
-        landmarks={"classifier.3.weight": (width, width), **_landmarks(depth, normalized)},
+        landmarks={"classifier.3.weight": (width, width), **landmarks_of(depth, normalized)},
     )
 
 
@@ -154,7 +149,7 @@ def _propose(shapes: Shapes) -> Iterator[str]:
         return
     for depth in BLOCKS:
         for normalized in (False, True):
-            if all(shapes.get(name) == shape for name, shape in _landmarks(depth, normalized).items()):
+            if all(shapes.get(name) == shape for name, shape in landmarks_of(depth, normalized).items()):
                 yield f"{_named(depth, normalized)}_cifar_w{first[0]}"
 
 
