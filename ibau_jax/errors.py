@@ -5,7 +5,7 @@ wrong and what to do about it.
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 
 LONGEST = 200  # characters of a text that comes from a file or a parser
@@ -24,6 +24,11 @@ def quoted(text: str | bytes, length: int = LONGEST) -> str:
     shown = repr(text[:length])
     fits = len(text) <= length and len(shown) <= length + 2
     return shown if fits else f"{shown[:length]}... ({len(text):,} characters)'"
+
+
+def and_more(items: Sized, shown: int) -> str:
+    """` and N more` behind the first `shown` of some items; nothing where these are all."""
+    return f" and {len(items) - shown} more" if len(items) > shown else ""
 
 
 class IbauError(Exception):

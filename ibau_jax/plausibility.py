@@ -18,6 +18,7 @@ from scipy.optimize import linear_sum_assignment
 
 from ibau_jax.batches import to_unit
 from ibau_jax.data.dataset import Dataset
+from ibau_jax.errors import and_more
 from ibau_jax.metrics import predict, predict_where_finite
 from ibau_jax.models.inference import count_classes
 from ibau_jax.models.normalized import NORMALIZATIONS, Normalization
@@ -180,8 +181,7 @@ def described_mapping(mapping: dict[int, int]) -> str:
     """The first labels that a mapping moves."""
     moved = [(label, number) for label, number in mapping.items() if label != number]
     listed = ", ".join(f"{label} is {number}" for label, number in moved[:SHOWN])
-    more = f" and {len(moved) - SHOWN} more" if len(moved) > SHOWN else ""
-    return listed.replace(" is ", " is the model's class ", 1) + more
+    return listed.replace(" is ", " is the model's class ", 1) + and_more(moved, SHOWN)
 
 
 def of_pixels(model: nnx.Module, images: Dataset, normalization: Normalization | None) -> Iterator[Explanation]:

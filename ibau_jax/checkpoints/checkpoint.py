@@ -25,19 +25,18 @@ from ibau_jax.checkpoints.envelope import Envelope, open_envelope, opened
 from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.module_evidence import Layers, told_by_module
 from ibau_jax.checkpoints.naming import common_prefix
-from ibau_jax.checkpoints.reader import Format, read_torch_file
+from ibau_jax.checkpoints.reader import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, Format, read_torch_file
 from ibau_jax.checkpoints.recognition import Candidate, Request, abstract_model, abstract_shapes, recognise, same_name
 from ibau_jax.checkpoints.unpickle import MAX_PROTOCOL
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.checkpoints.writer import write_npz, write_safetensors, write_torch_file
-from ibau_jax.errors import CheckpointError, ConfigError, shortened
+from ibau_jax.errors import CheckpointError, ConfigError, and_more, shortened
 from ibau_jax.files import put_in_place, regular_files, staging_folder
 from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
 from ibau_jax.models.custom import is_own
 from ibau_jax.models.normalized import normalized_model
 
-TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".pkl", ".bin", ".ckpt", ".t7")  # `.pth.tar` is among them
-SAFETENSORS_SUFFIX, NPZ_SUFFIX = ".safetensors", ".npz"
+NPZ_SUFFIX = ".npz"
 SHOWN = 3  # other networks of a guess that a message names
 MAX_TEXT = 1000  # characters of a name in checkpoint.json
 FLAX_SUFFIXES = (".flax", ".orbax")
@@ -103,15 +102,12 @@ class Checkpoint:
 
     def _guess_note(self) -> str:
         """That the architecture is made up from names and shapes, and what else it may be."""
-        others = ", ".join(one.name for one in self.alternatives[:SHOWN])
-        more = f" and {len(self.alternatives) - SHOWN} more" if self.alternatives[SHOWN:] else ""
-        several = (
-            f"; {others}{more} have the same names and shapes, and clean images (--dataset) tell" if others else ""
-        )
+        others = ", ".join(one.name for one in self.alternatives[:SHOWN]) + and_more(self.alternatives, SHOWN)
         return (
             f"taken as {self.architecture.name}, no published network: what is between the layers with weights is "
-            f"assumed{several}. --image-size N says that images are not {self.image_size} pixels wide and high, "
-            "--model NAME what the network is, and --verify --torch-module proves it"
+            f"assumed; {others} have the same names and shapes, and clean images (--dataset) tell. --image-size N says "
+            f"that images are not {self.image_size} pixels wide and high, --model NAME what the network is, and "
+            "--verify --torch-module proves it"
         )
 
     def beside_note(self) -> str | None:
@@ -126,7 +122,7 @@ class Checkpoint:
 
     def masks_note(self) -> str | None:
         """That masks open where weights behind them move."""
-        masked = sum(fold.parts[1:2] != () and fold.parts[1].endswith("mask") for fold in self.envelope.folds.values())
+        masked = sum(fold.is_masked for fold in self.envelope.folds.values())
         if not masked:
             return None
         return f"{masked} weights have masks; a mask opens where its weight is no longer zero, so that sparsity may go"
@@ -220,7 +216,7 @@ def load(
     if path.is_dir() and not hugging_face.is_model_folder(path):
         return _asked_for(_load_flax(path, model), num_classes, image_size, key, leave_out)
     file = read_torch_file(hugging_face.weights_file(path))
-    description = hugging_face.read_description(path) if path.is_dir() else {}
+    description = hugging_face.read_description(path)
     try:
         envelope = replace(open_envelope(file.tree, file.format, key), dialect=file.dialect, description=description)
         hints = read_hints(envelope.metadata())

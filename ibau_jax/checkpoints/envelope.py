@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ibau_jax.checkpoints.folding import Fold, find_folds, folded
+from ibau_jax.checkpoints.folding import Fold, find_folds, with_folds
 from ibau_jax.checkpoints.reader import Format
 from ibau_jax.checkpoints.records import arrays_as_tensors, is_module, is_scripted, module_tensors, replaced
 from ibau_jax.checkpoints.values import OWN_DIALECT, Dialect, Record, TorchTensor
-from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.errors import CheckpointError, and_more, shortened
 
 SHOWN = 10  # state dicts that a message names
 
@@ -68,8 +68,8 @@ class Envelope:
         return {name: value for name, value in named if isinstance(value, TorchTensor) and name.startswith(self.part)}
 
     def tensors(self) -> dict[str, TorchTensor]:
-        """The same with folds in the places of what they are made of."""
-        return folded(self.stored(), tuple(self.folds.values()))
+        """The state dict's tensors, `stored`, with folds in the places of what they are made of."""
+        return with_folds(self.stored(), self.folds.values())
 
     @cached_property
     def folds(self) -> dict[str, Fold]:
@@ -141,9 +141,7 @@ def open_envelope(tree: Any, format: Format, key: str | None = None) -> Envelope
     """
     tree, found = opened(tree)
     below = [".".join(path) for path in found if path]
-    names = shortened(", ".join(map(repr, below[:SHOWN]))) + (
-        f" and {len(below) - SHOWN} more" if below[SHOWN:] else ""
-    )
+    names = shortened(", ".join(map(repr, below[:SHOWN]))) + and_more(below, SHOWN)
     if key is not None:
         for path in sorted(found, key=len, reverse=True):
             place = "".join(f"{part}." for part in path)

@@ -5,7 +5,7 @@ keys and values apart. A fold makes the network's tensor of them, and writes a c
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,6 +56,11 @@ class Fold:
     parts: tuple[str, ...]
     form: Form = field(repr=False)
 
+    @property
+    def is_masked(self) -> bool:
+        """Whether one of the parts is a mask."""
+        return any(part.endswith("mask") for part in self.parts)
+
     def folded(self, tensors: Tensors) -> TorchTensor:
         """The network's tensor, in the dtype of the first part."""
         first = tensors[self.parts[0]]
@@ -105,17 +110,17 @@ def _twins(tensors: Tensors) -> Iterator[Fold]:
                 yield Fold(twin, (twin, name), TWIN)
 
 
-def folded(tensors: Tensors, folds: Sequence[Fold]) -> dict[str, TorchTensor]:
+def with_folds(tensors: Tensors, folds: Iterable[Fold]) -> dict[str, TorchTensor]:
     """The state dict with each fold's tensor in the place of its first part, the other parts left out."""
-    by_first = {fold.parts[0]: fold for fold in folds}
-    parts = {part for fold in folds for part in fold.parts}
-    return {
-        by_first[name].name if name in by_first else name: by_first[name].folded(tensors)
-        if name in by_first
-        else tensor
-        for name, tensor in tensors.items()
-        if name in by_first or name not in parts
-    }
+    by_part = {part: fold for fold in folds for part in fold.parts}
+    together = dict[str, TorchTensor]()
+    for name, tensor in tensors.items():
+        fold = by_part.get(name)
+        if fold is None:
+            together[name] = tensor
+        elif name == fold.parts[0]:
+            together[fold.name] = fold.folded(tensors)
+    return together
 
 
 def _alike(tensors: Tensors, parts: tuple[str, ...]) -> bool:
@@ -203,14 +208,18 @@ def _spectral(tensors: Tensors, parts: tuple[str, ...]) -> bool:
     weights = all(_is_weight(tensors[part]) for part in parts)
     if not weights or len(weight) < 2 or (rows, columns) != ((weight[0],), (int(np.prod(weight[1:])),)):
         return False
-    matrix, left, right = (tensors[part].numpy().astype(np.float64) for part in parts)
-    image = matrix.reshape(rows[0], columns[0]) @ right
-    return float(left @ image) > ALIGNED * float(np.linalg.norm(left) * np.linalg.norm(image))
+    matrix, left, right = (tensors[part].numpy() for part in parts)
+    image = _image(matrix, right)
+    return float(left.astype(np.float64) @ image) > ALIGNED * float(np.linalg.norm(left) * np.linalg.norm(image))
+
+
+def _image(weight: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """What the weight as a matrix makes of a vector."""
+    return weight.reshape(len(weight), -1).astype(np.float64) @ right.astype(np.float64)
 
 
 def _largest_singular_value(weight: np.ndarray, left: np.ndarray, right: np.ndarray) -> float:
-    matrix = weight.reshape(len(weight), -1).astype(np.float64)
-    return float(left.astype(np.float64) @ matrix @ right.astype(np.float64))
+    return float(left.astype(np.float64) @ _image(weight, right))
 
 
 def _spectral_normed(parts: Arrays) -> np.ndarray:

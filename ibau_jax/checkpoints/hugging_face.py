@@ -50,18 +50,22 @@ def weights_file(path: Path) -> Path:
     return found
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(path: Path) -> dict[str, Any]:
     """What the files beside the weights say, by file: what `hints` and `told_by_description` look at.
+
+    A file has none beside it.
 
     Raises:
         CheckpointError: one of them is damaged.
     """
-    kept = {CONFIG: _read(folder / CONFIG, CONFIG_KEYS)}
+    if not path.is_dir():
+        return {}
+    kept = {CONFIG: _read(path / CONFIG, CONFIG_KEYS)}
     labels = kept[CONFIG].get("id2label")
     if not isinstance(labels, dict) or len(labels) > MOST_LABELS:
         kept[CONFIG].pop("id2label", None)
-    if (folder / PREPROCESSOR).exists():
-        kept[PREPROCESSOR] = _read(folder / PREPROCESSOR, PREPROCESSOR_KEYS)
+    if (path / PREPROCESSOR).exists():
+        kept[PREPROCESSOR] = _read(path / PREPROCESSOR, PREPROCESSOR_KEYS)
     return kept
 
 

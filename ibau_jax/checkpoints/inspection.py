@@ -102,7 +102,7 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
     unknown = tuple(sorted(known, key=lambda name: name.startswith("torch.")))  # the file's own first
     problem = f"the pickle names {', '.join(refused)}, outside the allow list" if refused else None
     try:
-        description = read_description(path) if path.is_dir() else {}
+        description = read_description(path)
         envelope = replace(open_envelope(file.tree, file.format, key), description=description)
     except CheckpointError as error:
         return Report(

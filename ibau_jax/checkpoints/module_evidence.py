@@ -16,7 +16,7 @@ from ibau_jax.checkpoints.naming import common_prefix, is_below
 from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.checkpoints.records import SCRIPT, is_leaf, modules
 from ibau_jax.checkpoints.values import Record
-from ibau_jax.errors import CheckpointError, ConfigError, shortened
+from ibau_jax.errors import CheckpointError, ConfigError, and_more, shortened
 from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.alterations import ACTIVATIONS, KINDS, replacing
 from ibau_jax.models.chain_steps import PlainChain
@@ -130,10 +130,12 @@ class Layers:
 
         A chain of layers has all of its poolings, at whatever place, and no other.
         """
-        poolings = [
-            layer for _, layer in nnx.iter_graph(model) if isinstance(layer, MaxPool | AvgPool | AdaptiveAvgPool)
+        is_chain, last = isinstance(model, PlainChain), next(reversed(self._by_name))
+        chained = [
+            layer
+            for _, layer in (nnx.iter_graph(model) if is_chain else ())
+            if isinstance(layer, MaxPool | AvgPool | AdaptiveAvgPool)
         ]
-        chained = poolings if isinstance(model, PlainChain) else []
         for name, one in self._by_name.items():
             kind, attributes = _kind(one), one.attributes
             hooks = [part for part in ("_forward_hooks", "_forward_pre_hooks") if attributes.get(part)]
@@ -141,10 +143,12 @@ class Layers:
                 yield f"{name or 'the module'}: {hooks[0] if hooks else 'forward'}"
             if not is_leaf(one) or name in seen or name in self._activations or _class(one) in HARMLESS:
                 continue
-            if is_below(name, self._left_out) or (_class(one) in LAST and name == list(self._by_name)[-1]):
+            if is_below(name, self._left_out) or (_class(one) in LAST and name == last):
                 continue
-            averages = _class(one) in AVERAGING and name.startswith(self._prefix) and not isinstance(model, PlainChain)
-            averages |= any(not list(_differences(layer, one)) for layer in chained)
+            if is_chain:
+                averages = any(not list(_differences(layer, one)) for layer in chained)
+            else:
+                averages = _class(one) in AVERAGING and name.startswith(self._prefix)
             normalizes = kind == NORMALIZE and self.normalization() is not None
             if not (averages or normalizes or kind.startswith(LOSSES)):
                 yield f"{name}: {kind}"
@@ -205,10 +209,9 @@ def told_by_module(
         if chosen and not differences(likely := altered(base, *chosen)):
             return [likely]
     left = known[best]
-    more = f" and {len(left) - SHOWN} more" if left[SHOWN:] else ""
     raise CheckpointError(
         f"the module in the file has the names and shapes of {best.name}, but other layers: "
-        f"{shortened('; '.join(left[:SHOWN]), 400)}{more}. If they are beside the network and take no "
+        f"{shortened('; '.join(left[:SHOWN]), 400)}{and_more(left, SHOWN)}. If they are beside the network and take no "
         "part, --leave-out NAME says so; else write "
         "the network as a Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
     )

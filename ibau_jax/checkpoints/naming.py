@@ -123,7 +123,8 @@ def read_as(
             the only matrix beside the network's body.
         unused: what the names of its layers begin with that inference does not use; their tensors lie beside it.
     """
-    idle = {full for name, full in state.full.items() if is_below(name, [prefix + part for part in unused])}
+    places = [prefix + part for part in unused]
+    idle = {full for name, full in state.full.items() if is_below(name, places)} if places else set()
     inside = {
         name.removeprefix(prefix): full
         for name, full in state.full.items()

@@ -33,7 +33,7 @@ from ibau_jax.checkpoints.values import (
     TorchTensor,
 )
 from ibau_jax.data.npy import array_of
-from ibau_jax.errors import CheckpointError, quoted, shortened
+from ibau_jax.errors import CheckpointError, and_more, quoted, shortened
 from ibau_jax.files import open_regular
 
 Format = Literal["zip", "legacy", "pickle", "safetensors", "npz"]
@@ -44,7 +44,8 @@ HEADER = 24  # what the parsed header of a safetensors file takes, or an index o
 STORAGE = 512  # what a storage takes beside its content
 NPY = ".npy"
 QUANTISED = ("QInt8Storage", "QUInt8Storage", "QInt32Storage", "QUInt4x2Storage", "QUInt2x4Storage")
-ENDINGS = (".pth", ".pt", ".th", ".tar", ".bin", ".ckpt", ".safetensors", ".pkl", ".t7")  # of checkpoints in an archive
+TORCH_SUFFIXES = (".pth", ".pt", ".th", ".tar", ".pkl", ".bin", ".ckpt", ".t7")  # `.pth.tar` is among them
+SAFETENSORS_SUFFIX = ".safetensors"
 EXPORTED = ("archive_format", "serialized_exported_program.json")
 MAX_KEY = 100  # characters of a storage's key; PyTorch writes numbers
 # How pickles of protocols 0 and 1 begin, which do not say what they are: a container, an object, the legacy format's
@@ -220,9 +221,11 @@ def _read_archive(archive: Archive, budget: Budget, refused: dict[GlobalName, No
             "this is a torch.export archive (.pt2), a program; save exported.state_dict with torch.save instead"
         )
     if len(pickles) != 1:
-        if packed := [archive.original(name) for name in archive.names() if name.endswith(ENDINGS)]:
-            more = f" and {len(packed) - 1} more" if packed[1:] else ""
-            raise CheckpointError(f"this is a zip archive that holds {quoted(packed[0])}{more}; unpack it first")
+        if packed := [
+            archive.original(name) for name in archive.names() if name.endswith((*TORCH_SUFFIXES, SAFETENSORS_SUFFIX))
+        ]:
+            held = quoted(packed[0]) + and_more(packed, 1)
+            raise CheckpointError(f"this is a zip archive that holds {held}; unpack it first")
         raise CheckpointError(
             "this zip archive was not written by torch.save (it has no single data.pkl); arrays of images (.npz) "
             "belong behind --dataset"

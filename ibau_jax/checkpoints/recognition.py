@@ -155,10 +155,8 @@ def _chosen(candidates: list[Candidate]) -> Candidate:
         return rank(tuple(filter(None, candidate.reading.prefix.split("."))))
 
     first = min(candidates, key=lambda one: (place(one), len(one.reading.beside), len(one.reading.prefix)))
-    own = set(first.reading.names.values())
-    apart = [
-        one for one in candidates if set(one.reading.names.values()) != own
-    ]  # else it is the same, named otherwise
+    own = set(first.reading.names.values())  # with which another is the same one, named otherwise
+    apart = [one for one in candidates if set(one.reading.names.values()) != own]
     others = {one.reading.prefix for one in apart if place(one) == place(first)} - {first.reading.prefix}
     if others:
         prefixes = ", ".join(repr(prefix.rstrip(".")) for prefix in sorted({first.reading.prefix, *others}))

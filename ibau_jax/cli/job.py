@@ -19,7 +19,7 @@ from ibau_jax.cli.options import AttackOptions, DataOptions, ModelChoices, Model
 from ibau_jax.cli.progress import Bar
 from ibau_jax.data import Dataset, Split, load_dataset, separate_clean_set, split_dataset
 from ibau_jax.data.sources import has_class_folders
-from ibau_jax.errors import CheckpointError, ConfigError, DataError, IbauError, NotFiniteError
+from ibau_jax.errors import CheckpointError, ConfigError, DataError, IbauError, NotFiniteError, and_more
 from ibau_jax.files import digests
 from ibau_jax.models import NORMALIZATIONS, Normalization
 from ibau_jax.models.normalized import normalized_model
@@ -62,7 +62,7 @@ class Subject:
         return self.options.ckpt
 
     def sha256(self) -> str:
-        """Of the checkpoint's file, or of its files one behind the other; of a Flax folder, of its files' digests."""
+        """Of the checkpoint's file, or of its files one behind the other; of a folder, of its files' digests."""
         if self.path.is_dir():
             return hashlib.sha256(json.dumps(digests(self.path)).encode()).hexdigest()
         digest = hashlib.sha256()
@@ -189,8 +189,9 @@ def likeliest(subject: Subject, images: Dataset) -> Subject:
     if others and not subject.options.model:
         by = "the labels of clean images alone" if others[0].accuracy is not None else "clean images"
         shown = others[:SHOWN] if best.architecture.is_guessed else others
-        more = f" and {len(others) - len(shown)} more" if len(shown) < len(others) else ""
-        console.warn(f"{subject.path} is {best}, by {by}; not {', '.join(map(str, shown))}{more}")
+        console.warn(
+            f"{subject.path} is {best}, by {by}; not {', '.join(map(str, shown))}{and_more(others, len(shown))}"
+        )
         checkpoint = checkpoint.as_variant(best.architecture)
     if best.is_changed:
         console.warn(
@@ -251,16 +252,14 @@ def _loaded(spec: str, input_shape: tuple[int, int, int], num_classes: int, clas
 
 
 def _fitting(spec: str, checkpoint: Checkpoint, class_order: str | None) -> Dataset:
-    order = class_order if has_class_folders(spec) else None
+    order = class_order if class_order and has_class_folders(spec) else None  # which lists the folder
     dataset = _loaded(spec, checkpoint.input_shape, checkpoint.num_classes, order)
     dataset.check_fits(checkpoint.input_shape, checkpoint.num_classes)
     dataset.check_contrast()
     names = checkpoint.hints.class_names or ()
-    return (
-        replace(dataset, class_names=names)
-        if not dataset.class_names and len(names) == checkpoint.num_classes
-        else dataset
-    )
+    if dataset.class_names or len(names) != checkpoint.num_classes:
+        return dataset
+    return replace(dataset, class_names=names)
 
 
 def attack_on(subject: Subject, options: AttackOptions, used: Collection[int] = ()) -> Attack | None:

@@ -96,7 +96,7 @@ def images(options: PoisonOptions, shape: tuple[int, int, int]) -> tuple[Dataset
             "0, without gaps (folders may be listed in a file for --class-order)"
         )
     if options.test is not None:
-        order = order if has_class_folders(options.test) else None
+        order = order if order and has_class_folders(options.test) else None
         return dataset, load_dataset(options.test, shape, num_classes=num_classes, class_order=order)
     permutation = np.random.default_rng(options.seed).permutation(len(dataset))
     count = len(dataset) // TEST_SHARE
