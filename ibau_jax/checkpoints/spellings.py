@@ -16,15 +16,21 @@ class Spelling:
     Attributes:
         mark: what the name of one tensor ends with by which the spelling is known.
         names: patterns of names behind the network's prefix, and what the network here calls them.
+        alteration: how what that code computes differs from the network here, unless it is told otherwise; "" if it
+            does not (`ibau_jax.models.alterations`).
     """
 
     mark: str
     names: Mapping[str, str]
+    alteration: str = ""
+
+    def marks(self, name: str) -> bool:
+        """Whether the spelling is known by a tensor of this name."""
+        return name == self.mark or name.endswith(f".{self.mark}")
 
     def translated(self, plain: Mapping[str, str]) -> dict[str, str] | None:
         """The file's names by the network's, where this is their spelling."""
-        marked = [name for name in plain if name == self.mark or name.endswith(f".{self.mark}")]
-        prefixes = [name.removesuffix(self.mark) for name in marked]
+        prefixes = [name.removesuffix(self.mark) for name in plain if self.marks(name)]
         if not 0 < len(prefixes) <= MOST_MARKS:
             return None
         found = {self._own(name, prefixes): full for name, full in plain.items()}
@@ -78,6 +84,7 @@ SPELLINGS = (
         },
     ),
     # transformers' vision transformers, ViT and DeiT, of releases before and after 5; the folds join their queries.
+    # Their ε, and that of ConvNeXt's last normalisation, is 1e-12 unless the configuration says another.
     *(
         Spelling(
             f"{name}.embeddings.patch_embeddings.projection.weight",
@@ -100,6 +107,7 @@ SPELLINGS = (
                 r"(?:cls_)?classifier\.(weight|bias)": r"heads.head.\1",
                 r"distillation_classifier\.(weight|bias)": r"head_dist.\1",
             },
+            alteration="ln_eps1e-12",
         )
         for name in ("vit", "deit")
     ),
@@ -160,5 +168,6 @@ SPELLINGS = (
             r"convnext\.layernorm\.(weight|bias)": r"classifier.0.\1",
             r"classifier\.(weight|bias)": r"classifier.2.\1",
         },
+        alteration="head_ln_eps1e-12",
     ),
 )
