@@ -28,7 +28,7 @@ CONFIG_KEYS = (
 )
 PREPROCESSOR_KEYS = ("image_mean", "image_std", "do_normalize", "do_rescale", "size", "crop_size")
 # Of which LayerNorms `layer_norm_eps` is the ε, by the alterations that give it, for each `model_type`.
-EPSILONS = {"vit": LAYER_EPSILONS, "deit": LAYER_EPSILONS, "convnext": HEAD_EPSILONS}
+EPSILONS = {"vit": LAYER_EPSILONS, "deit": LAYER_EPSILONS, "convnext": HEAD_EPSILONS, "convnextv2": HEAD_EPSILONS}
 DEFAULTS = {"num_attention_heads": 12}  # what transformers takes where the key is left out
 ALIASES = {"swish": "silu"}  # of activations
 MOST_LABELS = 1000  # whose names are kept

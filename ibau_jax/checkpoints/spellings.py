@@ -58,7 +58,8 @@ SPELLINGS = (
     Spelling("blocks.6.0.conv_pwl.weight", timm_names.mobilenet_v2()),
     Spelling("blocks.6.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_LARGE)),
     Spelling("blocks.5.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_SMALL)),
-    Spelling("stages.0.blocks.0.conv_dw.weight", timm_names.convnext()),
+    Spelling("stages.0.blocks.0.mlp.grn.weight", timm_names.convnext(timm_names.CONVNEXT_V2_BLOCK)),
+    Spelling("stages.0.blocks.0.conv_dw.weight", timm_names.convnext(timm_names.CONVNEXT_BLOCK)),
     # timm's and DeiT's vision transformers, in torchvision's words.
     Spelling(
         "blocks.0.attn.qkv.weight",
@@ -148,26 +149,32 @@ SPELLINGS = (
         },
     ),
     # transformers' ConvNeXts.
-    Spelling(
-        "convnext.embeddings.patch_embeddings.weight",
-        {
-            r"convnext\.embeddings\.patch_embeddings\.(weight|bias)": r"features.0.0.\1",
-            r"convnext\.embeddings\.layernorm\.(weight|bias)": r"features.0.1.\1",
-            **{
-                rf"convnext\.encoder\.stages\.{stage}\.{theirs}": ours
-                for stage in range(4)
-                for theirs, ours in (
-                    (r"layers\.(\d+)\.layer_scale", rf"features.{2 * stage + 1}.\1.layer_scale"),
-                    *(
-                        (rf"layers\.(\d+)\.{part}\.(weight|bias)", rf"features.{2 * stage + 1}.\1.block.{place}.\2")
-                        for part, place in (("dwconv", 0), ("layernorm", 2), ("pwconv1", 3), ("pwconv2", 5))
-                    ),
-                    (r"downsampling_layer\.([01])\.(weight|bias)", rf"features.{2 * stage}.\1.\2"),
-                )
+    *(
+        Spelling(
+            f"{name}.embeddings.patch_embeddings.weight",
+            {
+                rf"{name}\.embeddings\.patch_embeddings\.(weight|bias)": r"features.0.0.\1",
+                rf"{name}\.embeddings\.layernorm\.(weight|bias)": r"features.0.1.\1",
+                **{
+                    rf"{name}\.encoder\.stages\.{stage}\.{theirs}": ours
+                    for stage in range(4)
+                    for theirs, ours in (
+                        (r"layers\.(\d+)\.layer_scale", rf"features.{2 * stage + 1}.\1.layer_scale"),
+                        *(
+                            (rf"layers\.(\d+)\.{part}\.(weight|bias)", rf"features.{2 * stage + 1}.\1.block.{place}.\2")
+                            for part, place in layers.items()
+                        ),
+                        (r"downsampling_layer\.([01])\.(weight|bias)", rf"features.{2 * stage}.\1.\2"),
+                    )
+                },
+                rf"{name}\.layernorm\.(weight|bias)": r"classifier.0.\1",
+                r"classifier\.(weight|bias)": r"classifier.2.\1",
             },
-            r"convnext\.layernorm\.(weight|bias)": r"classifier.0.\1",
-            r"classifier\.(weight|bias)": r"classifier.2.\1",
-        },
-        alteration="head_ln_eps1e-12",
+            alteration="head_ln_eps1e-12",
+        )
+        for name, layers in (
+            ("convnext", {"dwconv": 0, "layernorm": 2, "pwconv1": 3, "pwconv2": 5}),
+            ("convnextv2", {"dwconv": 0, "layernorm": 2, "pwconv1": 3, "grn": 5, "pwconv2": 6}),
+        )
     ),
 )

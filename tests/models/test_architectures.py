@@ -66,6 +66,7 @@ FAST = {
     "regnet_x_w16_32_d1_2_g8",
     "regnet_y_w8_24_d2_1_g12",
     "convnext_w16_32_d1_2",
+    "convnextv2_w8_16_24_32_d1_2_1_1",
     "swin_w32_d2_2",
     "regnet_cifar_1x16_2x16_1x32_1x48_g8_se",
 }
@@ -168,6 +169,7 @@ FAMILIES = (
     "efficientnet_b0",
     "efficientnet_v2_s",
     "convnext_w16_32_d1_2",
+    "convnextv2_w8_16_24_32_d1_2_1_1",
     "mnasnet0_5",
     "regnet_y_w8_24_d2_1_g12",
     "shufflenet_v2_w16_32_64_d2_1_1_l32",

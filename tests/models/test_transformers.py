@@ -32,6 +32,7 @@ MODELS = {
     "resnet18": ("ResNet-", {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}),
     "resnet50": ("ResNet-", {}),
     "convnext_tiny+head_ln_eps1e-12": ("ConvNext-", {}),
+    "convnextv2_tiny+head_ln_eps1e-12": ("ConvNextV2-", {}),
 }
 # Of transformers 5, by those of transformers 4; the files on the hub have either.
 NEWER = {
@@ -134,6 +135,7 @@ EPSILONS = {
     "vit_w128_d2_p8_dist_token+ln_eps1e-8": ("DeiT", VIT, 1e-8),
     "convnext_w16_32_d1_2": ("ConvNext", CONVNEXT, 1e-6),
     "convnext_w16_32_d1_2+head_ln_eps1e-12": ("ConvNext", CONVNEXT, 1e-12),
+    "convnextv2_w16_32_d1_2+head_ln_eps1e-12": ("ConvNextV2", CONVNEXT, 1e-12),
 }
 
 
@@ -145,7 +147,7 @@ def test_the_epsilon_is_the_configurations(tmp_path, name):
     module = randomise(getattr(transformers, f"{kind}ForImageClassification")(config), seed=1).eval()
     with torch.no_grad():
         for parameter in module.parameters():  # so that ε is not small beside a variance
-            parameter *= 0.1 if kind == "ConvNext" else 0.3
+            parameter *= 0.1 if kind.startswith("ConvNext") else 0.3
     module.save_pretrained(tmp_path / "model")
     checkpoint = load(tmp_path / "model", image_size=32)
     assert (checkpoint.architecture.name, checkpoint.alternatives) == (name, ())
