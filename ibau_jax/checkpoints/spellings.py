@@ -47,8 +47,40 @@ class Spelling:
 # Blocks of a vision transformer, as transformers' releases number them and as torchvision does.
 BLOCK, OWN_BLOCK = r"(?:encoder\.layer|layers)\.(\d+)", r"encoder.layers.encoder_layer_\1"
 
+# Layers of a Swin transformer's block, as transformers calls them and as torchvision does.
+SWIN_BLOCK = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    r"attention\.self\.qkv": "attn.qkv",
+    r"attention\.self": "attn",  # the table of positions and its index
+    r"attention\.output\.dense": "attn.proj",
+    r"intermediate\.dense": "mlp.0",
+    r"output\.dense": "mlp.3",
+}
+
 # The first one whose mark is there holds: what other marks end with comes before them.
 SPELLINGS = (
+    # transformers' Swin transformers.
+    Spelling(
+        "swin.embeddings.patch_embeddings.projection.weight",
+        {
+            r"swin\.embeddings\.patch_embeddings\.projection\.(weight|bias)": r"features.0.0.\1",
+            r"swin\.embeddings\.norm\.(weight|bias)": r"features.0.2.\1",
+            **{
+                rf"swin\.encoder\.layers\.{stage}\.{theirs}": ours
+                for stage in range(timm_names.MOST_STAGES)
+                for theirs, ours in (
+                    *(
+                        (rf"blocks\.(\d+)\.{part}\.(\w+)", rf"features.{2 * stage + 1}.\1.{own}.\2")
+                        for part, own in SWIN_BLOCK.items()
+                    ),
+                    (r"downsample\.(norm|reduction)\.(weight|bias)", rf"features.{2 * stage + 2}.\1.\2"),
+                )
+            },
+            r"swin\.layernorm\.(weight|bias)": r"norm.\1",
+            r"classifier\.(weight|bias)": r"head.\1",
+        },
+    ),
     # Swin transformers of Microsoft and of timm before 0.9, whose stages end with what merges patches; then of timm,
     # whose stages begin with it.
     Spelling("layers.0.downsample.reduction.weight", timm_names.swin(merges_after=0)),
@@ -60,6 +92,8 @@ SPELLINGS = (
     Spelling("blocks.5.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_SMALL)),
     Spelling("stages.0.blocks.0.mlp.grn.weight", timm_names.convnext(timm_names.CONVNEXT_V2_BLOCK)),
     Spelling("stages.0.blocks.0.conv_dw.weight", timm_names.convnext(timm_names.CONVNEXT_BLOCK)),
+    # CaiT's names are the network's own here, though some are of a vision transformer.
+    Spelling("blocks.0.attn.proj_l.weight", {}),
     # timm's and DeiT's vision transformers, in torchvision's words.
     Spelling(
         "blocks.0.attn.qkv.weight",
@@ -72,6 +106,7 @@ SPELLINGS = (
             r"blocks\.(\d+)\.attn\.proj\.(weight|bias)": r"encoder.layers.encoder_layer_\1.self_attention.out_proj.\2",
             r"blocks\.(\d+)\.mlp\.fc1\.(weight|bias)": r"encoder.layers.encoder_layer_\1.mlp.0.\2",
             r"blocks\.(\d+)\.mlp\.fc2\.(weight|bias)": r"encoder.layers.encoder_layer_\1.mlp.3.\2",
+            r"blocks\.(\d+)\.ls([12])\.gamma": r"encoder.layers.encoder_layer_\1.ls\2.gamma",
             r"norm\.(weight|bias)": r"encoder.ln.\1",
             r"head\.(weight|bias)": r"heads.head.\1",
         },

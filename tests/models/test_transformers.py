@@ -29,12 +29,14 @@ MODELS = {
     "vit_w128_d2_p8+ln_eps1e-12": ("ViT-", VIT),
     "vit_w128_d2_p8_dist_token+ln_eps1e-12": ("DeiT-", VIT),
     "vit_w128_d2_p8_distilled+ln_eps1e-12": ("DeiT-WithTeacher", VIT),
+    "swin_w32_d2_2": ("Swin-", {"embed_dim": 32, "depths": [2, 2], "num_heads": [1, 2], "image_size": 56}),
+    "swin_t": ("Swin-", {}),
     "resnet18": ("ResNet-", {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}),
     "resnet50": ("ResNet-", {}),
     "convnext_tiny+head_ln_eps1e-12": ("ConvNext-", {}),
     "convnextv2_tiny+head_ln_eps1e-12": ("ConvNextV2-", {}),
 }
-# Of transformers 5, by those of transformers 4; the files on the hub have either.
+# Of transformers 5's ViT and DeiT, by those of transformers 4; the files on the hub have either.
 NEWER = {
     r"\.encoder\.layer\.": ".layers.",
     r"attention\.attention\.(query|key|value)": lambda match: f"attention.{match[1][0]}_proj",
@@ -53,7 +55,9 @@ def model(name):
 
 def newer(state):
     for old, new in NEWER.items():
-        state = {re.sub(old, new, name): value for name, value in state.items()}
+        state = {
+            re.sub(old, new, name) if name.startswith(("vit", "deit")) else name: value for name, value in state.items()
+        }
     return state
 
 
@@ -68,7 +72,8 @@ def test_transformers(tmp_path, name, spelled):
     torch.save(state, tmp_path / "x.pth")
     checkpoint = load(tmp_path / "x.pth")
     assert (checkpoint.architecture.name, checkpoint.num_classes) == (name, CLASSES)
-    size = min(64, checkpoint.image_size)
+    # A Swin transformer of transformers' takes no grids smaller than a window.
+    size = checkpoint.image_size if name.startswith("swin") else min(64, checkpoint.image_size)
     images = np.random.default_rng(0).random((2, size, size, 3), np.float32)
     with jax.default_matmul_precision("highest"), torch.no_grad():
         found, expected = np.asarray(checkpoint.model()(images)), module(as_torch(images)).logits.numpy()
@@ -157,6 +162,16 @@ def test_the_epsilon_is_the_configurations(tmp_path, name):
     assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
     save(checkpoint, tmp_path / "flax")
     assert load(tmp_path / "flax").architecture.name == name
+
+
+def test_a_folder_of_a_swin_transformer(tmp_path):
+    module = transformers.SwinForImageClassification(transformers.SwinConfig(**MODELS["swin_w32_d2_2"][1]))
+    module.save_pretrained(tmp_path)
+    assert load(tmp_path).architecture.name == "swin_w32_d2_2"
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
+    with pytest.raises(CheckpointError, match="layer_norm_eps = 1e-06"):
+        load(tmp_path)
 
 
 def test_without_a_configuration_a_named_model_has_its_own_epsilon(folder):
