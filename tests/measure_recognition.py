@@ -19,9 +19,12 @@ from tests.oracles import torchvision_models
 
 CLASSES = 10
 TIMM = [
+    "cait_s24_224",
     "cait_xxs24_224",
+    "convnext_atto",
     "convnext_tiny",
     "convnext_small",
+    "convnextv2_atto",
     "convnextv2_tiny",
     "deit_small_distilled_patch16_224",
     "deit_small_patch16_224",

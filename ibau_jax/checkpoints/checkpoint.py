@@ -35,6 +35,7 @@ from ibau_jax.files import put_in_place, regular_files, staging_folder
 from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
 from ibau_jax.models.custom import is_own
 from ibau_jax.models.normalized import normalized_model
+from ibau_jax.models.registry import altered, unaltered
 
 NPZ_SUFFIX = ".npz"
 SHOWN = 3  # other networks of a guess that a message names
@@ -294,7 +295,8 @@ def possible_variants(architecture: Architecture, request: Request) -> list[Arch
     """The architectures with the names and shapes of this one that are not ruled out, the likeliest first."""
     if request.model:
         return [architecture]
-    known, named = variants(architecture), request.hints.model or ""
+    base, alterations = unaltered(architecture)
+    known, named = tuple(altered(one, *alterations) for one in variants(base)), request.hints.model or ""
     if "+" in named:  # as scripts/poison.py writes it
         with contextlib.suppress(CheckpointError):
             hinted = get_architecture(named)

@@ -153,6 +153,34 @@ def _as_vector(array: np.ndarray, parts: Arrays) -> Arrays:
     return (array.reshape(-1),)
 
 
+def _is_row(tensors: Tensors, parts: tuple[str, ...]) -> bool:
+    """Whether it is one value a channel, to be multiplied with images whose channels come last."""
+    shape = tensors[parts[0]].shape
+    return len(shape) == 4 and shape[:3] == (1, 1, 1)
+
+
+def _flat(parts: Arrays) -> np.ndarray:
+    return parts[0].reshape(-1)
+
+
+def _as_row(array: np.ndarray, parts: Arrays) -> Arrays:
+    return (array.reshape(1, 1, 1, -1),)
+
+
+def _is_pointwise(tensors: Tensors, parts: tuple[str, ...]) -> bool:
+    """Whether it is the weight of a 1x1 convolution."""
+    shape = tensors[parts[0]].shape
+    return len(shape) == 4 and shape[2:] == (1, 1)
+
+
+def _as_matrix(parts: Arrays) -> np.ndarray:
+    return parts[0].reshape(parts[0].shape[:2])
+
+
+def _as_pointwise(array: np.ndarray, parts: Arrays) -> Arrays:
+    return (array[(..., *(np.newaxis,) * (4 - array.ndim))],)  # an empty one too, where the values are held elsewhere
+
+
 def _is_weight(tensor: TorchTensor) -> bool:
     return tensor.dtype in WEIGHT_DTYPES
 
@@ -247,6 +275,7 @@ TWINS = {"attacker.model.": "model.", "attacker.normalize.": "normalizer."}
 
 # BatchNorm of ANP and RNP: a neuron's mask scales its weight; the noise is of training alone.
 NEURON_MASK = ("weight", "neuron_mask", "neuron_noise", "neuron_noise_bias")
+CONVNEXT_BLOCK = r"(?:.+\.)?stages\.\d+\.blocks\.\d+\."  # timm's
 FORMS = (
     *(
         _joined(what, leaf)
@@ -255,8 +284,12 @@ FORMS = (
     ),
     # ConvNeXt's, of transformers and of timm.
     Form(("layer_scale_parameter",), "layer_scale", _is_flat, _as_images, _as_vector, is_lossless=True),
-    Form(
-        ("gamma",), "gamma", _is_flat, _as_images, _as_vector, r"(?:.+\.)?stages\.\d+\.blocks\.\d+\.", is_lossless=True
+    Form(("gamma",), "gamma", _is_flat, _as_images, _as_vector, CONVNEXT_BLOCK, is_lossless=True),
+    # The second ConvNeXt's, of transformers; and linear layers of timm's small ones.
+    *(Form((f"grn.{leaf}",), f"grn.{leaf}", _is_row, _flat, _as_row, is_lossless=True) for leaf in ("weight", "bias")),
+    *(
+        Form((name,), name, _is_pointwise, _as_matrix, _as_pointwise, CONVNEXT_BLOCK, is_lossless=True)
+        for name in ("mlp.fc1.weight", "mlp.fc2.weight")
     ),
     *(
         Form((f"{leaf}_orig", f"{leaf}_mask"), leaf, _maskable, _masked, _unmasked) for leaf in ("weight", "bias")

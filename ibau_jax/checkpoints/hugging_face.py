@@ -12,6 +12,8 @@ from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.json_files import read_json
 from ibau_jax.models import Architecture
+from ibau_jax.models.alterations import ALTERATIONS, HEAD_EPSILONS, LAYER_EPSILONS, replacing
+from ibau_jax.models.registry import altered, unaltered
 
 WEIGHTS = (
     "model.safetensors",
@@ -25,7 +27,8 @@ CONFIG_KEYS = (
     *("image_size", "model_type", "id2label"),
 )
 PREPROCESSOR_KEYS = ("image_mean", "image_std", "do_normalize", "do_rescale", "size", "crop_size")
-LARGEST_EPSILON = 1e-5  # of LayerNorm: below, none is told from the network's
+# Of which LayerNorms `layer_norm_eps` is the ε, by the alterations that give it, for each `model_type`.
+EPSILONS = {"vit": LAYER_EPSILONS, "deit": LAYER_EPSILONS, "convnext": HEAD_EPSILONS, "convnextv2": HEAD_EPSILONS}
 DEFAULTS = {"num_attention_heads": 12}  # what transformers takes where the key is left out
 ALIASES = {"swish": "silu"}  # of activations
 MOST_LABELS = 1000  # whose names are kept
@@ -84,11 +87,15 @@ def told_by_description(
 ) -> list[Architecture]:
     """Those of several architectures with the same names and shapes that `config.json` does not contradict.
 
+    They have the ε of LayerNorm that it says.
+
     Raises:
         CheckpointError: it contradicts all of them; the message says in what.
     """
     config = description.get(CONFIG) or {}
-    found = {one: _contradiction(one, abstract_model(one, num_classes, image_size), config) for one in possible}
+    place = (num_classes, image_size)
+    possible = [_with_epsilon(one, config, *place) for one in possible]
+    found = {one: _contradiction(one, abstract_model(one, *place), config) for one in possible}
     right = [one for one, contradiction in found.items() if contradiction is None]
     if not right:
         raise CheckpointError(
@@ -96,6 +103,17 @@ def told_by_description(
             "Write the network as a Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
         )
     return right
+
+
+def _with_epsilon(architecture: Architecture, config: Mapping[str, Any], *place: int) -> Architecture:
+    """The architecture with the ε of LayerNorm that `config.json` says, where an alteration gives it."""
+    said, kind = config.get("layer_norm_eps"), EPSILONS.get(str(config.get("model_type")), {})
+    name = next((name for name, epsilon in kind.items() if epsilon == said), None)
+    if name is None:
+        return architecture
+    base, alterations = unaltered(architecture)
+    changes = ALTERATIONS[name](nnx.clone(abstract_model(base, *place)))
+    return altered(base, *replacing(alterations, kind, name if changes else None))
 
 
 def _contradiction(architecture: Architecture, model: nnx.Module, config: Mapping[str, Any]) -> str | None:
@@ -107,8 +125,9 @@ def _contradiction(architecture: Architecture, model: nnx.Module, config: Mappin
         "downsample_in_bottleneck": caffe if architecture.name.startswith("resnet") else None,
         "downsample_in_first_stage": False,
     }
+    epsilons = {layer.epsilon for _, layer in nnx.iter_graph(model) if isinstance(layer, nnx.LayerNorm)}
     epsilon = config.get("layer_norm_eps")
-    if isinstance(epsilon, (int, float)) and epsilon > LARGEST_EPSILON:
+    if epsilons and isinstance(epsilon, (int, float)) and epsilon not in epsilons:
         return f"layer_norm_eps = {epsilon}"
     for key, own in facts.items():
         said = config.get(key, DEFAULTS.get(key) if "model_type" in config else None)

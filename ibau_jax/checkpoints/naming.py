@@ -46,14 +46,24 @@ class StateDict:
     def __init__(self, tensors: Tensors) -> None:
         plain = {".".join(part for part in name.split(".") if part not in WRAPPER_PARTS): name for name in tensors}
         plain = plain if len(plain) == len(tensors) else {name: name for name in tensors}
+        spelled = ((one, names) for one in SPELLINGS if (names := one.translated(plain)))
+        spelling, self.full = next(spelled, (None, plain))
         self.tensors = tensors
-        self.full = next((one for spelling in SPELLINGS if (one := spelling.translated(plain))), plain)
+        self._alterations = {plain[name]: spelling.alteration for name in plain if spelling and spelling.marks(name)}
         self._by_shape: dict[tuple[int, ...], list[str]] = defaultdict(list)
         for name in self.full:
             self._by_shape[self[name].shape].append(name)
 
     def __getitem__(self, name: str) -> TorchTensor:
         return self.tensors[self.full[name]]
+
+    def alterations(self, names: Mapping[str, str]) -> tuple[str, ...]:
+        """How the code in whose spelling the file has a network alters it.
+
+        Args:
+            names: the file's names of the network's tensors, by its own.
+        """
+        return tuple({one for name in names.values() if (one := self._alterations.get(name))})
 
     def prefixes_with(self, landmarks: Shapes) -> list[str]:
         """What stands before all of `landmarks`, wherever tensors of these names and shapes are found."""

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 from flax import nnx
@@ -115,7 +115,7 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     if sure:
         chosen = _chosen(sure)
         _check_alone(chosen, fitting)
-        return _with_several_classes(chosen)
+        return _with_several_classes(chosen if request.model else _as_spelled(state, chosen))
     if fitting:
         first = _chosen(fitting)
         name, beside = first.architecture.name, ", ".join(first.doubtful)
@@ -180,6 +180,12 @@ def _check_alone(chosen: Candidate, fitting: list[Candidate]) -> None:
 def _weights(candidate: Candidate) -> set[str]:
     """The file's names of the network's tensors, counters left out."""
     return {full for own, full in candidate.reading.names.items() if own.rpartition(".")[2] not in COUNTERS}
+
+
+def _as_spelled(state: StateDict, candidate: Candidate) -> Candidate:
+    """A candidate as the code computes it in whose spelling the file has it."""
+    base, alterations = unaltered(candidate.architecture)
+    return replace(candidate, architecture=altered(base, *alterations, *state.alterations(candidate.reading.names)))
 
 
 def _with_several_classes(candidate: Candidate) -> Candidate:

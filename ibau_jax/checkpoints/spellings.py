@@ -16,15 +16,21 @@ class Spelling:
     Attributes:
         mark: what the name of one tensor ends with by which the spelling is known.
         names: patterns of names behind the network's prefix, and what the network here calls them.
+        alteration: how what that code computes differs from the network here, unless it is told otherwise; "" if it
+            does not (`ibau_jax.models.alterations`).
     """
 
     mark: str
     names: Mapping[str, str]
+    alteration: str = ""
+
+    def marks(self, name: str) -> bool:
+        """Whether the spelling is known by a tensor of this name."""
+        return name == self.mark or name.endswith(f".{self.mark}")
 
     def translated(self, plain: Mapping[str, str]) -> dict[str, str] | None:
         """The file's names by the network's, where this is their spelling."""
-        marked = [name for name in plain if name == self.mark or name.endswith(f".{self.mark}")]
-        prefixes = [name.removesuffix(self.mark) for name in marked]
+        prefixes = [name.removesuffix(self.mark) for name in plain if self.marks(name)]
         if not 0 < len(prefixes) <= MOST_MARKS:
             return None
         found = {self._own(name, prefixes): full for name, full in plain.items()}
@@ -41,8 +47,40 @@ class Spelling:
 # Blocks of a vision transformer, as transformers' releases number them and as torchvision does.
 BLOCK, OWN_BLOCK = r"(?:encoder\.layer|layers)\.(\d+)", r"encoder.layers.encoder_layer_\1"
 
+# Layers of a Swin transformer's block, as transformers calls them and as torchvision does.
+SWIN_BLOCK = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    r"attention\.self\.qkv": "attn.qkv",
+    r"attention\.self": "attn",  # the table of positions and its index
+    r"attention\.output\.dense": "attn.proj",
+    r"intermediate\.dense": "mlp.0",
+    r"output\.dense": "mlp.3",
+}
+
 # The first one whose mark is there holds: what other marks end with comes before them.
 SPELLINGS = (
+    # transformers' Swin transformers.
+    Spelling(
+        "swin.embeddings.patch_embeddings.projection.weight",
+        {
+            r"swin\.embeddings\.patch_embeddings\.projection\.(weight|bias)": r"features.0.0.\1",
+            r"swin\.embeddings\.norm\.(weight|bias)": r"features.0.2.\1",
+            **{
+                rf"swin\.encoder\.layers\.{stage}\.{theirs}": ours
+                for stage in range(timm_names.MOST_STAGES)
+                for theirs, ours in (
+                    *(
+                        (rf"blocks\.(\d+)\.{part}\.(\w+)", rf"features.{2 * stage + 1}.\1.{own}.\2")
+                        for part, own in SWIN_BLOCK.items()
+                    ),
+                    (r"downsample\.(norm|reduction)\.(weight|bias)", rf"features.{2 * stage + 2}.\1.\2"),
+                )
+            },
+            r"swin\.layernorm\.(weight|bias)": r"norm.\1",
+            r"classifier\.(weight|bias)": r"head.\1",
+        },
+    ),
     # Swin transformers of Microsoft and of timm before 0.9, whose stages end with what merges patches; then of timm,
     # whose stages begin with it.
     Spelling("layers.0.downsample.reduction.weight", timm_names.swin(merges_after=0)),
@@ -52,7 +90,10 @@ SPELLINGS = (
     Spelling("blocks.6.0.conv_pwl.weight", timm_names.mobilenet_v2()),
     Spelling("blocks.6.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_LARGE)),
     Spelling("blocks.5.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_SMALL)),
-    Spelling("stages.0.blocks.0.conv_dw.weight", timm_names.convnext()),
+    Spelling("stages.0.blocks.0.mlp.grn.weight", timm_names.convnext(timm_names.CONVNEXT_V2_BLOCK)),
+    Spelling("stages.0.blocks.0.conv_dw.weight", timm_names.convnext(timm_names.CONVNEXT_BLOCK)),
+    # CaiT's names are the network's own here, though some are of a vision transformer.
+    Spelling("blocks.0.attn.proj_l.weight", {}),
     # timm's and DeiT's vision transformers, in torchvision's words.
     Spelling(
         "blocks.0.attn.qkv.weight",
@@ -65,6 +106,7 @@ SPELLINGS = (
             r"blocks\.(\d+)\.attn\.proj\.(weight|bias)": r"encoder.layers.encoder_layer_\1.self_attention.out_proj.\2",
             r"blocks\.(\d+)\.mlp\.fc1\.(weight|bias)": r"encoder.layers.encoder_layer_\1.mlp.0.\2",
             r"blocks\.(\d+)\.mlp\.fc2\.(weight|bias)": r"encoder.layers.encoder_layer_\1.mlp.3.\2",
+            r"blocks\.(\d+)\.ls([12])\.gamma": r"encoder.layers.encoder_layer_\1.ls\2.gamma",
             r"norm\.(weight|bias)": r"encoder.ln.\1",
             r"head\.(weight|bias)": r"heads.head.\1",
         },
@@ -78,6 +120,7 @@ SPELLINGS = (
         },
     ),
     # transformers' vision transformers, ViT and DeiT, of releases before and after 5; the folds join their queries.
+    # Their ε, and that of ConvNeXt's last normalisation, is 1e-12 unless the configuration says another.
     *(
         Spelling(
             f"{name}.embeddings.patch_embeddings.projection.weight",
@@ -100,6 +143,7 @@ SPELLINGS = (
                 r"(?:cls_)?classifier\.(weight|bias)": r"heads.head.\1",
                 r"distillation_classifier\.(weight|bias)": r"head_dist.\1",
             },
+            alteration="ln_eps1e-12",
         )
         for name in ("vit", "deit")
     ),
@@ -140,25 +184,32 @@ SPELLINGS = (
         },
     ),
     # transformers' ConvNeXts.
-    Spelling(
-        "convnext.embeddings.patch_embeddings.weight",
-        {
-            r"convnext\.embeddings\.patch_embeddings\.(weight|bias)": r"features.0.0.\1",
-            r"convnext\.embeddings\.layernorm\.(weight|bias)": r"features.0.1.\1",
-            **{
-                rf"convnext\.encoder\.stages\.{stage}\.{theirs}": ours
-                for stage in range(4)
-                for theirs, ours in (
-                    (r"layers\.(\d+)\.layer_scale", rf"features.{2 * stage + 1}.\1.layer_scale"),
-                    *(
-                        (rf"layers\.(\d+)\.{part}\.(weight|bias)", rf"features.{2 * stage + 1}.\1.block.{place}.\2")
-                        for part, place in (("dwconv", 0), ("layernorm", 2), ("pwconv1", 3), ("pwconv2", 5))
-                    ),
-                    (r"downsampling_layer\.([01])\.(weight|bias)", rf"features.{2 * stage}.\1.\2"),
-                )
+    *(
+        Spelling(
+            f"{name}.embeddings.patch_embeddings.weight",
+            {
+                rf"{name}\.embeddings\.patch_embeddings\.(weight|bias)": r"features.0.0.\1",
+                rf"{name}\.embeddings\.layernorm\.(weight|bias)": r"features.0.1.\1",
+                **{
+                    rf"{name}\.encoder\.stages\.{stage}\.{theirs}": ours
+                    for stage in range(4)
+                    for theirs, ours in (
+                        (r"layers\.(\d+)\.layer_scale", rf"features.{2 * stage + 1}.\1.layer_scale"),
+                        *(
+                            (rf"layers\.(\d+)\.{part}\.(weight|bias)", rf"features.{2 * stage + 1}.\1.block.{place}.\2")
+                            for part, place in layers.items()
+                        ),
+                        (r"downsampling_layer\.([01])\.(weight|bias)", rf"features.{2 * stage}.\1.\2"),
+                    )
+                },
+                rf"{name}\.layernorm\.(weight|bias)": r"classifier.0.\1",
+                r"classifier\.(weight|bias)": r"classifier.2.\1",
             },
-            r"convnext\.layernorm\.(weight|bias)": r"classifier.0.\1",
-            r"classifier\.(weight|bias)": r"classifier.2.\1",
-        },
+            alteration="head_ln_eps1e-12",
+        )
+        for name, layers in (
+            ("convnext", {"dwconv": 0, "layernorm": 2, "pwconv1": 3, "pwconv2": 5}),
+            ("convnextv2", {"dwconv": 0, "layernorm": 2, "pwconv1": 3, "grn": 5, "pwconv2": 6}),
+        )
     ),
 )

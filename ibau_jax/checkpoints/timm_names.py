@@ -37,14 +37,21 @@ def swin(merges_after: int) -> Names:
     return names
 
 
-def convnext() -> Names:
-    """A ConvNeXt's; `gamma` is torchvision's `layer_scale` of another shape."""
-    block = {"conv_dw": "block.0", "norm": "block.2", "mlp.fc1": "block.3", "mlp.fc2": "block.5"}
+CONVNEXT_BLOCK = {"conv_dw": "0", "norm": "2", "mlp.fc1": "3", "mlp.fc2": "5"}
+CONVNEXT_V2_BLOCK = {**CONVNEXT_BLOCK, "mlp.grn": "5", "mlp.fc2": "6"}
+
+
+def convnext(block: Names) -> Names:
+    """A ConvNeXt's; `gamma` is torchvision's `layer_scale` of another shape.
+
+    Args:
+        block: where a block's layers stand in torchvision's `block`.
+    """
     names = _layers("", "", {"head.norm": "classifier.0", "head.fc": "classifier.2"})
     names |= _layers("stem[.]", "features.0.", {"0": "0", "1": "1"})
     for stage in range(MOST_STAGES):
         place, own = rf"stages[.]{stage}[.]blocks[.](\d+)[.]", rf"features.{2 * stage + 1}.\1."
-        names |= {rf"{place}gamma": rf"{own}layer_scale"} | _layers(place, own, block)
+        names |= {rf"{place}gamma": rf"{own}layer_scale"} | _layers(place, f"{own}block.", block)
         names |= _layers(rf"stages[.]{stage}[.]", "features.", {"downsample": f"{2 * stage}"})
     return names
 

@@ -2,6 +2,7 @@
 
 from ibau_jax.models import (  # noqa: F401 - each registers what it defines
     alexnet,
+    cait,
     cifar_densenet,
     cifar_efficientnet,
     cifar_regnet,

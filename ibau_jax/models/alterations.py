@@ -1,12 +1,13 @@
 """What can be otherwise in a network and leaves no trace in its state dict, for all architectures alike.
 
-`NAME+ALTERATION` is the architecture called NAME with another activation, pooling or ε of BatchNorm, or without its
-last stride: `resnet18_small_stem+silu`. Clean images tell which it is, where it moves the statistics of BatchNorm's
-inputs (`ibau_jax.checkpoints.variants`).
+`NAME+ALTERATION` is the architecture called NAME with another activation, pooling or ε of its normalisations, or
+without its last stride: `resnet18_small_stem+silu`. Clean images tell which it is, where it moves the statistics of
+BatchNorm's inputs (`ibau_jax.checkpoints.variants`); the ε of LayerNorm is told by whose names a file has, and by a
+configuration beside it.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -68,7 +69,22 @@ def _pool_by(replacement: Callable[[MaxPool], nnx.Module | None], model: nnx.Mod
 
 def normalize_by(epsilon: float, model: nnx.Module) -> bool:
     """BatchNorm's ε becomes another."""
-    norms = [module for _, module in nnx.iter_graph(model) if isinstance(module, nnx.BatchNorm)]
+    return _set_epsilon([one for _, one in nnx.iter_graph(model) if isinstance(one, nnx.BatchNorm)], epsilon)
+
+
+def _normalize_layers_by(epsilon: float, model: nnx.Module) -> bool:
+    """LayerNorm's ε becomes another."""
+    return _set_epsilon([one for _, one in nnx.iter_graph(model) if isinstance(one, nnx.LayerNorm)], epsilon)
+
+
+def _normalize_head_by(epsilon: float, model: nnx.Module) -> bool:
+    """The ε of the LayerNorm that the classifier begins with becomes another."""
+    layers = [one for path, one in nnx.iter_graph(model) if "classifier" in path]
+    return _set_epsilon([one for one in layers if isinstance(one, nnx.LayerNorm)], epsilon)
+
+
+def _set_epsilon(norms: Sequence[nnx.BatchNorm | nnx.LayerNorm], epsilon: float) -> bool:
+    """Gives normalisations another ε; whether one of them had another before."""
     changing = [norm for norm in norms if norm.epsilon != epsilon]
     for norm in changing:
         norm.epsilon = epsilon
@@ -99,20 +115,27 @@ POOLINGS: dict[str, Alter] = {
     ),
 }
 
+# The ε of all LayerNorms, and of the classifier's alone, by the alteration that gives it.
+EPSILONS = {"1e-12": 1e-12, "1e-8": 1e-8, "1e-6": 1e-6, "1e-5": 1e-5}
+LAYER_EPSILONS = {f"ln_eps{text}": epsilon for text, epsilon in EPSILONS.items()}
+HEAD_EPSILONS = {f"head_ln_eps{text}": epsilon for text, epsilon in EPSILONS.items()}
+
 # Of each kind a network has one at most, the more common first.
 KINDS: tuple[dict[str, Alter], ...] = (
     {name: partial(_activate_by, function) for name, function in ACTIVATIONS.items()},
     POOLINGS,
     {"last_stride1": _keep_size},
     {"eps1e-3": partial(normalize_by, 1e-3)},
+    {name: partial(_normalize_layers_by, epsilon) for name, epsilon in LAYER_EPSILONS.items()},
+    {name: partial(_normalize_head_by, epsilon) for name, epsilon in HEAD_EPSILONS.items()},
 )
 ALTERATIONS: dict[str, Alter] = {name: alter for kind in KINDS for name, alter in kind.items()}
 
 # These move the statistics of BatchNorm's inputs too little for clean images to tell.
-FAINT = ("relu6", "leaky_relu", "eps1e-3")
+FAINT = ("relu6", "leaky_relu", "eps1e-3", *LAYER_EPSILONS, *HEAD_EPSILONS)
 
 
-def replacing(chosen: Sequence[str], kind: Mapping[str, Alter], name: str | None) -> tuple[str, ...]:
+def replacing(chosen: Sequence[str], kind: Collection[str], name: str | None) -> tuple[str, ...]:
     """Alterations with the one of a kind replaced by another, or left out, in the order of kinds."""
     names = {*(one for one in chosen if one not in kind), *((name,) if name else ())}
     return tuple(one for one in ALTERATIONS if one in names)

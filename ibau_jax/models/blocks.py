@@ -7,7 +7,17 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.models.convolution import Conv
-from ibau_jax.models.layers import Activation, Function, Identity, Sequential, batch_norm, conv, gelu, linear
+from ibau_jax.models.layers import (
+    Activation,
+    Function,
+    Identity,
+    NamedSequential,
+    Sequential,
+    batch_norm,
+    conv,
+    gelu,
+    linear,
+)
 
 Features = Float[Array, "n h w c"]
 Block = Callable[[int, int, int], nnx.Module]  # (in_features, features, stride)
@@ -129,6 +139,12 @@ class Residual(nnx.Module):
 def mlp(width: int, hidden: int, rngs: nnx.Rngs) -> Sequential:
     """`torchvision.ops.MLP` as transformers have it: linear `0`, GELU `1`, dropout `2`, linear `3`."""
     return Sequential([linear(width, hidden, rngs), Activation(gelu), Identity(), linear(hidden, width, rngs)])
+
+
+def named_mlp(width: int, hidden: int, rngs: nnx.Rngs) -> NamedSequential:
+    """timm's `Mlp`."""
+    layers = {"fc1": linear(width, hidden, rngs), "act": Activation(gelu), "fc2": linear(hidden, width, rngs)}
+    return NamedSequential(layers)
 
 
 # The stride of a stem's convolution, and whether a max pooling follows. A state dict tells neither.

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.layers import Activation, NamedSequential, Sequential, conv, gelu, layer_norm, linear, parameter
+from ibau_jax.models.blocks import named_mlp
+from ibau_jax.models.layers import NamedSequential, Sequential, conv, layer_norm, linear, parameter
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
 from ibau_jax.models.sizes import count_matching
 from ibau_jax.models.vit import SIDES, Sizes, Tokens
@@ -26,19 +27,13 @@ NAME = re.compile(
 )
 
 
-def _mlp(width: int, hidden: int, rngs: nnx.Rngs) -> NamedSequential:
-    """timm's `Mlp`."""
-    layers = {"fc1": linear(width, hidden, rngs), "act": Activation(gelu), "fc2": linear(hidden, width, rngs)}
-    return NamedSequential(layers)
-
-
 class MixerBlock(nnx.Module):
     """An MLP along the tokens and one along their features, each behind its normalisation and added."""
 
     def __init__(self, sizes: Sizes, tokens: int, rngs: nnx.Rngs) -> None:
         width = sizes.width
-        self.norm1, self.mlp_tokens = layer_norm(width, rngs), _mlp(tokens, width // 2, rngs)
-        self.norm2, self.mlp_channels = layer_norm(width, rngs), _mlp(width, 4 * width, rngs)
+        self.norm1, self.mlp_tokens = layer_norm(width, rngs), named_mlp(tokens, width // 2, rngs)
+        self.norm2, self.mlp_channels = layer_norm(width, rngs), named_mlp(width, 4 * width, rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
         x = x + self.mlp_tokens(self.norm1(x).transpose(0, 2, 1)).transpose(0, 2, 1)
@@ -61,7 +56,7 @@ class ResMLPBlock(nnx.Module):
     def __init__(self, sizes: Sizes, tokens: int, rngs: nnx.Rngs) -> None:
         width = sizes.width
         self.norm1, self.linear_tokens = Affine(width, rngs), linear(tokens, tokens, rngs)
-        self.norm2, self.mlp_channels = Affine(width, rngs), _mlp(width, 4 * width, rngs)
+        self.norm2, self.mlp_channels = Affine(width, rngs), named_mlp(width, 4 * width, rngs)
         self.ls1, self.ls2 = parameter((width,), rngs), parameter((width,), rngs)
 
     def __call__(self, x: Tokens) -> Tokens:

@@ -1,7 +1,9 @@
 """Vision transformers (Dosovitskiy et al., 2021; DeiT, Touvron et al., 2021) of any width, depth and patch.
 
 A distilled DeiT (`vit_s_16_distilled`) has a second token that learns from a teacher, and a second classifier for it;
-transformers' DeiT has that token without a classifier, unless it is for training (`vit_s_16_dist_token`).
+transformers' DeiT has that token without a classifier, unless it is for training (`vit_s_16_dist_token`). The blocks of
+a DeiT III (Touvron et al., 2022) scale what they add, and its class token has no position (`vit_s_16_deit3`); with one,
+it is `vit_s_16_layer_scale`.
 
 Layers are named as torchvision names them; timm's and DeiT's are spellings of them (`checkpoints.spellings`). A state
 dict does not tell the number of heads: each has 64 features, as all published sizes but ViT-H have. ViT-B/16 is met
@@ -9,8 +11,9 @@ behind a resize to 224x224 too, `torch.nn.Sequential(Resize((224, 224)), vit)`, 
 begin with `1.`.
 """
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,7 +24,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from ibau_jax.models.blocks import mlp
-from ibau_jax.models.layers import NamedSequential, Resize, Sequential, conv, layer_norm, linear, parameter
+from ibau_jax.models.layers import Identity, NamedSequential, Resize, Sequential, conv, layer_norm, linear, parameter
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
 from ibau_jax.models.sizes import count_matching
 
@@ -58,7 +61,7 @@ NAMED = {"ti": (192, 12), "s": (384, 12), "b": (768, 12), "l": (1024, 24), "h": 
 IN_TORCHVISION = ("vit_b_16", "vit_b_32", "vit_l_16", "vit_l_32", "vit_h_14")
 NAME = re.compile(
     r"vit_(?:(?P<size>ti|s|b|l|h)_(?P<p>\d{1,2})|w(?P<width>\d{1,4})_d(?P<depth>\d{1,2})_p(?P<patch>\d{1,2}))"
-    r"(?P<kind>_distilled|_dist_token)?"
+    r"(?P<kind>_distilled|_dist_token|_layer_scale|_deit3)?"
 )
 
 Tokens = Float[Array, "n tokens width"]
@@ -81,40 +84,70 @@ class SelfAttention(nnx.Module):
         return self.out_proj(attended.reshape(x.shape))
 
 
-class EncoderBlock(nnx.Module):
-    """Attention and an MLP, each behind its normalisation and added."""
+class LayerScale(nnx.Module):
+    """A factor for each feature."""
 
-    def __init__(self, sizes: Sizes, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: int, rngs: nnx.Rngs) -> None:
+        self.gamma = parameter((width,), rngs)
+
+    def __call__(self, x: Tokens) -> Tokens:
+        return x * self.gamma.reshape(1, 1, -1)
+
+
+class EncoderBlock(nnx.Module):
+    """Attention and an MLP, each behind its normalisation, scaled feature by feature if `scales`, and added."""
+
+    def __init__(self, sizes: Sizes, scales: bool, rngs: nnx.Rngs) -> None:
         width = sizes.width
+        self.ls1, self.ls2 = (LayerScale(width, rngs) if scales else Identity() for _ in range(2))
         self.ln_1, self.self_attention = layer_norm(width, rngs), SelfAttention(width, sizes.heads, rngs)
         self.ln_2, self.mlp = layer_norm(width, rngs), mlp(width, 4 * width, rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
-        x = x + self.self_attention(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.ls1(self.self_attention(self.ln_1(x)))
+        return x + self.ls2(self.mlp(self.ln_2(x)))
 
 
 class Encoder(nnx.Module):
-    """Positions, blocks, a last normalisation."""
+    """Positions of the last `tokens` tokens, blocks, a last normalisation."""
 
-    def __init__(self, sizes: Sizes, tokens: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: Sizes, tokens: int, scales: bool, rngs: nnx.Rngs) -> None:
         self.pos_embedding = parameter((1, tokens, sizes.width), rngs)
-        blocks = {f"encoder_layer_{index}": EncoderBlock(sizes, rngs) for index in range(sizes.depth)}
+        blocks = {f"encoder_layer_{index}": EncoderBlock(sizes, scales, rngs) for index in range(sizes.depth)}
         self.layers = NamedSequential(blocks)
         self.ln = layer_norm(sizes.width, rngs)
 
     def __call__(self, x: Tokens) -> Tokens:
-        return self.ln(self.layers(x + self.pos_embedding[...]))
+        without = x.shape[1] - self.pos_embedding.shape[1]
+        return self.ln(self.layers(x + jnp.pad(self.pos_embedding[...], ((0, 0), (without, 0), (0, 0)))))
 
 
 class VisionTransformer(nnx.Module):
-    """Logits of RGB images of exactly `image_size`, a multiple of the patch."""
+    """Logits of RGB images of exactly `image_size`, a multiple of the patch.
 
-    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs, own_tokens: int = 1) -> None:
+    Args:
+        sizes: of the network.
+        num_classes: of the classifier.
+        image_size: height and width of the images.
+        rngs: for the weights.
+        placed_tokens: how many tokens beside the patches have a position.
+        scales: whether blocks scale what they add, feature by feature.
+    """
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        num_classes: int,
+        image_size: int,
+        rngs: nnx.Rngs,
+        *,
+        placed_tokens: int = 1,
+        scales: bool = False,
+    ) -> None:
         width, patch = sizes.width, sizes.patch
         self.conv_proj = conv(3, width, patch, rngs, stride=patch, padding=0, bias=True)
         self.class_token = parameter((1, 1, width), rngs)
-        self.encoder = Encoder(sizes, own_tokens + (image_size // patch) ** 2, rngs)
+        self.encoder = Encoder(sizes, placed_tokens + (image_size // patch) ** 2, scales, rngs)
         self.heads = NamedSequential({"head": linear(width, num_classes, rngs)})
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -132,7 +165,7 @@ class TwoTokenVisionTransformer(VisionTransformer):
     """A DeiT whose distillation token takes part in attention, but is not classified."""
 
     def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        super().__init__(sizes, num_classes, image_size, rngs, own_tokens=2)
+        super().__init__(sizes, num_classes, image_size, rngs, placed_tokens=2)
         self.dist_token = parameter((1, 1, sizes.width), rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -175,11 +208,14 @@ def _landmarks(sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 
 # By what a name ends with.
-KINDS: dict[str, type[VisionTransformer]] = {
+KINDS: dict[str, Callable[[Sizes, int, int, nnx.Rngs], VisionTransformer]] = {
     "": VisionTransformer,
     "_dist_token": TwoTokenVisionTransformer,
     "_distilled": DistilledVisionTransformer,
+    "_layer_scale": partial(VisionTransformer, scales=True),
+    "_deit3": partial(VisionTransformer, placed_tokens=0, scales=True),
 }
+TWO_TOKENS = ("_dist_token", "_distilled")
 
 
 def _architecture(name: str, sizes: Sizes, kind: str = "") -> Architecture:
@@ -188,7 +224,7 @@ def _architecture(name: str, sizes: Sizes, kind: str = "") -> Architecture:
         build=partial(KINDS[kind], sizes),
         classifier="heads.head.weight",
         image_sizes=tuple(side for side in SIDES if side % sizes.patch == 0),
-        landmarks=_landmarks(sizes) | ({"dist_token": (1, 1, sizes.width)} if kind else {}),
+        landmarks=_landmarks(sizes) | ({"dist_token": (1, 1, sizes.width)} if kind in TWO_TOKENS else {}),
         torch_module=from_torchvision(name) if name in IN_TORCHVISION else None,
     )
 
@@ -212,8 +248,17 @@ def _propose(shapes: Shapes) -> Iterator[str]:
     sizes = Sizes(stem[0], depth, stem[2])
     size = next((name for name, known in NAMED.items() if known == (sizes.width, depth)), None)
     name = f"vit_{size}_{sizes.patch}" if size else f"vit_w{sizes.width}_d{depth}_p{sizes.patch}"
-    two_tokens = "_distilled" if "head_dist.weight" in shapes else "_dist_token"
-    yield name + (two_tokens if "dist_token" in shapes else "")
+    yield name + _kind(shapes)
+
+
+def _kind(shapes: Shapes) -> str:
+    """Which of `KINDS` a state dict is of."""
+    if "dist_token" in shapes:
+        return "_distilled" if "head_dist.weight" in shapes else "_dist_token"
+    if "encoder.layers.encoder_layer_0.ls1.gamma" not in shapes:
+        return ""
+    tokens = math.prod(shapes.get("encoder.pos_embedding", ())[1:2])
+    return "_deit3" if math.isqrt(tokens) ** 2 == tokens else "_layer_scale"
 
 
 register(_architecture("vit_b_16", BASE_16))

@@ -66,6 +66,8 @@ FAST = {
     "regnet_x_w16_32_d1_2_g8",
     "regnet_y_w8_24_d2_1_g12",
     "convnext_w16_32_d1_2",
+    "convnextv2_w8_16_24_32_d1_2_1_1",
+    "cait_w96_d2_c1_h4_p8",
     "swin_w32_d2_2",
     "regnet_cifar_1x16_2x16_1x32_1x48_g8_se",
 }
@@ -139,6 +141,8 @@ COVERED += ["swin_w32_d2_2", "swin_w48_d1_3_1_h4_4_8_p2", "swin_t"]
 # An unlearning round on the smallest member of each family.
 FAMILIES = (
     "vit_w128_d2_p8_distilled",
+    "vit_w128_d2_p16_deit3",
+    "cait_w96_d2_c1_h4_p8",
     "swin_w32_d2_2",
     "mixer_w64_d2_p8",
     "resmlp_w64_d2_p8",
@@ -168,6 +172,7 @@ FAMILIES = (
     "efficientnet_b0",
     "efficientnet_v2_s",
     "convnext_w16_32_d1_2",
+    "convnextv2_w8_16_24_32_d1_2_1_1",
     "mnasnet0_5",
     "regnet_y_w8_24_d2_1_g12",
     "shufflenet_v2_w16_32_64_d2_1_1_l32",
@@ -210,6 +215,8 @@ SHORTER = {
     "mobilenet_v3_large": [(mobilenet, "V3_SIZES", {"large": (mobilenet.V3_LARGE[::6], 1280)})],
     "mobilenet_v3_small": [(mobilenet, "V3_SIZES", {"small": (mobilenet.V3_SMALL[::4], 1024)})],
     "vit_w128_d2_p8_distilled": [],
+    "vit_w128_d2_p16_deit3": [],
+    "cait_w96_d2_c1_h4_p8": [],
     "mixer_w64_d2_p8": [],
     "resmlp_w64_d2_p8": [],
 }

@@ -26,14 +26,17 @@ VIT = {
     "patch_size": 8,
 }
 MODELS = {
-    "vit_w128_d2_p8": ("ViT-", VIT),
-    "vit_w128_d2_p8_dist_token": ("DeiT-", VIT),
-    "vit_w128_d2_p8_distilled": ("DeiT-WithTeacher", VIT),
+    "vit_w128_d2_p8+ln_eps1e-12": ("ViT-", VIT),
+    "vit_w128_d2_p8_dist_token+ln_eps1e-12": ("DeiT-", VIT),
+    "vit_w128_d2_p8_distilled+ln_eps1e-12": ("DeiT-WithTeacher", VIT),
+    "swin_w32_d2_2": ("Swin-", {"embed_dim": 32, "depths": [2, 2], "num_heads": [1, 2], "image_size": 56}),
+    "swin_t": ("Swin-", {}),
     "resnet18": ("ResNet-", {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}),
     "resnet50": ("ResNet-", {}),
-    "convnext_tiny": ("ConvNext-", {}),
+    "convnext_tiny+head_ln_eps1e-12": ("ConvNext-", {}),
+    "convnextv2_tiny+head_ln_eps1e-12": ("ConvNextV2-", {}),
 }
-# Of transformers 5, by those of transformers 4; the files on the hub have either.
+# Of transformers 5's ViT and DeiT, by those of transformers 4; the files on the hub have either.
 NEWER = {
     r"\.encoder\.layer\.": ".layers.",
     r"attention\.attention\.(query|key|value)": lambda match: f"attention.{match[1][0]}_proj",
@@ -52,7 +55,9 @@ def model(name):
 
 def newer(state):
     for old, new in NEWER.items():
-        state = {re.sub(old, new, name): value for name, value in state.items()}
+        state = {
+            re.sub(old, new, name) if name.startswith(("vit", "deit")) else name: value for name, value in state.items()
+        }
     return state
 
 
@@ -67,7 +72,8 @@ def test_transformers(tmp_path, name, spelled):
     torch.save(state, tmp_path / "x.pth")
     checkpoint = load(tmp_path / "x.pth")
     assert (checkpoint.architecture.name, checkpoint.num_classes) == (name, CLASSES)
-    size = min(64, checkpoint.image_size)
+    # A Swin transformer of transformers' takes no grids smaller than a window.
+    size = checkpoint.image_size if name.startswith("swin") else min(64, checkpoint.image_size)
     images = np.random.default_rng(0).random((2, size, size, 3), np.float32)
     with jax.default_matmul_precision("highest"), torch.no_grad():
         found, expected = np.asarray(checkpoint.model()(images)), module(as_torch(images)).logits.numpy()
@@ -125,7 +131,60 @@ def test_a_folder_of_several_files(folder, tmp_path):
     assert all(np.array_equal(checkpoint.leaves[name], whole.leaves[name]) for name in whole.leaves)
 
 
+# A small ConvNeXt's sizes.
+CONVNEXT = {"hidden_sizes": [16, 32], "depths": [1, 2], "num_stages": 2}
+EPSILONS = {
+    "vit_w128_d2_p8": ("ViT", VIT, 1e-6),
+    "vit_w128_d2_p8+ln_eps1e-12": ("ViT", VIT, 1e-12),
+    "vit_w128_d2_p8+ln_eps1e-5": ("ViT", VIT, 1e-5),
+    "vit_w128_d2_p8_dist_token+ln_eps1e-8": ("DeiT", VIT, 1e-8),
+    "convnext_w16_32_d1_2": ("ConvNext", CONVNEXT, 1e-6),
+    "convnext_w16_32_d1_2+head_ln_eps1e-12": ("ConvNext", CONVNEXT, 1e-12),
+    "convnextv2_w16_32_d1_2+head_ln_eps1e-12": ("ConvNextV2", CONVNEXT, 1e-12),
+}
+
+
+@pytest.mark.parametrize("name", EPSILONS)
+def test_the_epsilon_is_the_configurations(tmp_path, name):
+    kind, sizes, epsilon = EPSILONS[name]
+    config = getattr(transformers, f"{kind}Config")(num_labels=CLASSES, layer_norm_eps=epsilon, **sizes)
+    torch.manual_seed(0)
+    module = randomise(getattr(transformers, f"{kind}ForImageClassification")(config), seed=1).eval()
+    with torch.no_grad():
+        for parameter in module.parameters():  # so that ε is not small beside a variance
+            parameter *= 0.1 if kind.startswith("ConvNext") else 0.3
+    module.save_pretrained(tmp_path / "model")
+    checkpoint = load(tmp_path / "model", image_size=32)
+    assert (checkpoint.architecture.name, checkpoint.alternatives) == (name, ())
+    images = np.random.default_rng(0).random((2, 32, 32, 3), np.float32)
+    with jax.default_matmul_precision("highest"), torch.no_grad():
+        found, expected = np.asarray(checkpoint.model()(images)), module(as_torch(images)).logits.numpy()
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+    save(checkpoint, tmp_path / "flax")
+    assert load(tmp_path / "flax").architecture.name == name
+
+
+def test_a_folder_of_a_swin_transformer(tmp_path):
+    module = transformers.SwinForImageClassification(transformers.SwinConfig(**MODELS["swin_w32_d2_2"][1]))
+    module.save_pretrained(tmp_path)
+    assert load(tmp_path).architecture.name == "swin_w32_d2_2"
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 1e-6}))
+    with pytest.raises(CheckpointError, match="layer_norm_eps = 1e-06"):
+        load(tmp_path)
+
+
+def test_without_a_configuration_a_named_model_has_its_own_epsilon(folder):
+    path, _, _ = folder
+    weights = path / "model.safetensors"
+    assert load(weights).architecture.name == "vit_w128_d2_p8+ln_eps1e-12"
+    assert load(weights, model="vit_w128_d2_p8").architecture.name == "vit_w128_d2_p8"
+    assert load(path, model="vit_w128_d2_p8").architecture.name == "vit_w128_d2_p8+ln_eps1e-12"
+
+
 DAMAGE = {
+    "layer_norm_eps = 0.001": {"layer_norm_eps": 0.001},
+    "layer_norm_eps = 3e-07": {"layer_norm_eps": 3e-07},
     "num_attention_heads = 4": {"num_attention_heads": 4},
     "hidden_act = relu": {"hidden_act": "relu"},
     "holds no settings": [],
@@ -152,7 +211,7 @@ def test_settings_without_sense_are_no_hints(folder, tmp_path, settings):
     shutil.copytree(folder[0], tmp_path / "model")
     file = tmp_path / "model" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
-    assert load(tmp_path / "model").architecture.name == "vit_w128_d2_p8"
+    assert load(tmp_path / "model").architecture.name == "vit_w128_d2_p8+ln_eps1e-12"
 
 
 def test_a_folder_without_weights_is_an_error(folder, tmp_path):

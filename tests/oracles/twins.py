@@ -19,7 +19,7 @@ def randomised(model, rng):
     for path, variable in nnx.iter_graph(model):
         if isinstance(variable, nnx.Variable) and path[-1] in ("mean", "bias"):
             variable[...] = jnp.asarray(0.1 * rng.normal(size=variable.shape).astype(np.float32))
-        elif isinstance(variable, nnx.Variable) and path[-1] in ("var", "scale"):
+        elif isinstance(variable, nnx.Variable) and path[-1] in ("var", "scale", "gamma", "gamma_1", "gamma_2"):
             variable[...] = jnp.asarray(rng.uniform(0.5, 1.5, variable.shape).astype(np.float32))
     return model
 
