@@ -15,4 +15,4 @@ def made(name, classes):
 
 
 NAMES = ("seresnet18", "resnet10t", "resnet14t", "resnet18d", "seresnext26d_32x4d")
-TIMM = {name: partial(made, name) for name in NAMES}
+TIMM = {name: partial(made, name) for name in NAMES} | {"xception": partial(made, "legacy_xception")}
