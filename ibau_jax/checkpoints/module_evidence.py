@@ -25,6 +25,7 @@ from ibau_jax.models.layers import (
     Activation,
     AdaptiveAvgPool,
     AvgPool,
+    BlurPool,
     Function,
     Identity,
     MaxPool,
@@ -32,6 +33,7 @@ from ibau_jax.models.layers import (
     hardsigmoid,
 )
 from ibau_jax.models.registry import altered, unaltered
+from ibau_jax.models.tensorflow import SameConv
 
 SHOWN = 3  # layers that a message names
 FUNCTIONS: dict[str, Function] = {**ACTIVATIONS, "sigmoid": sigmoid, "hardsigmoid": hardsigmoid}
@@ -49,10 +51,12 @@ HARMLESS = (
 LAST = ("Softmax", "LogSoftmax")  # leave the order of classes as it is, behind all else
 POOLINGS = ("MaxPool2d", "AvgPool2d")
 AVERAGING = ("AdaptiveAvgPool2d", "AvgPool2d")  # of the last features, where the network here has no layer for it
-# Other people's layers that compute what one of torch.nn does.
+# Other people's layers that compute what one of torch.nn does, or what only their own class does.
 ALIKE = {
     "timm.layers.norm_act.BatchNormAct2d": "BatchNorm2d",
     "timm.layers.norm.LayerNorm": "LayerNorm",
+    "timm.layers.conv2d_same.Conv2dSame": "Conv2dSame",
+    "timm.layers.blur_pool.BlurPool2d": "BlurPool2d",
     "torchvision.models.convnext.LayerNorm2d": "LayerNorm",
     "torchvision.ops.misc.Permute": "Permute",
 }
@@ -290,6 +294,8 @@ def _differences(layer: nnx.Module, module: Record) -> Iterator[str]:
 
 def _wanted(layer: nnx.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The classes of torch.nn that a layer of Flax stands for, and the attributes that they have to have."""
+    if isinstance(layer, SameConv):
+        return ("Conv2dSame",), {"stride": layer.strides, "dilation": 1, "groups": layer.feature_group_count}
     if isinstance(layer, nnx.Conv):
         steps = {"stride": layer.strides, "padding": layer.padding, "dilation": 1, "padding_mode": "zeros"}
         return ("Conv2d",), {**steps, "groups": layer.feature_group_count}
@@ -306,6 +312,8 @@ def _wanted(layer: nnx.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
         window = {"kernel_size": layer.size, "stride": layer.stride, "padding": layer.padding, "ceil_mode": layer.ceil}
         padded = {"count_include_pad": True} if layer.padding else {}
         return ("AvgPool2d",), {**window, **padded, "divisor_override": None}
+    if isinstance(layer, BlurPool):
+        return ("BlurPool2d",), {"filt_size": 3, "stride": 2, "pad_mode": "reflect"}
     if isinstance(layer, AdaptiveAvgPool):
         return ("AdaptiveAvgPool2d",), {"output_size": layer.size}
     if isinstance(layer, Permute):

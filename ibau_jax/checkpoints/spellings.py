@@ -1,7 +1,7 @@
 """Other people's names for the networks here, one for one: timm's, transformers', torchvision's of earlier versions."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from ibau_jax.checkpoints import timm_names
@@ -15,13 +15,14 @@ class Spelling:
 
     Attributes:
         mark: what the name of one tensor ends with by which the spelling is known.
-        names: patterns of names behind the network's prefix, and what the network here calls them.
+        names: patterns of names behind the network's prefix, and what the network here calls them: a template, or what
+            makes it of the match.
         alteration: how what that code computes differs from the network here, unless it is told otherwise; "" if it
             does not (`ibau_jax.models.alterations`).
     """
 
     mark: str
-    names: Mapping[str, str]
+    names: Mapping[str, str | Callable[[re.Match[str]], str]]
     alteration: str = ""
 
     def marks(self, name: str) -> bool:
@@ -40,7 +41,7 @@ class Spelling:
         for prefix in filter(name.startswith, prefixes):
             for pattern, own in self.names.items():
                 if match := re.fullmatch(pattern, name.removeprefix(prefix)):
-                    return prefix + match.expand(own)
+                    return prefix + (match.expand(own) if isinstance(own, str) else own(match))
         return name
 
 
@@ -85,8 +86,13 @@ SPELLINGS = (
     # whose stages begin with it.
     Spelling("layers.0.downsample.reduction.weight", timm_names.swin(merges_after=0)),
     Spelling("layers.0.blocks.0.attn.relative_position_bias_table", timm_names.swin(merges_after=-1)),
-    # Other networks of timm's; EfficientNet's last stage has all of MobileNetV2's layers and more.
+    # Other networks of timm's. EfficientNet's last stage has all of MobileNetV2's layers and more, three blocks from B5
+    # on; that of V2's larger sizes, too. MNASNet has a block more than MobileNetV2 in its sixth stage.
+    Spelling("s1.b1.conv1.conv.weight", timm_names.regnet()),
+    Spelling("blocks.0.0.conv.weight", timm_names.efficientnet_v2_blocks()),
+    Spelling("blocks.6.2.se.conv_reduce.weight", timm_names.efficientnet_blocks()),
     Spelling("blocks.6.0.se.conv_reduce.weight", timm_names.efficientnet()),
+    Spelling("blocks.5.3.conv_pwl.weight", timm_names.mnasnet()),
     Spelling("blocks.6.0.conv_pwl.weight", timm_names.mobilenet_v2()),
     Spelling("blocks.6.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_LARGE)),
     Spelling("blocks.5.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_SMALL)),

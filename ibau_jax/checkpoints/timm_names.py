@@ -5,16 +5,20 @@ name are left out: what it computes is then known from that name.
 """
 
 import re
+from collections.abc import Callable, Iterable
 
-Names = dict[str, str]
+Names = dict[str, str | Callable[[re.Match[str]], str]]
 
 LEAF = r"\.(?P<leaf>.+)"
 MOST_STAGES = 6  # of a Swin transformer or ConvNeXt; published ones have four
-EFFICIENTNET_STAGES = 7
+EFFICIENTNET_STAGES = range(7)
+V2_FUSED_STAGES = range(1, 3)  # of EfficientNetV2, behind a stage of single convolutions
 V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # of MobileNetV2's stages
 # Blocks of MobileNetV3's stages, and which of them squeeze.
 V3_LARGE, V3_SMALL = ((1, 2, 3, 4, 2, 3), (2, 4, 5)), ((1, 2, 3, 2, 3), (0, 2, 3, 4))
-MOBILE_STEM = {rf"conv_stem{LEAF}": r"features.0.0.\g<leaf>", rf"bn1{LEAF}": r"features.0.1.\g<leaf>"}
+MNASNET_STAGES = 7
+CONV_NORM = (("conv", "0"), ("bn", "1"))  # a convolution and its BatchNorm
+MOBILE_STEM: Names = {rf"conv_stem{LEAF}": r"features.0.0.\g<leaf>", rf"bn1{LEAF}": r"features.0.1.\g<leaf>"}
 
 
 def _layers(outer: str, own_outer: str, layers: dict[str, str]) -> Names:
@@ -78,11 +82,30 @@ def _block(place: str, own: str, *, expands: bool, squeezes: bool, nests_last: b
 
 def efficientnet() -> Names:
     """An EfficientNet's of any depth."""
-    names = MOBILE_STEM | _layers("", "", {"conv_head": "features.8.0", "bn2": "features.8.1"})
-    for stage in range(EFFICIENTNET_STAGES):
-        own = rf"features.{stage + 1}.\1.block."
-        names |= _block(rf"{stage}[.](\d+)", own, expands=stage > 0, squeezes=True)
+    names = efficientnet_blocks() | _layers("", "", {"conv_head": "features.8.0", "bn2": "features.8.1"})
     return names | _layers("", "", {"classifier": "classifier.1"})
+
+
+def efficientnet_blocks() -> Names:
+    """An EfficientNet's, up to the last block."""
+    return MOBILE_STEM | _mobile_stages(EFFICIENTNET_STAGES)
+
+
+def efficientnet_v2_blocks() -> Names:
+    """An EfficientNetV2's, up to the last block."""
+    names = MOBILE_STEM | _layers(r"blocks[.]0[.](\d+)[.]", r"features.1.\1.block.", {"conv": "0.0", "bn1": "0.1"})
+    fused = {"conv_exp": "0.0", "bn1": "0.1", "conv_pwl": "1.0", "bn2": "1.1"}
+    for stage in V2_FUSED_STAGES:
+        names |= _layers(rf"blocks[.]{stage}[.](\d+)[.]", rf"features.{stage + 1}.\1.block.", fused)
+    return names | _mobile_stages(EFFICIENTNET_STAGES[V2_FUSED_STAGES.stop :])
+
+
+def _mobile_stages(stages: Iterable[int]) -> Names:
+    """An EfficientNet's blocks with squeeze-and-excitation in these stages; those of the first do not expand."""
+    names: Names = {}
+    for stage in stages:
+        names |= _block(rf"{stage}[.](\d+)", rf"features.{stage + 1}.\1.block.", expands=stage > 0, squeezes=True)
+    return names
 
 
 def mobilenet_v2() -> Names:
@@ -107,6 +130,36 @@ def mobilenet_v3(blocks: tuple[int, ...], squeezing: tuple[int, ...]) -> Names:
         names |= _block(rf"{stage}[.]{block}", own, expands=stage > 0, squeezes=stage in squeezing)
     last = {"conv": "0", "bn1": "1"}
     return names | _layers(rf"blocks[.]{len(blocks)}[.]0[.]", f"features.{sum(blocks) + 1}.", last)
+
+
+def mnasnet() -> Names:
+    """MNASNet-B1's of any width, whose stages torchvision counts from its eighth layer on."""
+    names = _layers("", "", {"conv_stem": "layers.0", "bn1": "layers.1", "conv_head": "layers.14", "bn2": "layers.15"})
+    separable = {"conv_dw": "3", "bn1": "4", "conv_pw": "6", "bn2": "7"}
+    names |= _layers(r"blocks[.]0[.]0[.]", "layers.", separable)
+    block = {"conv_pw": "0", "bn1": "1", "conv_dw": "3", "bn2": "4", "conv_pwl": "6", "bn3": "7"}
+    for stage in range(1, MNASNET_STAGES):
+        names |= _layers(rf"blocks[.]{stage}[.](\d+)[.]", rf"layers.{stage + 7}.\1.layers.", block)
+    return names | _layers("", "", {"classifier": "classifier.1"})
+
+
+def regnet() -> Names:
+    """A RegNet's, whose blocks torchvision counts from 0 on."""
+
+    def layer(own: str) -> Callable[[re.Match[str]], str]:
+        def named(match: re.Match[str]) -> str:
+            stage, block = match["stage"], int(match["block"]) - 1
+            return f"trunk_output.block{stage}.block{stage}-{block}.{own}.{match['leaf']}"
+
+        return named
+
+    pairs = {"conv1": "f.a", "conv2": "f.b", "conv3": "f.c", "downsample": "proj"}
+    layers = {f"{theirs}.{part}": f"{own}.{place}" for theirs, own in pairs.items() for part, place in CONV_NORM}
+    layers |= {f"se.{part}": f"f.se.{part}" for part in ("fc1", "fc2")}
+    names: Names = {}
+    for theirs, own in layers.items():
+        names[rf"s(?P<stage>\d+)[.]b(?P<block>\d+)[.]{re.escape(theirs)}{LEAF}"] = layer(own)
+    return names | _layers("", "", {**{f"stem.{part}": f"stem.{place}" for part, place in CONV_NORM}, "head.fc": "fc"})
 
 
 def _places(blocks: tuple[int, ...]) -> list[tuple[int, int]]:

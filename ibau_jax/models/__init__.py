@@ -32,11 +32,13 @@ from ibau_jax.models import (  # noqa: F401 - each registers what it defines
     squeezenet,
     swin,
     thin_resnet,
+    timm_efficientnet,
     timm_mobilenet,
     timm_vgg,
     vgg,
     vit,
     wide_resnet,
+    xception,
 )
 from ibau_jax.models.custom import find_architecture
 from ibau_jax.models.normalized import NORMALIZATIONS, Normalization, Normalized

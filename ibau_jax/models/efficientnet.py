@@ -1,6 +1,6 @@
 """EfficientNet B0 to B7 (Tan & Le, 2019) and V2 S to L (Tan & Le, 2021), as torchvision names them.
 
-timm has them also with TensorFlow's weights and padding (`tf_`).
+timm has B0 to B4 also with TensorFlow's weights and padding (`tf_`); its larger ones are in `timm_efficientnet`.
 """
 
 import math
@@ -57,13 +57,14 @@ STAGES = (
     Stage(6, 3, 1, 320, 1),
 )
 STEM = 32
+TORCH_EPSILON = 1e-5  # of BatchNorm; TensorFlow's is larger
 # How many times as wide and as deep as B0, BatchNorm's ε and the images' size in torchvision's weights.
 SCALES = {
-    "b0": (1.0, 1.0, 1e-5, 224),
-    "b1": (1.0, 1.1, 1e-5, 240),
-    "b2": (1.1, 1.2, 1e-5, 288),
-    "b3": (1.2, 1.4, 1e-5, 300),
-    "b4": (1.4, 1.8, 1e-5, 380),
+    "b0": (1.0, 1.0, TORCH_EPSILON, 224),
+    "b1": (1.0, 1.1, TORCH_EPSILON, 240),
+    "b2": (1.1, 1.2, TORCH_EPSILON, 288),
+    "b3": (1.2, 1.4, TORCH_EPSILON, 300),
+    "b4": (1.4, 1.8, TORCH_EPSILON, 380),
     "b5": (1.6, 2.2, 1e-3, 456),
     "b6": (1.8, 2.6, 1e-3, 528),
     "b7": (2.0, 3.1, 1e-3, 600),
@@ -181,4 +182,5 @@ for _name in (*SCALES, *V2):
     for _suffix in UNSTRIDED:
         _register(_name, _suffix)
 for _name in SCALES:
-    _register(_name, "", tensorflow=True)
+    if sizes(_name).epsilon == TORCH_EPSILON:
+        _register(_name, "", tensorflow=True)

@@ -7,7 +7,8 @@ Wide ResNets and ResNeXts of bottlenecks are told by the sizes of the 3x3 convol
 
 timm's relatives of these are read too: `seresnet50` (squeeze-and-excitation), and He et al.'s (2019) tweaks, a stem of
 three 3x3 convolutions (`resnet50c`, a wider one in `resnet50s`), and projections behind an average pooling besides
-(`resnet50d`, with a narrower stem `resnet50t`).
+(`resnet50d`, with a narrower stem `resnet50t`). Some of timm's halve their maps by a pooling behind the convolution,
+against aliasing (`resnetaa50`, `resnetblur50`), which leaves no trace either.
 
 `ibau_jax.models.resnet_names` says which of them a name or a state dict means.
 """
@@ -28,6 +29,7 @@ from ibau_jax.models.layers import (
     Activation,
     AdaptiveAvgPool,
     AvgPool,
+    BlurPool,
     Flatten,
     Identity,
     MaxPool,
@@ -40,6 +42,7 @@ from ibau_jax.models.layers import (
 )
 
 Padding = Literal["around", "behind"]
+Pooling = Literal["average", "blur"]
 
 
 class PadChannels(nnx.Module):
@@ -71,6 +74,7 @@ class Style:
     squeezes: bool = False  # squeeze-and-excitation behind each block's last BatchNorm (Hu et al., 2018)
     deep_stem: tuple[int, int, int] | None = None  # features of three 3x3 convolutions in place of conv1
     pools_down: bool = False  # projections have an average pooling in place of their stride
+    halves_by: Pooling | None = None  # what stands behind a 3x3 convolution in place of its stride, and in the stem
 
     def stem_features(self, width: int) -> int:
         """Features that the first stage, of this width, is given."""
@@ -81,6 +85,13 @@ CIFAR = Style("shortcut", "linear")
 CIFAR_64 = Style("shortcut", "linear", grid_pool=4)  # F.avg_pool2d(out, 4) leaves 2x2 of a 64x64 image
 TORCHVISION = Style("downsample", "fc", kernel=7, stem_stride=2, max_pool=True)
 TORCHVISION_SMALL = Style("downsample", "fc")
+
+
+def _halving(style: Style, stride: int) -> nnx.Module | None:
+    """What a style has in the place of a 3x3 convolution's stride."""
+    if style.halves_by is None or stride == 1:
+        return None
+    return AvgPool(2) if style.halves_by == "average" else BlurPool()
 
 
 def _projection(style: Style, rngs: nnx.Rngs, in_features: int, out_features: int, stride: int) -> list[nnx.Module]:
@@ -121,12 +132,15 @@ class BasicBlock(ResidualBlock):
 
     def __init__(self, style: Style, rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> None:
         super().__init__(style, rngs, in_features, features, stride)
-        self.conv1, self.bn1 = conv(in_features, features, 3, rngs, stride=stride), batch_norm(features, rngs)
+        self.aa = _halving(style, stride)
+        self.conv1 = conv(in_features, features, 3, rngs, stride=1 if self.aa else stride)
+        self.bn1 = batch_norm(features, rngs)
         self.conv2, self.bn2 = conv(features, features, 3, rngs), batch_norm(features, rngs)
         self.se = _squeeze_excitation(style, features, rngs)
 
     def branch(self, x: Features) -> Features:
-        out = conv_norm(self.conv2, self.bn2, self.activation(conv_norm(self.conv1, self.bn1, x)))
+        out = self.activation(conv_norm(self.conv1, self.bn1, x))
+        out = conv_norm(self.conv2, self.bn2, self.aa(out) if self.aa else out)
         return self.se(out) if self.se else out
 
 
@@ -139,7 +153,8 @@ class Bottleneck(ResidualBlock):
         super().__init__(style, rngs, in_features, features, stride)
         strides, width = (stride, 1) if style.v1_stride else (1, stride), style.wider * features
         self.conv1, self.bn1 = conv(in_features, width, 1, rngs, stride=strides[0]), batch_norm(width, rngs)
-        self.conv2 = conv(width, width, 3, rngs, stride=strides[1], groups=style.groups)
+        self.aa = _halving(style, strides[1])
+        self.conv2 = conv(width, width, 3, rngs, stride=1 if self.aa else strides[1], groups=style.groups)
         self.bn2 = batch_norm(width, rngs)
         self.conv3, self.bn3 = conv(width, 4 * features, 1, rngs), batch_norm(4 * features, rngs)
         self.se = _squeeze_excitation(style, 4 * features, rngs)
@@ -147,7 +162,7 @@ class Bottleneck(ResidualBlock):
     def branch(self, x: Features) -> Features:
         out = self.activation(conv_norm(self.conv1, self.bn1, x))
         out = self.activation(conv_norm(self.conv2, self.bn2, out))
-        out = conv_norm(self.conv3, self.bn3, out)
+        out = conv_norm(self.conv3, self.bn3, self.aa(out) if self.aa else out)
         return self.se(out) if self.se else out
 
 
@@ -180,6 +195,15 @@ def _stem(style: Style, width: int, rngs: nnx.Rngs) -> nnx.Module:
     )
 
 
+def _stem_pool(style: Style) -> nnx.Module:
+    """What stands between the stem and the first stage."""
+    if not style.max_pool:
+        return Identity()
+    if style.halves_by is None:
+        return MaxPool(3, 2, padding=1)
+    return AvgPool(2) if style.halves_by == "average" else Sequential([MaxPool(3, 1, padding=1), BlurPool()])
+
+
 class ResNet(nnx.Module):
     """Logits of RGB images of `image_size`."""
 
@@ -187,7 +211,7 @@ class ResNet(nnx.Module):
         width, expansion, widths = size.width, size.block.expansion, stage_widths(size.width)
         in_features = style.stem_features(width)
         self.conv1, self.bn1 = _stem(style, width, rngs), batch_norm(in_features, rngs)
-        self.maxpool = MaxPool(3, 2, padding=1) if style.max_pool else Identity()
+        self.maxpool = _stem_pool(style)
         stages = four_stages(partial(size.block, style, rngs), in_features, size.blocks, expansion, widths)
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = AvgPool(style.grid_pool) if style.grid_pool else AdaptiveAvgPool(1)

@@ -46,8 +46,11 @@ DEEP_STEMS = {
     "s": ((64, 64, 128), False),
     "t": ((24, 32, 64), True),
 }
-# Of a style with max pooling and a stem of stride 2, of one without, and of bottlenecks.
-VARIANTS = ("_no_pool", "_stride1", "_stride1_no_pool", "_max_pool", "_stride2", "_stride2_max_pool", "_v1")
+# Of a style with max pooling and a stem of stride 2, of one without, of bottlenecks, and of the first against aliasing.
+VARIANTS = (
+    *("_no_pool", "_stride1", "_stride1_no_pool", "_max_pool", "_stride2", "_stride2_max_pool", "_v1"),
+    *("_aa", "_blur"),
+)
 MOST_BLOCKS, WIDEST = 150, 1024
 NAME = re.compile(
     r"(?P<wide>wide_)?(?P<squeezes>se)?resne(?P<grouped>x)?t"
@@ -83,7 +86,9 @@ def _style(match: re.Match[str], size: Size) -> Style | None:
 
 
 def _styles(style: Style, size: Size) -> dict[str, Style]:
-    """The style, and what has its names: other strides and pooling in the stem, and a bottleneck's stride as in v1."""
+    """The style, and what has its names: other strides and pooling in the stem, a bottleneck's stride as in v1, and
+    timm's poolings against aliasing.
+    """
     if style.grid_pool:
         return {"": style}
     other_stride, other_pool = 3 - style.stem_stride, not style.max_pool
@@ -94,7 +99,11 @@ def _styles(style: Style, size: Size) -> dict[str, Style]:
         by_stride: replace(style, stem_stride=other_stride),
         by_stride + by_pool: replace(style, stem_stride=other_stride, max_pool=other_pool),
     }
-    return styles | ({"_v1": replace(style, v1_stride=True)} if size.block is Bottleneck else {})
+    if size.block is Bottleneck:
+        styles["_v1"] = replace(style, v1_stride=True)
+    if style.max_pool:
+        styles |= {"_aa": replace(style, halves_by="average"), "_blur": replace(style, halves_by="blur")}
+    return styles
 
 
 def _landmarks(style: Style, size: Size) -> dict[str, tuple[int, ...]]:

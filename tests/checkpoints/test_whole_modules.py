@@ -23,7 +23,7 @@ from tests.checkpoints.test_inspection import looked_at
 from tests.conftest import ROOT
 from tests.oracles.cifar_models import torch_oracle
 from tests.oracles.look_alikes import resnet
-from tests.oracles.timm_models import TIMM
+from tests.oracles.timm_models import TIMM, made
 from tests.oracles.torchvision_models import models
 from tests.oracles.torchvision_sizes import torchvision_of_size
 
@@ -263,6 +263,21 @@ def test_torchvisions_and_timms_own(tmp_path, name):
     save(checkpoint, tmp_path / "y.pth")
     before, after = (torch.load(tmp_path / file, weights_only=False).state_dict() for file in ("x.pth", "y.pth"))
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "name"),
+    [
+        ("resnetblur18", "resnet18_blur"),
+        pytest.param("resnetaa50", "resnet50_aa", marks=pytest.mark.slow),
+        pytest.param("efficientnet_b0", "efficientnet_b0", marks=pytest.mark.slow),
+        pytest.param("tf_efficientnet_b0", "tf_efficientnet_b0", marks=pytest.mark.slow),
+    ],
+)
+def test_timms_layers_tell_look_alikes(tmp_path, theirs, name):
+    torch.save(made(theirs, 5), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth")
+    assert (checkpoint.architecture.name, checkpoint.alternatives) == (name, ())
 
 
 def test_axes_in_another_order_are_refused(tmp_path):

@@ -30,11 +30,12 @@ from ibau_jax.models import (
     mobilenet,
     mobilenet_v1,
     pnasnet,
+    xception,
 )
 from ibau_jax.training import initialise
 from tests.oracles import torchvision_models  # noqa: F401 - before any architecture's `torch_module` imports torchvision
 from tests.oracles.cifar_models import randomise, torch_oracle
-from tests.oracles.timm_models import TIMM
+from tests.oracles.timm_models import NAMES, TIMM
 from tests.oracles.twins import as_torch, randomised
 
 CLASSES = 7
@@ -98,7 +99,8 @@ LIKE_OTHERS = {
     "resnext101_64x4d",
     "shufflenet_v2_x1_5_cifar",
 }
-OF_TIMM = ("_timm", "mobilenetv3_large_100", "mobilenetv3_small_100")  # tests/models/test_timm.py has them
+# tests/models/test_timm.py has them.
+OF_TIMM = ("_timm", "mobilenetv3_large_100", "mobilenetv3_small_100", *(f"efficientnetv2_{size}" for size in "sml"))
 COVERED = [
     architecture.name
     for architecture in architectures()
@@ -121,7 +123,7 @@ COVERED += [
     "resnet14_small_stem",
     "wide_resnet26_2_small_stem",
     "resnext26_32x4d",
-    *TIMM,
+    *NAMES,
     "wide_resnet16_7",
     "wide_resnet46_1",
     "wide_resnet10_1_meliketoy",
@@ -171,6 +173,8 @@ FAMILIES = (
     "densenet121",
     "efficientnet_b0",
     "efficientnet_v2_s",
+    "tf_efficientnetv2_s",
+    "xception",
     "convnext_w16_32_d1_2",
     "convnextv2_w8_16_24_32_d1_2_1_1",
     "mnasnet0_5",
@@ -191,6 +195,9 @@ POOLED_BY_WINDOWS = (
     "mobilenet_v1_cifar",
     "vgg11_bn_cifar_w512",
 )
+SHORT_V2 = [
+    (efficientnet, "V2", {"v2_s": (tuple(one._replace(blocks=1) for one in efficientnet.V2["v2_s"][0][:4]), 384)})
+]
 # With fewer blocks where compiling all of them, which are alike, takes minutes.
 SHORTER = {
     "googlenet_small_stem": [(googlenet, "BLOCKS", dict(list(googlenet.BLOCKS.items())[::4]))],
@@ -202,9 +209,9 @@ SHORTER = {
     "pnasnet_b_cifar": [(pnasnet, "CELLS", 1)],
     "densenet121": [(densenet, "CONFIGURATIONS", {121: (32, (1, 2), 64)})],
     "efficientnet_b0": [(efficientnet, "STAGES", efficientnet.STAGES[:3])],
-    "efficientnet_v2_s": [
-        (efficientnet, "V2", {"v2_s": (tuple(one._replace(blocks=1) for one in efficientnet.V2["v2_s"][0][:4]), 384)})
-    ],
+    "efficientnet_v2_s": SHORT_V2,
+    "tf_efficientnetv2_s": SHORT_V2,
+    "xception": [(xception, "BLOCKS", xception.BLOCKS[:2])],
     "mnasnet0_5": [(mnasnet, "STAGES", ((3, 3, 2, 24, 1), (6, 5, 2, 40, 1)))],
     "mobilenet_v2": [(mobilenet, "V2_STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))],
     "mobilenet_v2_x0_5": [(mobilenet, "V2_STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))],

@@ -24,6 +24,15 @@ def model(name, **options):
     return partial(timm.create_model, name, **options)
 
 
+def quieter(name, **options):
+    """timm's, its convolutions weaker: as it makes them, features grow with depth, until rounding decides the logits."""
+    module = timm.create_model(name, **options)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.weight.data *= 0.6
+    return module
+
+
 MODELS = {
     "vit_w192_d2_p8": model("vit_tiny_patch16_224", depth=2, **SMALL),
     "vit_w256_d2_p8": model("vit_base_patch16_224", depth=2, **SMALL, embed_dim=256, num_heads=4),
@@ -60,6 +69,14 @@ MODELS |= {
     "swin_t_timm": model("swin_tiny_patch4_window7_224"),
     "efficientnet_b0": model("efficientnet_b0"),
     "efficientnet_b3": model("efficientnet_b3"),
+    "efficientnet_b5_timm": model("efficientnet_b5"),
+    "tf_efficientnetv2_s": partial(quieter, "tf_efficientnetv2_s"),
+    "mnasnet1_0": model("mnasnet_100"),
+    "mnasnet0_5": model("mnasnet_050"),
+    "regnet_x_400mf": model("regnetx_004_tv"),
+    "regnet_x_w32_64_160_384_d1_2_7_12_g16": model("regnetx_004"),
+    "regnet_y_400mf": model("regnety_004"),
+    "xception": model("legacy_xception"),
     "mobilenet_v2": model("mobilenetv2_100"),
     "mobilenetv3_large_100": model("mobilenetv3_large_100"),
     "mobilenetv3_small_100": model("mobilenetv3_small_100"),
@@ -77,7 +94,8 @@ MODELS |= {
 SIZES = (
     dict.fromkeys((name for name in MODELS if "resne" in name), 70)
     | {"vgg11_timm": 256, "vgg13_bn_timm": 64}
-    | dict.fromkeys(("efficientnet_b0", "efficientnet_b3", "mobilenet_v2", "mobilenetv3_large_100"), 75)
+    | dict.fromkeys(("mobilenet_v2", "mobilenetv3_large_100", "xception"), 75)
+    | dict.fromkeys((name for name in MODELS if name.startswith(("efficientnet", "tf_", "mnasnet", "regnet"))), 75)
 )
 NAMES = [pytest.param(name, marks=() if name in SMALLEST else pytest.mark.slow) for name in MODELS]
 
@@ -104,6 +122,41 @@ def test_timms(tmp_path, name):
     back = torch.load(tmp_path / "y.pth")["model"]
     assert list(back) == list(state)
     assert all(torch.equal(back[key], state[key]) for key in state)
+
+
+# Whose likes are compared above.
+NAMED = {
+    "efficientnet_b4": "efficientnet_b4",
+    "efficientnet_b6": "efficientnet_b6_timm",
+    "tf_efficientnet_b7": "efficientnet_b7_timm",
+    "efficientnetv2_m": "tf_efficientnetv2_m",
+    "tf_efficientnetv2_l": "tf_efficientnetv2_l",
+    "regnetx_080": "regnet_x_8gf",
+    "regnety_160": "regnet_y_16gf",
+    "mnasnet_140": "mnasnet1_4",
+    "resnetblur50": "resnet50",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMED)
+def test_other_sizes_are_recognised(tmp_path, name):
+    torch.save(timm.create_model(name, num_classes=CLASSES).state_dict(), tmp_path / "x.pth")
+    assert load(tmp_path / "x.pth").architecture.name == NAMED[name]
+
+
+# Networks with the same names and shapes; clean images tell such ones apart (tests/models/test_look_alikes.py).
+VARIANTS = ("efficientnetv2_s", "tf_efficientnet_b5")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(tmp_path, name):
+    module = randomise(quieter(name, num_classes=CLASSES), seed=1)
+    torch.save(module.state_dict(), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth", model=name, image_size=75)
+    check_logits(checkpoint, module)
+    assert name in [one.name for one in load(tmp_path / "x.pth").alternatives]
 
 
 @pytest.mark.slow

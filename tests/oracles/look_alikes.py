@@ -70,7 +70,7 @@ def small_stem_densenet121_without_pool(classes):
 
 
 def timm_model(name, classes):
-    """timm's own model, with TensorFlow's padding and ε."""
+    """timm's own model, with TensorFlow's padding and ε, or poolings against aliasing."""
     return pytest.importorskip("timm").create_model(name, num_classes=classes)
 
 
@@ -122,6 +122,10 @@ LOOK_ALIKES = {
     "resnet18_no_pool": lambda classes: resnet(18, classes, pool=False),
     "resnet18_stride1": lambda classes: resnet(18, classes, stride=1),
     "resnet50_v1": lambda classes: resnet(50, classes, v1=True),
+    "resnet50_aa": lambda classes: timm_model("resnetaa50", classes),
+    "resnet34d_aa": lambda classes: timm_model("resnetaa34d", classes),
+    "resnet18_blur": lambda classes: timm_model("resnetblur18", classes),
+    "resnet50d_blur": lambda classes: timm_model("resnetblur50d", classes),
     "mobilenet_v2_stride16": lambda classes: mobilenet_v2(classes, 1),
     "mobilenet_v2_stride8": lambda classes: mobilenet_v2(classes, 2),
     "mobilenet_v2_x0_5_stride8": lambda classes: mobilenet_v2(classes, 2, 0.5),

@@ -16,6 +16,7 @@ def made(name, classes, **options):
 
 NAMES = ("seresnet18", "resnet10t", "resnet14t", "resnet18d", "seresnext26d_32x4d")
 TIMM = {name: partial(made, name) for name in NAMES} | {
+    "xception": partial(made, "legacy_xception"),
     "cait_w96_d2_c1_h4_p8": partial(
         made, "cait_xxs24_224", depth=2, depth_token_only=1, embed_dim=96, num_heads=4, img_size=40, patch_size=8
     ),
