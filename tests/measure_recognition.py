@@ -109,7 +109,7 @@ def timms() -> Iterator[tuple[str, torch.nn.Module]]:
 
 def zeros(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """A module's state dict, its parameters zeros; buffers are kept where they have values."""
-    buffers = {name for name, value in module.named_buffers() if not value.is_meta}
+    buffers = {name for name, value in module.named_buffers(remove_duplicate=False) if not value.is_meta}
     return {
         name: value if name in buffers else torch.zeros(value.shape, dtype=value.dtype, device="cpu")
         for name, value in module.state_dict().items()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.oracles import hugging_face
-from tests.oracles.cifar_models import Basic, WideResNet, WideStage, conv, torch_oracle
+from tests.oracles.cifar_models import WideResNet, WideStage, conv, torch_oracle
 from tests.oracles.look_alikes import mobilenet_v2
 from tests.oracles.torchvision_models import models
 from tests.oracles.wrapped import AttackerModel, EncoderAndLast, Lightning, Normalize, with_masked_neurons
@@ -110,25 +110,6 @@ class Jeonsworld(nn.Module):
         return self.head(self.transformer["encoder"]["encoder_norm"](x[:, 0]))
 
 
-class NarrowResNet18(nn.Module):
-    """backdoor-toolbox's: widths of 16, 32, 48 and 64."""
-
-    def __init__(self, classes):
-        super().__init__()
-        self.conv1, self.bn1 = conv(3, 16), nn.BatchNorm2d(16)
-        i = 16
-        for number, o in enumerate((16, 32, 48, 64), 1):
-            blocks = Basic(i, o, 2 if number > 1 else 1, "shortcut"), Basic(o, o, 1, "shortcut")
-            setattr(self, f"layer{number}", nn.Sequential(*blocks))
-            i = o
-        self.linear = nn.Linear(i, classes)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.linear(x.mean((2, 3)))
-
-
 def torchvisions(name, classes):
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     return models.get_model(name, num_classes=classes, **options)
@@ -209,6 +190,7 @@ OTHERS = {
     ("akamaster/resnet_cifar10", "resnet56"): "thin_resnet56",
     ("akamaster/resnet_cifar10", "resnet110"): "thin_resnet110",
     ("vtu81/backdoor-toolbox", "SRA.resnet110"): "thin_resnet110",
+    ("vtu81/backdoor-toolbox", "resnet.ResNet18_narrow"): "resnet18_cifar_w16_32_48_64",
     ("vtu81/backdoor-toolbox", "wide_resnet.Wide_ResNet-28-4"): "wide_resnet28_4_meliketoy",
     ("RobustBench", "dm_wide_resnet 28-10 swish"): "wide_resnet28_10_deepmind",
     ("chenyaofo/pytorch-cifar-models", "cifar10_vgg11_bn"): "vgg11_bn_cifar_w512",
@@ -248,7 +230,6 @@ WRITTEN = {
     ("chenyaofo/pytorch-cifar-models", "cifar10_repvgg_a0"): lambda n: RepVGG((48, 96, 192, 1280), n),
     ("chenyaofo/pytorch-cifar-models", "cifar10_shufflenetv2_x1_0"): shufflenet_v2,
     ("chenyaofo/pytorch-cifar-models", "cifar10_vit_b16"): Jeonsworld,
-    ("vtu81/backdoor-toolbox", "resnet.ResNet18_narrow"): NarrowResNet18,
 }
 SMALL_DEIT = {"hidden_size": 384, "num_attention_heads": 6, "intermediate_size": 1536}
 BASIC = {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]}
