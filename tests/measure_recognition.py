@@ -6,6 +6,7 @@ compared with the checkpoint that is made here, too. Nothing is computed: test_a
 test_wanted.py compare logits.
 """
 
+import os
 import sys
 import tempfile
 import warnings
@@ -18,7 +19,7 @@ import torch
 from ibau_jax import load
 from ibau_jax.errors import CheckpointError
 from tests.oracles import torchvision_models
-from tests.wanted_rows import wanted_rows
+from tests.wanted_rows import tables, wanted_rows
 
 CLASSES = 10
 TIMM = [
@@ -139,7 +140,7 @@ def measure_library(library: str, folder: Path) -> None:
 def measure_wanted(folder: Path) -> None:
     """Prints what each row is recognised as and where its facts are others here, and how many are."""
     counts: Counter[str] = Counter()
-    for row in wanted_rows():
+    for row in wanted_rows(tables(Path(os.environ["IBAU_SHARED"]))):
         module = row.module()
         name, differences = None, ["there is no oracle here"]
         if module is not None:

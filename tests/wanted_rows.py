@@ -1,6 +1,5 @@
 """The rows of `cases/wanted_checkpoints.md`, read from its tables: checkpoints of public code that people have."""
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,9 +61,13 @@ class Row:
         return found + [f"{len(state)} tensors here, {self.tensors} there"] * (len(state) != self.tensors)
 
 
-def wanted_rows() -> list[Row]:
+def tables(shared: Path) -> Path:
+    """The file, in the folder of data that is not in the repository."""
+    return shared / "cases" / "wanted_checkpoints.md"
+
+
+def wanted_rows(path: Path) -> list[Row]:
     """All of them, in the file's order."""
-    path = Path(os.environ["IBAU_SHARED"]) / "cases" / "wanted_checkpoints.md"
     cells = [line.strip().strip("|").split(" | ") for line in path.read_text().splitlines()]
     return [as_row(*map(str.strip, row)) for row in cells if len(row) == 5 and row[2].strip().isdigit()]
 
