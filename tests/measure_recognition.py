@@ -1,14 +1,17 @@
-"""How many of other libraries' classifiers are recognised from names and shapes: `python -m tests.measure_recognition`.
+"""How many of other people's classifiers are recognised from names and shapes: `python -m tests.measure_recognition`.
 
-Torchvision's are all that it has. Of timm's hundreds they are a choice: what
-`cases/wanted_checkpoints.md` names, and other sizes and families that are often met. Nothing is computed:
-test_architectures.py and test_timm.py compare logits.
+Torchvision's are all that it has. Of timm's hundreds they are a choice: other sizes and families that are often met.
+`wanted` are the rows of `cases/wanted_checkpoints.md`, in $IBAU_SHARED: what its author saw in files of public code is
+compared with the checkpoint that is made here, too. Nothing is computed: test_architectures.py, test_timm.py and
+test_wanted.py compare logits.
 """
 
+import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +19,7 @@ import torch
 from ibau_jax import load
 from ibau_jax.errors import CheckpointError
 from tests.oracles import torchvision_models
+from tests.wanted_rows import tables, wanted_rows
 
 CLASSES = 10
 TIMM = [
@@ -129,32 +133,66 @@ def timms() -> Iterator[tuple[str, torch.nn.Module]]:
         yield name, timm.create_model(name, num_classes=CLASSES)
 
 
-def recognised(module: torch.nn.Module, folder: Path) -> str | None:
-    """What a module's state dict is recognised as; None where it is not."""
-    state = {
-        name: torch.zeros(value.shape, dtype=value.dtype, device="cpu") for name, value in module.state_dict().items()
+def zeros(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A module's state dict, its parameters zeros; buffers are kept where they have values."""
+    buffers = {name for name, value in module.named_buffers(remove_duplicate=False) if not value.is_meta}
+    return {
+        name: value if name in buffers else torch.zeros(value.shape, dtype=value.dtype, device="cpu")
+        for name, value in module.state_dict().items()
     }
-    state |= {
-        name: value for name, value in module.state_dict().items() if value.dtype == torch.int64 and not value.is_meta
-    }
-    torch.save(state, folder / "x.pth")
+
+
+def recognised(content: Mapping[str, object], folder: Path) -> str | None:
+    """What a checkpoint of a state dict, or of more, is recognised as; None where it is not."""
+    torch.save(content, folder / "x.pth")
     try:
-        return load(folder / "x.pth").architecture.name
+        checkpoint = load(folder / "x.pth")
     except CheckpointError:
         return None
+    others = len(checkpoint.alternatives)
+    return checkpoint.architecture.name + (f" (assumed; {others} more have these names and shapes)" if others else "")
+
+
+def measure_library(library: str, folder: Path) -> None:
+    """Prints what each of a library's is recognised as, and how many are."""
+    found = {}
+    for name, module in LIBRARIES[library]():
+        found[name] = recognised(zeros(module), folder)
+        print(f"{library} {name}: {found[name] or '-'}", flush=True)
+    print(f"{library}: {sum(map(bool, found.values()))} of {len(found)}", flush=True)
+
+
+def measure_wanted(folder: Path) -> None:
+    """Prints what each row is recognised as and where its facts are others here, and how many are."""
+    counts: Counter[str] = Counter()
+    for row in wanted_rows(tables(Path(os.environ["IBAU_SHARED"]))):
+        module = row.module()
+        name, differences = None, ["there is no oracle here"]
+        if module is not None:
+            state = row.spelled(zeros(module))
+            name, differences = recognised(row.content(state), folder), row.differences(state)
+            counts.update(recognised=bool(name), confirmed=bool(name) and not differences)
+        counts.update(rows=1, missing=module is None)
+        facts = "; ".join(differences) or "facts agree"
+        print(f"{row.source} {row.architecture}: {name or '-'}; {facts}", flush=True)
+    print(
+        f"wanted: {counts['recognised']} of {counts['rows']} rows recognised; of them {counts['confirmed']} with the "
+        f"row's facts confirmed; of {counts['missing']} rows there is no oracle here",
+        flush=True,
+    )
+
+
+LIBRARIES = {"torchvision": torchvisions, "timm": timms}
 
 
 def main() -> None:
-    """Prints what each is recognised as, and how many are."""
-    sets = {"torchvision": torchvisions, "timm": timms}
-    chosen = sys.argv[1:] or list(sets)
+    """Measures the sets that are asked for, or all."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(action="ignore"):
-        for library in chosen:
-            found = {}
-            for name, module in sets[library]():
-                found[name] = recognised(module, Path(folder))
-                print(f"{library} {name}: {found[name] or '-'}", flush=True)
-            print(f"{library}: {sum(map(bool, found.values()))} of {len(found)}", flush=True)
+        for one in sys.argv[1:] or [*LIBRARIES, "wanted"]:
+            if one == "wanted":
+                measure_wanted(Path(folder))
+            else:
+                measure_library(one, Path(folder))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from ibau_jax.models.blocks import Features, SqueezeExcitation, four_stages, stage_widths
+from ibau_jax.models.blocks import RESNET_WIDTHS, Features, SqueezeExcitation, four_stages
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
     Activation,
@@ -173,12 +173,17 @@ class Size:
     Attributes:
         block: what its stages are made of.
         blocks: how many of them each stage has.
-        width: features of the 3x3 convolutions in the first stage, unless the style makes them wider.
+        widths: features of each stage's 3x3 convolutions, unless the style makes them wider.
     """
 
     block: type[ResidualBlock]
     blocks: tuple[int, ...]
-    width: int = 64
+    widths: tuple[int, ...] = RESNET_WIDTHS
+
+    @property
+    def width(self) -> int:
+        """Of the first stage."""
+        return self.widths[0]
 
 
 def _stem(style: Style, width: int, rngs: nnx.Rngs) -> nnx.Module:
@@ -208,7 +213,7 @@ class ResNet(nnx.Module):
     """Logits of RGB images of `image_size`."""
 
     def __init__(self, style: Style, size: Size, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
-        width, expansion, widths = size.width, size.block.expansion, stage_widths(size.width)
+        width, expansion, widths = size.width, size.block.expansion, size.widths
         in_features = style.stem_features(width)
         self.conv1, self.bn1 = _stem(style, width, rngs), batch_norm(in_features, rngs)
         self.maxpool = _stem_pool(style)

@@ -1,8 +1,9 @@
 """Which ResNet of `ibau_jax.models.resnet` a name means, and which a state dict is.
 
 Names say the depth where it is one of `DEPTHS`, else the blocks of each stage: `resnet18_cifar_w16` has stages of 16,
-32, 64 and 128 features, `resnet_basic_1_2_2_1` six blocks, `resnext50_32x4d` 32 groups of 4 features. timm's letters
-behind the depth say what the stem is and how projections shrink (`DEEP_STEMS`).
+32, 64 and 128 features, `resnet18_cifar_w16_32_48_64` has stages that do not double, `resnet_basic_1_2_2_1` six blocks,
+`resnext50_32x4d` 32 groups of 4 features. timm's letters behind the depth say what the stem is and how projections
+shrink (`DEEP_STEMS`).
 """
 
 import re
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-from ibau_jax.models.blocks import stage_landmarks, stage_widths
+from ibau_jax.models.blocks import RESNET_WIDTHS, stage_landmarks, stage_widths
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
 from ibau_jax.models.resnet import (
     CIFAR,
@@ -51,12 +52,13 @@ VARIANTS = (
     *("_no_pool", "_stride1", "_stride1_no_pool", "_max_pool", "_stride2", "_stride2_max_pool", "_v1"),
     *("_aa", "_blur"),
 )
-MOST_BLOCKS, WIDEST = 150, 1024
+MOST_BLOCKS, WIDEST = 150, 8192
 NAME = re.compile(
     r"(?P<wide>wide_)?(?P<squeezes>se)?resne(?P<grouped>x)?t"
     r"(?:(?P<depth>\d{2,3})|_(?P<kind>basic|bottleneck)(?P<blocks>(?:_\d{1,2}){4}))(?P<stem>[cdst])?"
     r"(?:_(?P<wider>\d{1,2})|_(?P<groups>\d{1,3})x(?P<of_group>\d{1,3})d)?"
-    rf"(?P<style>_small_stem|_cifar_64|_cifar)?(?:_w(?P<width>\d{{1,4}}))?(?P<variant>{'|'.join(VARIANTS)})?"
+    r"(?P<style>_small_stem|_cifar_64|_cifar)?(?:_w(?P<widths>\d{1,4}(?:(?:_\d{1,4}){3})?))?"
+    rf"(?P<variant>{'|'.join(VARIANTS)})?"
 )
 
 
@@ -65,9 +67,15 @@ def _size(match: re.Match[str]) -> Size | None:
     kind, blocks = match["kind"], tuple(int(count) for count in (match["blocks"] or "").split("_")[1:])
     if match["depth"]:
         kind, blocks = DEPTHS.get(int(match["depth"]), ("", ()))
-    size = Size(KINDS[kind], blocks, int(match["width"] or Size.width)) if kind else None
-    fits = size and all(size.blocks) and sum(size.blocks) <= MOST_BLOCKS and 0 < size.width <= WIDEST
-    return size if fits else None
+    size = Size(KINDS[kind], blocks, _widths(match["widths"])) if kind else None
+    fits = size and all(size.blocks) and sum(size.blocks) <= MOST_BLOCKS and all(size.widths)
+    return size if size and fits and max(size.widths) <= WIDEST else None
+
+
+def _widths(said: str | None) -> tuple[int, ...]:
+    """Features of the stages: as many as a name says, or what the first of them makes usual."""
+    first, *others = map(int, said.split("_")) if said else RESNET_WIDTHS
+    return (first, *others) if others else stage_widths(first)
 
 
 def _style(match: re.Match[str], size: Size) -> Style | None:
@@ -107,7 +115,7 @@ def _styles(style: Style, size: Size) -> dict[str, Style]:
 
 
 def _landmarks(style: Style, size: Size) -> dict[str, tuple[int, ...]]:
-    widths, inner, features = stage_widths(size.width), style.wider * size.width, style.stem_features(size.width)
+    inner, features = style.wider * size.width, style.stem_features(size.width)
     stem: dict[str, tuple[int, ...]] = (
         {"conv1.6.weight": (features, style.deep_stem[1], 3, 3)}
         if style.deep_stem
@@ -116,7 +124,7 @@ def _landmarks(style: Style, size: Size) -> dict[str, tuple[int, ...]]:
     return {
         **stem,
         "bn1.weight": (features,),
-        **stage_landmarks(size.blocks, size.block.expansion, style.wider, widths, features),
+        **stage_landmarks(size.blocks, size.block.expansion, style.wider, size.widths, features),
         "layer1.0.conv2.weight": (inner, inner // style.groups, 3, 3),
     }
 
@@ -142,18 +150,23 @@ def _make(match: re.Match[str]) -> Architecture | None:
 def _propose(shapes: Shapes) -> Iterator[str]:
     blocks = tuple(count_matching(rf"layer{number}\.\d+\.conv2\.weight", shapes) for number in range(1, 5))
     kind = "bottleneck" if "layer1.0.conv3.weight" in shapes else "basic"
+    last = "conv3" if kind == "bottleneck" else "conv2"
+    ends = [shapes.get(f"layer{number}.0.{last}.weight", ()) for number in range(1, 5)]
     inner = shapes.get("layer1.0.conv2.weight", ())
-    last = shapes.get("layer1.0.conv3.weight", inner)
-    if not all(blocks) or not all(len(shape) == 4 and all(shape) for shape in (inner, last)):
+    if not all(blocks) or not all(len(shape) == 4 and all(shape) for shape in (inner, *ends)):
         return
-    width = last[0] // KINDS[kind].expansion
+    widths = tuple(shape[0] // KINDS[kind].expansion for shape in ends)
+    width = widths[0]
     network, within = _network_name(inner, width)
     squeezes = "se" if "layer1.0.se.fc1.weight" in shapes else ""
     layers = next((str(depth) for depth, known in DEPTHS.items() if known == (kind, blocks)), None)
     layers = layers or "_".join(("", kind, *map(str, blocks)))
     name = f"{squeezes}{network}{layers}{_stem_letter(shapes)}{within}{_style_suffix(shapes)}"
     name = f"wide_{name}" if within and network == "resnet" else name
-    yield name if width == Size.width else f"{name}_w{width}"
+    if widths != RESNET_WIDTHS:
+        said = widths[:1] if widths == stage_widths(width) else widths
+        name += "_w" + "_".join(map(str, said))
+    yield name
 
 
 def _network_name(inner: tuple[int, ...], width: int) -> tuple[str, str]:

@@ -16,6 +16,7 @@ from ibau_jax.checkpoints.verify import verify
 from ibau_jax.errors import CheckpointError
 from tests.oracles.cifar_models import randomise, torch_oracle
 from tests.oracles.twins import as_torch
+from tests.oracles.wrapped import with_masked_neurons
 
 CLASSES = 5
 
@@ -61,30 +62,6 @@ def spectral_normed(module):
 def spectral_normed_by_parametrization(module):
     for layer in layers(module):
         parametrizations.spectral_norm(layer)
-
-
-class MaskedBatchNorm(nn.BatchNorm2d):
-    """ANP's and RNP's: in inference a mask scales the weight."""
-
-    def __init__(self, features, noise):
-        super().__init__(features)
-        self.neuron_mask = nn.Parameter(torch.rand(features).round())
-        if noise:
-            self.neuron_noise = nn.Parameter(torch.rand(features))
-            self.neuron_noise_bias = nn.Parameter(torch.rand(features))
-
-    def forward(self, x):
-        weight = self.weight * self.neuron_mask
-        return nn.functional.batch_norm(x, self.running_mean, self.running_var, weight, self.bias, False, 0.1, self.eps)
-
-
-def with_masked_neurons(module, noise=True):
-    for parent in list(module.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, nn.BatchNorm2d):
-                masked = MaskedBatchNorm(child.num_features, noise)
-                masked.load_state_dict(child.state_dict(), strict=False)
-                setattr(parent, name, masked)
 
 
 def with_masked_neurons_without_noise(module):

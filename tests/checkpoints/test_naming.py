@@ -16,6 +16,7 @@ from tests.checkpoints.test_conversion import assert_same_tree, random_vgg
 from tests.oracles.cifar_models import WideResNet, WideStage, randomise
 from tests.oracles.torchvision_models import models
 from tests.oracles.twins import as_torch
+from tests.oracles.wrapped import Normalize
 
 WRAPPERS = ("module", "_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
 
@@ -227,16 +228,6 @@ def test_a_normalisation_in_the_state_dict_is_the_models(tmp_path, mean, std, ne
     np.testing.assert_allclose(checkpoint.normalization.mean, values[0], rtol=1e-6)
     np.testing.assert_allclose(checkpoint.normalization.std, values[1], rtol=1e-6)
     np.testing.assert_allclose(inspect_file(tmp_path / "x.pth", Request()).normalization["std"], values[1], rtol=1e-6)
-
-
-class Normalize(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.6]).reshape(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor([0.2, 0.3, 0.4]).reshape(1, 3, 1, 1))
-
-    def forward(self, x):
-        return (x - self.mean) / self.std
 
 
 def test_verify_compares_with_the_users_whole_module(tmp_path):

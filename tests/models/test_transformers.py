@@ -11,8 +11,8 @@ import torch
 
 from ibau_jax import load, save
 from ibau_jax.errors import CheckpointError
-from tests.oracles import torchvision_models  # noqa: F401 - before transformers imports torchvision
 from tests.oracles.cifar_models import randomise
+from tests.oracles.hugging_face import made, newer  # before transformers, which imports torchvision
 from tests.oracles.twins import as_torch
 
 transformers = pytest.importorskip("transformers")
@@ -36,29 +36,12 @@ MODELS = {
     "convnext_tiny+head_ln_eps1e-12": ("ConvNext-", {}),
     "convnextv2_tiny+head_ln_eps1e-12": ("ConvNextV2-", {}),
 }
-# Of transformers 5's ViT and DeiT, by those of transformers 4; the files on the hub have either.
-NEWER = {
-    r"\.encoder\.layer\.": ".layers.",
-    r"attention\.attention\.(query|key|value)": lambda match: f"attention.{match[1][0]}_proj",
-    r"attention\.output\.dense": "attention.o_proj",
-    r"intermediate\.dense": "mlp.fc1",
-    r"output\.dense": "mlp.fc2",
-}
 
 
 def model(name):
     kind, sizes = MODELS[name]
-    config = getattr(transformers, f"{kind.partition('-')[0]}Config")(num_labels=CLASSES, **sizes)
     torch.manual_seed(0)
-    return randomise(getattr(transformers, kind.replace("-", "ForImageClassification"))(config), seed=1).eval()
-
-
-def newer(state):
-    for old, new in NEWER.items():
-        state = {
-            re.sub(old, new, name) if name.startswith(("vit", "deit")) else name: value for name, value in state.items()
-        }
-    return state
+    return randomise(made(kind, CLASSES, **sizes), seed=1).eval()
 
 
 NAMES = [pytest.param(name, marks=() if name.startswith("vit") else pytest.mark.slow) for name in MODELS]

@@ -9,7 +9,7 @@ from torch import nn
 from tests.oracles.cifar_zoo import ZOO
 from tests.oracles.pytorch_cifar import pytorch_cifar
 from tests.oracles.torchvision_models import models
-from tests.oracles.torchvision_sizes import torchvision_of_size
+from tests.oracles.torchvision_sizes import numbers, torchvision_of_size
 from tests.oracles.transformers import swin
 from tests.oracles.wide_resnets import WRITTEN
 
@@ -58,10 +58,10 @@ class Bottle(nn.Module):
         return F.relu(self.bn3(self.conv3(out)) + getattr(self, self.name)(x))
 
 
-def layers(block, i, counts):
-    made, width = [], i
-    for stage, count in enumerate(counts):
-        o = width * 2**stage
+def layers(block, i, counts, widths=()):
+    """The stages, each twice as wide as the one before unless there are `widths`, and what the last gives."""
+    made, widths = [], widths or [i * 2**stage for stage in range(len(counts))]
+    for stage, (o, count) in enumerate(zip(widths, counts, strict=True)):
         blocks = []
         for index in range(count):
             blocks.append(block(i, o, 2 if stage and not index else 1))
@@ -85,15 +85,18 @@ COUNTS = {
 class ResNet(nn.Module):
     """kuangliu's; with `shortcut="downsample", last="fc"` torchvision's names on a CIFAR stem."""
 
-    def __init__(self, kind, counts, classes, width=64, pool=None, shortcut="shortcut", last="linear"):
+    def __init__(self, kind, counts, classes, widths=(64,), pool=None, shortcut="shortcut", last="linear"):
         super().__init__()
+        width = widths[0]
 
         class Named(kind):
             def __init__(self, i, o, s):
                 super().__init__(i, o, s, shortcut)
 
         self.conv1, self.bn1 = conv(3, width), nn.BatchNorm2d(width)
-        (self.layer1, self.layer2, self.layer3, self.layer4), features = layers(Named, width, counts)
+        (self.layer1, self.layer2, self.layer3, self.layer4), features = layers(
+            Named, width, counts, widths[1:] and widths
+        )
         self.pool, self.last = pool, last
         setattr(self, last, nn.Linear(features * (4 if pool else 1), classes))
 
@@ -111,12 +114,12 @@ def resnet(name, classes):
         counts = COUNTS[int(depth)]
     else:
         bottleneck, counts, words = words[0] == "bottleneck", tuple(map(int, words[1:5])), words[5:]
-    width = next((int(word[1:]) for word in words if word[0] == "w"), 64)
+    widths = numbers(name, "w") or [64]
     kind = Bottle if bottleneck else Basic
     if "cifar" in words:
-        return ResNet(kind, counts, classes, width, 4 if "64" in words else None)
+        return ResNet(kind, counts, classes, widths, 4 if "cifar_64" in name else None)
     if "small" in words:
-        return ResNet(kind, counts, classes, width, shortcut="downsample", last="fc")
+        return ResNet(kind, counts, classes, widths, shortcut="downsample", last="fc")
     kind = models.resnet.Bottleneck if bottleneck else models.resnet.BasicBlock
     return models.resnet.ResNet(kind, counts, classes)
 
