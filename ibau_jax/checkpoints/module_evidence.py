@@ -18,7 +18,7 @@ from ibau_jax.checkpoints.records import SCRIPT, is_leaf, modules
 from ibau_jax.checkpoints.values import Record
 from ibau_jax.errors import CheckpointError, ConfigError, and_more, shortened
 from ibau_jax.models import Architecture, Normalization
-from ibau_jax.models.alterations import ACTIVATIONS, KINDS, replacing
+from ibau_jax.models.alterations import ACTIVATIONS, ALTERATIONS, KINDS, replacing
 from ibau_jax.models.chain_steps import PlainChain
 from ibau_jax.models.googlenet import InceptionNetwork
 from ibau_jax.models.layers import (
@@ -36,6 +36,7 @@ from ibau_jax.models.registry import altered, unaltered
 from ibau_jax.models.tensorflow import SameConv
 
 SHOWN = 3  # layers that a message names
+TRIED = 4  # architectures that are altered as the layers ask for
 FUNCTIONS: dict[str, Function] = {**ACTIVATIONS, "sigmoid": sigmoid, "hardsigmoid": hardsigmoid}
 PLAIN = {
     name: name.lower()
@@ -203,15 +204,13 @@ def told_by_module(
     known = {one: differences(one) for one in possible}
     if right := [one for one, found in known.items() if not found]:
         return right
-    best = min(known, key=lambda one: len(known[one]))
-    base, chosen = unaltered(best)
-    names = layers.suggested(abstract_model(best, num_classes, image_size))
-    for kind in KINDS:
-        for name in kind:
-            chosen = replacing(chosen, kind, name) if name in names else chosen
-    with contextlib.suppress(CheckpointError):
-        if chosen and not differences(likely := altered(base, *chosen)):
-            return [likely]
+    closest = sorted(known, key=lambda one: len(known[one]))
+    for one in closest[:TRIED]:
+        with contextlib.suppress(CheckpointError):
+            likely = _altered_as_told(one, layers, num_classes, image_size)
+            if likely is not one and not differences(likely):
+                return [likely]
+    best = closest[0]
     left = known[best]
     raise CheckpointError(
         f"the module in the file has the names and shapes of {best.name}, but other layers: "
@@ -219,6 +218,17 @@ def told_by_module(
         "part, --leave-out NAME says so; else write "
         "the network as a Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
     )
+
+
+def _altered_as_told(architecture: Architecture, layers: Layers, num_classes: int, image_size: int) -> Architecture:
+    """An architecture with those alterations that a module's layers ask for and that change something of it."""
+    model = abstract_model(architecture, num_classes, image_size)
+    names = {name for name in layers.suggested(model) & set(ALTERATIONS) if ALTERATIONS[name](nnx.clone(model))}
+    base, chosen = unaltered(architecture)
+    for kind in KINDS:
+        for name in kind:
+            chosen = replacing(chosen, kind, name) if name in names else chosen
+    return altered(base, *chosen)
 
 
 def activations_of(model: nnx.Module) -> set[str | None]:

@@ -5,6 +5,8 @@ it. The network is a sub-tree of the names; what lies beside it is kept for the 
 """
 
 import functools
+import itertools
+import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -75,6 +77,11 @@ class StateDict:
     def has(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether there is a tensor of that name and shape."""
         return name in self.full and self[name].shape == shape
+
+    def shapes_below(self, module: str) -> dict[str, tuple[int, ...]]:
+        """The shapes of a module's tensors by their names in it."""
+        start = f"{module}." if module else ""
+        return {name.removeprefix(start): self[name].shape for name in self.full if name.startswith(start)}
 
     @functools.cached_property
     def common_prefixes(self) -> list[str]:
@@ -158,14 +165,35 @@ def read_as(
 def _with_classifier(
     state: StateDict, own: dict[str, str], beside: set[str], shapes: Shapes, classifier: str
 ) -> dict[str, str]:
-    """The network's names with those of a classifier that the file calls otherwise."""
+    """The network's names with those of a classifier, or of a head of several layers, that the file calls otherwise."""
     unused = {full for name, full in own.items() if name not in shapes} | beside
-    matrices = [full for full in state.tensors if full in unused and len(state.tensors[full].shape) > 1]
-    if len(matrices) != 1 or state.tensors[matrices[0]].shape[1:] != shapes[classifier][1:]:
+    there = {name: full for name, full in state.full.items() if full in unused}
+    matrices = [name for name in there if len(state[name].shape) > 1]
+    place, stem = module_of(matrices), classifier.rpartition(".")[0]
+    if place is None:
         return own
-    stem, place = classifier.removesuffix("weight"), matrices[0].removesuffix("weight")
-    moved = {f"{stem}{leaf}": f"{place}{leaf}" for leaf in ("weight", "bias") if f"{place}{leaf}" in unused}
+    if len(matrices) > 1:
+        stem = _parent(stem)
+    elif (end := re.search(r"\.\d+$", place)) and stem.endswith(
+        end[0]
+    ):  # of a Sequential, whose other layers move with it
+        place, stem = _parent(place), _parent(stem)
+    names = {name: stem + name.removeprefix(place) for name in there if name.startswith(f"{place}.")}
+    if not all(shapes.get(names[name], ())[1:] == state[name].shape[1:] for name in matrices):
+        return own
+    moved = {new: there[name] for name, new in names.items() if new in shapes}
     return {name: full for name, full in own.items() if full not in moved.values()} | moved
+
+
+def module_of(names: Sequence[str]) -> str | None:
+    """The module that holds these tensors: the layer of one, or what several layers lie in; None if there is none."""
+    paths = [name.split(".")[:-1] for name in names]
+    parts = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return ".".join(part for part, *_ in parts) or None
+
+
+def _parent(module: str) -> str:
+    return module.rpartition(".")[0]
 
 
 def doubtful(state: StateDict, reading: Reading, channels: int, num_classes: int) -> list[str]:
@@ -179,6 +207,8 @@ def doubtful(state: StateDict, reading: Reading, channels: int, num_classes: int
     """
     plain = {full: name for name, full in state.full.items()}
     parent, _, place = reading.prefix.rstrip(".").rpartition(".")
+    elsewhere = [plain[full] for full in reading.names.values() if not plain[full].startswith(reading.prefix)]
+    head = _parent(module_of(elsewhere) or "")  # what a classifier that lies elsewhere lies in
 
     def may_take_part(name: str) -> bool:
         shape = state.tensors[name].shape
@@ -189,6 +219,7 @@ def doubtful(state: StateDict, reading: Reading, channels: int, num_classes: int
         rest = plain[name].removeprefix(f"{parent}." if parent else "").partition(".")[0]
         return (
             (layer and plain[name].startswith(reading.prefix))  # of the same network, perhaps
+            or (layer and head != "" and is_below(plain[name], (head,)))  # before or behind its classifier
             or (place.isdigit() and rest.isdigit())  # a layer before or behind it in a Sequential
             or (len(shape) > 1 and (shape[0] == channels or num_classes in shape[1:]))  # one that feeds or reads it
             or (leaf in NORMALIZING and max(shape, default=1) in (1, channels, num_classes))

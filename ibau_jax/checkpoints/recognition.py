@@ -11,10 +11,19 @@ from flax import nnx
 from ibau_jax.checkpoints.conversion import COUNTERS, Mismatch, Path, is_counter, leaf_shapes, torch_shapes
 from ibau_jax.checkpoints.envelope import rank
 from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
-from ibau_jax.checkpoints.naming import Reading, StateDict, Tensors, doubtful, find_normalization, is_below, read_as
+from ibau_jax.checkpoints.naming import (
+    Reading,
+    StateDict,
+    Tensors,
+    doubtful,
+    find_normalization,
+    is_below,
+    module_of,
+    read_as,
+)
 from ibau_jax.errors import CheckpointError, shortened
 from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, known_kinds, proposed
-from ibau_jax.models.derived import grey, is_headed, told_head, with_head
+from ibau_jax.models.derived import grey, head_root, is_headed, told_head, with_head
 from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.registry import altered, unaltered
 
@@ -110,14 +119,12 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     request.check()
     state = _state_dict(tensors, request)
     candidates = islice(_candidates(state, request), MAX_CANDIDATES)
-    fitting = _published([candidate for candidate in candidates if not candidate.mismatch])
-    sure = [candidate for candidate in fitting if not candidate.doubtful]
-    if sure:
-        chosen = _chosen(sure)
-        _check_alone(chosen, fitting)
-        return _with_several_classes(chosen if request.model else _as_spelled(state, chosen))
+    fitting = [candidate for candidate in candidates if not candidate.mismatch]
     if fitting:
-        first = _chosen(fitting)
+        first = _chosen(_likeliest(fitting))
+        if not first.doubtful:
+            _check_alone(first, fitting)
+            return _with_several_classes(first if request.model else _as_spelled(state, first))
         name, beside = first.architecture.name, ", ".join(first.doubtful)
         raise CheckpointError(
             f"the state dict fits {name}, but tensors beside it may take part in what it computes: {beside}. "
@@ -135,13 +142,17 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     )
 
 
-def _published(candidates: list[Candidate]) -> list[Candidate]:
-    """Those of published architectures; if none, those with another head; if none, those that are guessed."""
+def _likeliest(candidates: list[Candidate]) -> list[Candidate]:
+    """Those of published architectures; if none, those with another head, which take all that may take part; if none,
+    those beside which something may take part; if none, those that are guessed.
+    """
 
     def freedom(candidate: Candidate) -> int:
-        return 2 if candidate.architecture.is_guessed else 1 if is_headed(candidate.architecture) else 0
+        if candidate.architecture.is_guessed:
+            return 4 if candidate.doubtful else 3
+        return 2 if candidate.doubtful else 1 if is_headed(candidate.architecture) else 0
 
-    least = min(map(freedom, candidates), default=0)
+    least = min(map(freedom, candidates))
     return [one for one in candidates if freedom(one) == least]
 
 
@@ -168,7 +179,8 @@ def _check_alone(chosen: Candidate, fitting: list[Candidate]) -> None:
     """Raises CheckpointError where the network lies inside another one that fits as well."""
     own, prefix = _weights(chosen), chosen.reading.prefix
     for other in fitting:
-        around = prefix.startswith(other.reading.prefix) and own.isdisjoint(_weights(other))
+        alike = other.architecture.is_guessed == chosen.architecture.is_guessed
+        around = alike and prefix.startswith(other.reading.prefix) and own.isdisjoint(_weights(other))
         if around and len(_weights(other)) >= len(own):
             place, inner = other.reading.prefix.rstrip(".") or "its first level", prefix.rstrip(".")
             raise CheckpointError(
@@ -266,22 +278,37 @@ def _candidates(state: StateDict, request: Request) -> Iterator[Candidate]:
     for architecture in _possible(state, request):
         landmarks = architecture.landmarks
         for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes:
-            yield from _as_architecture(state, architecture, prefix, request)
-            if headed := _with_its_head(state, architecture, prefix):
-                with contextlib.suppress(CheckpointError):  # its last layer is not linear
-                    yield from _as_architecture(state, headed, prefix, request)
+            published = list(_as_architecture(state, architecture, prefix, request))
+            yield from published
+            if all(candidate.mismatch or candidate.doubtful for candidate in published):
+                for headed in _with_other_heads(state, architecture, prefix):
+                    with contextlib.suppress(CheckpointError):  # what they replace is not linear
+                        yield from _as_architecture(state, headed, prefix, request)
 
 
-def _with_its_head(state: StateDict, architecture: Architecture, prefix: str) -> Architecture | None:
-    """The architecture with the larger head that a state dict has in the place of its last layer, if it has one."""
-    classifier = architecture.classifier
-    if classifier is None or architecture.is_guessed or prefix + classifier in state.full:
-        return None
-    stem = prefix + classifier.removesuffix("weight")
-    shapes = {name.removeprefix(prefix): state[name].shape for name in state.full if name.startswith(stem)}
-    head = told_head(shapes, classifier)
+def _with_other_heads(state: StateDict, architecture: Architecture, prefix: str) -> Iterator[Architecture]:
+    """The architecture with the heads that a state dict may have in the place of its own, or elsewhere."""
     base, alterations = unaltered(architecture)
-    return altered(with_head(base, *head, ""), *alterations) if head else None
+    if base.classifier is None or base.is_guessed:
+        return
+    layer, around = (prefix + head_root(base.classifier, is_whole) for is_whole in (False, True))
+    places = [(layer, False), (around, True), *((place, False) for place in _elsewhere(state, base, prefix))]
+    for place, is_whole in dict.fromkeys(places):
+        head = told_head(state.shapes_below(place), is_whole)
+        if head and (headed := with_head(base, head, "")):
+            yield altered(headed, *alterations)
+
+
+def _elsewhere(state: StateDict, architecture: Architecture, prefix: str) -> Iterator[str]:
+    """The modules that may be the network's head, if that lies elsewhere: all matrices beside its body are in them."""
+    own = torch_shapes(abstract_shapes(architecture, UNKNOWN_CLASSES, architecture.image_sizes[0]))
+    last = head_root(architecture.classifier or "", is_whole=False)
+    body = {prefix + name for name in own if not is_below(name, (last,))}
+    place = module_of([name for name in state.full if name not in body and len(state[name].shape) > 1])
+    if place is not None:
+        yield place
+        if place.rpartition(".")[2].isdigit():
+            yield place.rpartition(".")[0]
 
 
 def _as_architecture(

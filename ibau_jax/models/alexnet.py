@@ -55,7 +55,7 @@ register(
         build=AlexNet,
         classifier="classifier.6.weight",
         image_sizes=(224,),
-        landmarks={"features.0.weight": (64, 3, 11, 11), "classifier.1.weight": (HIDDEN, 256 * GRID**2)},
+        landmarks={"features.0.weight": (64, 3, 11, 11), "features.10.weight": (256, 256, 3, 3)},
         torch_module=from_torchvision("alexnet"),
     )
 )

@@ -207,7 +207,7 @@ def test_a_network_inside_another_is_chosen_by_the_user(tmp_path, name):
 
 def test_a_head_of_layers_that_do_not_fit_is_named(tmp_path):
     body = {name: value for name, value in wide().items() if not name.startswith("fc.")}
-    head = nn.Sequential(nn.Linear(64, 32), nn.BatchNorm1d(32), nn.Linear(32, 10)).state_dict()
+    head = nn.Sequential(nn.Linear(64, 32), nn.PReLU(), nn.Linear(32, 10)).state_dict()
     torch.save({**body, **{f"fc.{name}": value for name, value in head.items()}}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"Closest, as wide_resnet10_1: 2 missing: .*fc.weight"):
         load(tmp_path / "x.pth")
