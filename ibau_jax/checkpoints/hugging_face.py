@@ -10,6 +10,7 @@ from ibau_jax.checkpoints.hints import CONFIG, PREPROCESSOR
 from ibau_jax.checkpoints.module_evidence import activations_of
 from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.image_size import ImageSize
 from ibau_jax.json_files import read_json
 from ibau_jax.models import Architecture
 
@@ -80,7 +81,7 @@ def _read(file: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def told_by_description(
-    possible: list[Architecture], description: Mapping[str, Any], num_classes: int, image_size: int
+    possible: list[Architecture], description: Mapping[str, Any], num_classes: int, image_size: ImageSize
 ) -> list[Architecture]:
     """Those of several architectures with the same names and shapes that `config.json` does not contradict.
 

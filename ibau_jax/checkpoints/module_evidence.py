@@ -17,6 +17,7 @@ from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.checkpoints.records import SCRIPT, is_leaf, modules
 from ibau_jax.checkpoints.values import Record
 from ibau_jax.errors import CheckpointError, ConfigError, and_more, shortened
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.alterations import ACTIVATIONS, KINDS, replacing
 from ibau_jax.models.chain_steps import PlainChain
@@ -183,7 +184,7 @@ class Layers:
 
 
 def told_by_module(
-    possible: Sequence[Architecture], layers: Layers, num_classes: int, image_size: int
+    possible: Sequence[Architecture], layers: Layers, num_classes: int, image_size: ImageSize
 ) -> list[Architecture]:
     """Those of several architectures with the same names and shapes that a module's layers do not contradict.
 

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.layers import Activation, Function, Identity, Sequential, gelu, linear, relu
 from ibau_jax.models.registry import Architecture, Derivation, Shapes, register_derivation
 
@@ -34,7 +35,7 @@ Hidden = tuple[tuple[int, int], ...]  # place and features of each linear layer 
 def grey(architecture: Architecture) -> Architecture:
     """An architecture of RGB images for grey ones: its first convolution has one input."""
 
-    def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
+    def build(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> nnx.Module:
         model = architecture.build(num_classes, image_size, rngs)
         layers = (layer for _, layer in nnx.iter_graph(model) if isinstance(layer, nnx.Conv))
         first = next(layer for layer in layers if layer.in_features == 3)
@@ -71,7 +72,7 @@ def with_head(architecture: Architecture, hidden: Hidden, last: int, between: st
     named = _named(architecture, change)
     path = (architecture.classifier or "").removesuffix(".weight").split(".")
 
-    def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
+    def build(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> nnx.Module:
         model = architecture.build(num_classes, image_size, rngs)
         parent = functools.reduce(_part, path[:-1], model)
         replaced = _part(parent, path[-1])

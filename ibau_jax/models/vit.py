@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import mlp
 from ibau_jax.models.layers import NamedSequential, Resize, Sequential, conv, layer_norm, linear, parameter
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
@@ -110,11 +111,13 @@ class Encoder(nnx.Module):
 class VisionTransformer(nnx.Module):
     """Logits of RGB images of exactly `image_size`, a multiple of the patch."""
 
-    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs, own_tokens: int = 1) -> None:
+    def __init__(
+        self, sizes: Sizes, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs, own_tokens: int = 1
+    ) -> None:
         width, patch = sizes.width, sizes.patch
         self.conv_proj = conv(3, width, patch, rngs, stride=patch, padding=0, bias=True)
         self.class_token = parameter((1, 1, width), rngs)
-        self.encoder = Encoder(sizes, own_tokens + (image_size // patch) ** 2, rngs)
+        self.encoder = Encoder(sizes, own_tokens + image_size.places(lambda side: side // patch), rngs)
         self.heads = NamedSequential({"head": linear(width, num_classes, rngs)})
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -131,7 +134,7 @@ class VisionTransformer(nnx.Module):
 class TwoTokenVisionTransformer(VisionTransformer):
     """A DeiT whose distillation token takes part in attention, but is not classified."""
 
-    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         super().__init__(sizes, num_classes, image_size, rngs, own_tokens=2)
         self.dist_token = parameter((1, 1, sizes.width), rngs)
 
@@ -142,7 +145,7 @@ class TwoTokenVisionTransformer(VisionTransformer):
 class DistilledVisionTransformer(TwoTokenVisionTransformer):
     """A distilled DeiT: the mean of two classifiers' logits, of the class token and of the distillation token."""
 
-    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         super().__init__(sizes, num_classes, image_size, rngs)
         self.head_dist = linear(sizes.width, num_classes, rngs)
 
@@ -151,9 +154,9 @@ class DistilledVisionTransformer(TwoTokenVisionTransformer):
         return (self.heads(encoded[:, 0]) + self.head_dist(encoded[:, 1])) / 2
 
 
-def resized_vit(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
+def resized_vit(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> Sequential:
     """`Resize((224, 224))` and ViT-B/16: logits of RGB images of any size."""
-    return Sequential([Resize(RESIZED), VisionTransformer(BASE_16, num_classes, RESIZED, rngs)])
+    return Sequential([Resize(RESIZED), VisionTransformer(BASE_16, num_classes, ImageSize(RESIZED, RESIZED), rngs)])
 
 
 def resized_torch_module(num_classes: int) -> "torch.nn.Module":
@@ -187,7 +190,7 @@ def _architecture(name: str, sizes: Sizes, kind: str = "") -> Architecture:
         name=name,
         build=partial(KINDS[kind], sizes),
         classifier="heads.head.weight",
-        image_sizes=tuple(side for side in SIDES if side % sizes.patch == 0),
+        image_sizes=squares(*(side for side in SIDES if side % sizes.patch == 0)),
         landmarks=_landmarks(sizes) | ({"dist_token": (1, 1, sizes.width)} if kind else {}),
         torch_module=from_torchvision(name) if name in IN_TORCHVISION else None,
     )
