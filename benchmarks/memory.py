@@ -15,6 +15,7 @@ import numpy as np
 
 from ibau_jax.config import UnlearnConfig
 from ibau_jax.data import make_dataset
+from ibau_jax.image_size import ImageSize
 
 MIB = 2**20
 VIRTUAL = "--xla_force_host_platform_device_count=8"
@@ -34,7 +35,7 @@ def outer_step_memory(
     rng, config = np.random.default_rng(0), UnlearnConfig(batch_size=batch_size, K=K)
     images = rng.integers(0, 256, (batch_size, image_size, image_size, 3), np.uint8)
     data = make_dataset(images, rng.integers(0, 10, batch_size), "random")
-    model = get_architecture(architecture).build(10, image_size, nnx.Rngs(0))
+    model = get_architecture(architecture).build(10, ImageSize(image_size, image_size), nnx.Rngs(0))
     stack = Stack([initial_state(model, config)], [data], [config], execution)
     program: Any = compile_round(stack).outer.call
     found = program.memory_analysis()

@@ -88,7 +88,7 @@ def outcome(module: nn.Module, channels: int, size: int, file: Path, image_size:
         checkpoint = load(file, image_size=image_size)
     except CheckpointError as error:
         return f"not read: {str(error)[:80]}"
-    if checkpoint.image_size != size:
+    if checkpoint.image_size != (size, size):
         return f"another image size: {checkpoint.image_size}"
     evidence = weigh(checkpoint, data.first(HELD_OUT), None)
     few = data.images[:8].astype(np.float32) / 255
@@ -110,7 +110,10 @@ def main() -> None:
         file = Path(folder) / "chain.pth"
         for name, (make, spec) in CHAINS.items() if options.written else ():
             true = get_architecture(spec)
-            print(f"{name}: {outcome(make(), true.channels, true.image_sizes[0], file, SIZES.get(name))}", flush=True)
+            print(
+                f"{name}: {outcome(make(), true.channels, true.image_sizes[0].height, file, SIZES.get(name))}",
+                flush=True,
+            )
         for seed in () if options.written else range(options.networks):
             drawn = random_chain(seed)
             print(f"{seed}: {outcome(*drawn, file) if drawn else 'too small'}", flush=True)

@@ -19,6 +19,7 @@ from ibau_jax import Attack, Dataset, evaluate, load_dataset, save
 from ibau_jax.checkpoints import fresh_checkpoint
 from ibau_jax.config import TrainConfig
 from ibau_jax.execution import Execution
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import get_architecture
 from ibau_jax.poisoning import Poison
 from ibau_jax.training import train
@@ -179,7 +180,7 @@ def make(name: str, folder: Path) -> str:
         architecture, recipe.classes, training, config, poison=poison, execution=Execution(precision="tf32")
     ).model
     metrics = evaluate(model, others.first(3000), attack)
-    save(fresh_checkpoint(architecture, recipe.classes, SHAPE[0], model, {}), folder / f"{name}.pth")
+    save(fresh_checkpoint(architecture, recipe.classes, ImageSize(*SHAPE[:2]), model, {}), folder / f"{name}.pth")
     asr = "" if metrics.asr is None else f"  ASR {100 * metrics.asr:.1f} %"
     return f"{name}  ACC {100 * metrics.acc:.1f} %{asr}  {time.perf_counter() - start:.0f} s"
 

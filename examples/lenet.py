@@ -9,7 +9,7 @@ from ibau_jax.models.layers import Flatten, MaxPool
 class LeNet(nnx.Module):
     """Logits of 32x32 RGB images in [0, 1]."""
 
-    image_size = 32  # height and width of an image; --image-size overrules it
+    image_size = 32  # of an image, or (height, width); --image-size overrules it
     channels = 3
     classifier_name = "fc3.weight"  # whose first dimension is the number of classes
 

@@ -24,6 +24,7 @@ from ibau_jax.epochs import Plan, Planted, TrainingBatch, run_epochs
 from ibau_jax.errors import DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Weights, make_run, set_training, split_weights, with_weights
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.registry import Architecture
 from ibau_jax.poisoning import CLEAN, Poison
 from ibau_jax.trigger_learning import Learner, Learning, learn_mask, learners_of
@@ -166,7 +167,7 @@ def untrained(architecture: Architecture, num_classes: int, dataset: Dataset, co
     dataset.check_fits((*dataset.images.shape[1:3], architecture.channels), num_classes)
     if len(dataset) < config.batch_size:
         raise DataError(f"{dataset.name} has {len(dataset)} images, fewer images than a batch of {config.batch_size}")
-    model = architecture.build(num_classes, dataset.images.shape[1], nnx.Rngs(config.seed))
+    model = architecture.build(num_classes, ImageSize(*dataset.images.shape[1:3]), nnx.Rngs(config.seed))
     initialise(model, config.seed)
     set_training(model, True)
     return model

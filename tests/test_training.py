@@ -12,6 +12,7 @@ from ibau_jax.augmentation import augmented, mixed
 from ibau_jax.config import TrainConfig
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.functional import set_training
+from ibau_jax.image_size import ImageSize
 from ibau_jax.metrics import predict
 from ibau_jax.models import Architecture, get_architecture
 from ibau_jax.models.layers import Sequential, batch_norm, conv
@@ -101,17 +102,19 @@ def test_batch_norm_in_training_is_pytorchs():
 
 
 def test_kernels_start_with_hes_deviation():
-    model = get_architecture("small_vgg").build(10, 32, nnx.Rngs(0))
+    model = get_architecture("small_vgg").build(10, ImageSize(32, 32), nnx.Rngs(0))
     initialise(model, 0)
     kernel = np.asarray(model.features[19].kernel[...])
     assert kernel.std() == pytest.approx(np.sqrt(2 / np.prod(kernel.shape[:3])), rel=0.02)
 
 
-def test_crops_move_by_at_most_the_border_and_flips_mirror():
-    image = np.arange(36, dtype=np.float32).reshape(1, 6, 6, 1) / 36
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (4, 9)])
+def test_crops_move_by_at_most_the_border_and_flips_mirror(height, width):
+    image = np.arange(36, dtype=np.float32).reshape(1, height, width, 1) / 36
     padded = np.pad(image[0, :, :, 0], 1, mode="edge")
-    allowed = {padded[y : y + 6, x : x + 6].tobytes() for y in range(3) for x in range(3)}
-    allowed_mirrored = allowed | {padded[y : y + 6, x : x + 6][:, ::-1].tobytes() for y in range(3) for x in range(3)}
+    crops = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    allowed = {crop.tobytes() for crop in crops}
+    allowed_mirrored = allowed | {crop[:, ::-1].tobytes() for crop in crops}
     seen = {False: set(), True: set()}
     for flip in seen:
         many = jnp.asarray(np.repeat(image, 300, axis=0))

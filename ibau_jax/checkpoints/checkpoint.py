@@ -26,12 +26,21 @@ from ibau_jax.checkpoints.hints import Hints, read_hints
 from ibau_jax.checkpoints.module_evidence import Layers, told_by_module
 from ibau_jax.checkpoints.naming import common_prefix
 from ibau_jax.checkpoints.reader import SAFETENSORS_SUFFIX, TORCH_SUFFIXES, Format, read_torch_file
-from ibau_jax.checkpoints.recognition import Candidate, Request, abstract_model, abstract_shapes, recognise, same_name
+from ibau_jax.checkpoints.recognition import (
+    Candidate,
+    Request,
+    abstract_model,
+    abstract_shapes,
+    check_logits,
+    recognise,
+    same_name,
+)
 from ibau_jax.checkpoints.unpickle import MAX_PROTOCOL
 from ibau_jax.checkpoints.values import TorchTensor
 from ibau_jax.checkpoints.writer import write_npz, write_safetensors, write_torch_file
 from ibau_jax.errors import CheckpointError, ConfigError, and_more, shortened
 from ibau_jax.files import put_in_place, regular_files, staging_folder
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import Architecture, Normalization, Normalized, find_architecture, get_architecture, variants
 from ibau_jax.models.custom import is_own
 from ibau_jax.models.normalized import normalized_model
@@ -61,7 +70,7 @@ class Checkpoint:
 
     architecture: Architecture
     num_classes: int
-    image_size: int
+    image_size: ImageSize
     leaves: Leaves = field(repr=False)
     envelope: Envelope = field(repr=False)
     alternatives: tuple[Architecture, ...] = ()
@@ -70,12 +79,11 @@ class Checkpoint:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of the model's images."""
-        return (self.image_size, self.image_size, self.architecture.channels)
+        return (*self.image_size, self.architecture.channels)
 
     def summary(self) -> str:
         """Architecture, classes and image size in a few words."""
-        size = f"{self.image_size}x{self.image_size}"
-        return f"{self.architecture.name}, {self.num_classes} classes, {size} images"
+        return f"{self.architecture.name}, {self.num_classes} classes, {self.image_size} images"
 
     @property
     def hints(self) -> Hints:
@@ -106,9 +114,9 @@ class Checkpoint:
         others = ", ".join(one.name for one in self.alternatives[:SHOWN]) + and_more(self.alternatives, SHOWN)
         return (
             f"taken as {self.architecture.name}, no published network: what is between the layers with weights is "
-            f"assumed; {others} have the same names and shapes, and clean images (--dataset) tell. --image-size N says "
-            f"that images are not {self.image_size} pixels wide and high, --model NAME what the network is, and "
-            "--verify --torch-module proves it"
+            f"assumed; {others} have the same names and shapes, and clean images (--dataset) tell. --image-size "
+            f"HEIGHTxWIDTH says that images are not {self.image_size}, --model NAME what the network is, and --verify "
+            "--torch-module proves it"
         )
 
     def beside_note(self) -> str | None:
@@ -194,7 +202,7 @@ def load(
     *,
     model: str | None = None,
     num_classes: int | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
     key: str | None = None,
     leave_out: tuple[str, ...] = (),
 ) -> Checkpoint:
@@ -205,7 +213,7 @@ def load(
             of Hugging Face's transformers, or a Flax directory that `save` wrote. What it is called does not matter.
         model: an architecture's name or FILE.py:CLASS, where it shall not be recognised from the names and shapes.
         num_classes: likewise.
-        image_size: height and width of the images, where the weights fit more than one.
+        image_size: height and width of the images, or one number for both, where the weights fit more than one size.
         key: where in the file the state dict lies, if there are several (`model_ema`).
         leave_out: tensors of the state dict that take no part in what the network computes: their names, or what those
             begin with.
@@ -213,21 +221,33 @@ def load(
     Raises:
         CheckpointError: the file is missing, damaged or dangerous, holds no state dict, or none of a known model.
     """
-    path = Path(path)
+    path, size = Path(path), _asked_size(image_size)
     if path.is_dir() and not hugging_face.is_model_folder(path):
-        return _asked_for(_load_flax(path, model), num_classes, image_size, key, leave_out)
+        return _asked_for(_load_flax(path, model), num_classes, size, key, leave_out)
     file = read_torch_file(hugging_face.weights_file(path))
     description = hugging_face.read_description(path)
     try:
         envelope = replace(open_envelope(file.tree, file.format, key), dialect=file.dialect, description=description)
         hints = read_hints(envelope.metadata())
-        return _opened(envelope, Request(model, num_classes, image_size, hints, leave_out))
+        return _opened(envelope, Request(model, num_classes, size, hints, leave_out))
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
+def _asked_size(image_size: int | tuple[int, int] | None) -> ImageSize | None:
+    """The size that a caller names; CheckpointError where no image has it."""
+    try:
+        return None if image_size is None else ImageSize.of(image_size)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+
+
 def _asked_for(
-    checkpoint: Checkpoint, num_classes: int | None, image_size: int | None, key: str | None, leave_out: Sequence[str]
+    checkpoint: Checkpoint,
+    num_classes: int | None,
+    image_size: ImageSize | None,
+    key: str | None,
+    leave_out: Sequence[str],
 ) -> Checkpoint:
     """A Flax folder's checkpoint, which holds one network of known sizes; CheckpointError if another was asked for."""
     asked = {"classes": (num_classes, checkpoint.num_classes), "image size": (image_size, checkpoint.image_size)}
@@ -270,7 +290,8 @@ def possible_networks(
     Where the file holds the whole module, they are those that its layers do not contradict.
 
     Raises:
-        CheckpointError: they contradict all of them, or the module has a layer in two places.
+        CheckpointError: they contradict all of them, none takes images of this size, or the module has a layer in two
+            places.
     """
     place = (candidate.num_classes, candidate.image_size)
     possible, module = possible_variants(candidate.architecture, request), envelope.module()
@@ -281,14 +302,27 @@ def possible_networks(
             one for one in possible if abstract_shapes(one, *place) == abstract_shapes(candidate.architecture, *place)
         ]
     if module is None:
-        return possible, candidate.normalization
+        return _taking_images(possible, *place), candidate.normalization
     tensors, names = envelope.tensors(), candidate.reading.names
     _check_apart({name: tensors[full] for name, full in names.items()})
     unused = [common_prefix(names) + part for part in candidate.architecture.unused]
     layers = Layers(module, names, (*request.leave_out, *unused))
     if not is_own(candidate.architecture.name):
         possible = told_by_module(possible, layers, candidate.num_classes, candidate.image_size)
-    return possible, candidate.normalization or layers.normalization()
+    return _taking_images(possible, *place), candidate.normalization or layers.normalization()
+
+
+def _taking_images(possible: list[Architecture], num_classes: int, image_size: ImageSize) -> list[Architecture]:
+    """The architectures from the first one on that takes images of this size; CheckpointError where none does."""
+    refusals = list[CheckpointError]()
+    for number, architecture in enumerate(possible):
+        try:
+            check_logits(architecture, num_classes, image_size)
+        except CheckpointError as error:
+            refusals.append(error)
+        else:
+            return possible[number:]
+    raise refusals[0]
 
 
 def possible_variants(architecture: Architecture, request: Request) -> list[Architecture]:
@@ -407,7 +441,7 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
     manifest = {
         "model": checkpoint.architecture.name,
         "num_classes": checkpoint.num_classes,
-        "image_size": checkpoint.image_size,
+        "image_size": checkpoint.image_size.plain(),
         "normalization": asdict(stored) if (stored := checkpoint.stored_normalization) else None,
         "alternatives": [architecture.name for architecture in checkpoint.alternatives],
         "state_dict": {"path": list(checkpoint.envelope.path), "names": dict(checkpoint.envelope.names)},
@@ -429,8 +463,8 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     try:
         regular_files(folder)
         architecture = _stored_architecture(folder, _text(manifest["model"]), model)
-        num_classes, image_size = _whole(manifest["num_classes"]), _whole(manifest["image_size"])
-        Request(None, num_classes, image_size).check()
+        num_classes, image_size = _whole(manifest["num_classes"]), ImageSize.of(manifest["image_size"])
+        Request(None, num_classes).check()
         source: Format = manifest["source_format"]
         if source not in get_args(Format):
             raise ValueError(f"the source format {str(source)[:40]!r} is none")
@@ -454,6 +488,7 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     leaves = flax_store.read_leaves(folder / flax_store.LEAVES, shapes, dtypes)
     if manifest.get("leaves_sha256") not in (None, flax_store.digest(leaves)):  # earlier versions wrote none
         raise CheckpointError(f"{folder / flax_store.LEAVES} is damaged: its weights are not those that were written")
+    check_logits(architecture, num_classes, image_size)
     checkpoint = Checkpoint(architecture, num_classes, image_size, leaves, envelope, alternatives, normalization)
     _check_names(checkpoint, folder)
     return checkpoint

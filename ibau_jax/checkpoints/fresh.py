@@ -11,6 +11,7 @@ from ibau_jax.checkpoints.checkpoint import Checkpoint
 from ibau_jax.checkpoints.conversion import Leaves, Path, leaves_to_torch, torch_name
 from ibau_jax.checkpoints.envelope import Envelope
 from ibau_jax.checkpoints.values import TorchTensor
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import Architecture
 from ibau_jax.models.windows import relative_position_index, window_side
 
@@ -19,7 +20,7 @@ ORDER = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 
 def fresh_checkpoint(
-    architecture: Architecture, num_classes: int, image_size: int, model: nnx.Module, metadata: Mapping[str, Any]
+    architecture: Architecture, num_classes: int, image_size: ImageSize, model: nnx.Module, metadata: Mapping[str, Any]
 ) -> Checkpoint:
     """The checkpoint of a model: its state dict under `net`, and `metadata` beside it.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ibau_jax.data.sources import EMBEDDED
 from ibau_jax.errors import ConfigError
+from ibau_jax.image_size import MAX_IMAGE_SIZE, ImageSize
 from ibau_jax.models.normalized import NORMALIZATIONS, Normalization
 from ibau_jax.triggers import attack_names
 
@@ -29,7 +30,6 @@ BACKDOORBENCH_NORMALIZATIONS: dict[str, Normalization | None] = {
     "gtsrb": None,
     "celeba": None,
 }
-MAX_IMAGE_SIZE = 4096
 MAX_CLASSES = 10**6  # a damaged file may name any number
 MAX_TEXT = 100  # characters of a name
 
@@ -56,7 +56,7 @@ class Hints:
     source: str | None = None
     model: str | None = None
     num_classes: int | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     data_name: str | None = None
     normalization: Normalization | None = None
     dataset: str | None = None
@@ -84,6 +84,7 @@ def _own_hints(entry: Mapping[Any, Any]) -> Hints:
     return Hints(
         source="ibau_jax",
         model=_text(entry.get("model")),
+        image_size=_image_size(entry.get("image_size")),
         normalization=NORMALIZATIONS.get(normalize) if normalize else None,
         dataset=dataset if dataset and dataset.partition(":")[0] in EMBEDDED else None,
         attack=attack if attack in attack_names() else None,
@@ -95,12 +96,11 @@ def _own_hints(entry: Mapping[Any, Any]) -> Hints:
 def _backdoorbench_hints(metadata: Mapping[str, Any]) -> Hints:
     """Of `save_attack_result` and `save_defense_result`: the latter has no data."""
     data = _text(metadata.get("clean_data"))
-    size = metadata.get("img_size")
     return Hints(
         source="BackdoorBench",
         model=_text(metadata["model_name"]),
         num_classes=_integer(metadata["num_classes"], 1, MAX_CLASSES),
-        image_size=_integer(size[0] if isinstance(size, (list, tuple)) and size else size, 1, MAX_IMAGE_SIZE),
+        image_size=_image_size(metadata.get("img_size")),
         data_name=data,
         normalization=BACKDOORBENCH_NORMALIZATIONS.get(data) if data else None,
         target_label=_single_target(metadata.get("bd_test")),
@@ -116,18 +116,19 @@ def _transformers_hints(config: Mapping[Any, Any], preprocessor: Any) -> Hints:
     return Hints(
         source="transformers",
         num_classes=len(labels) if isinstance(labels, dict) and labels else None,
-        image_size=next(filter(None, map(_side, sizes)), None),
+        image_size=next(filter(None, map(_image_size, sizes)), None),
         normalization=_processed(said),
         class_names=_names_of(labels),
     )
 
 
-def _side(size: Any) -> int | None:
-    """A square image's side, of a number or of a dict that gives height and width, or the shortest edge."""
-    if isinstance(size, dict):
-        sides = {_integer(size.get(key), 1, MAX_IMAGE_SIZE) for key in ("height", "width", "shortest_edge")} - {None}
-        return sides.pop() if len(sides) == 1 else None
-    return _integer(size, 1, MAX_IMAGE_SIZE)
+def _image_size(said: Any) -> ImageSize | None:
+    """An image's size, of a number, of height and width in a row, or of a dict with them, or with the shortest edge."""
+    if isinstance(said, dict):
+        said = [said[key] for key in ("height", "width") if key in said] or said.get("shortest_edge")
+    sides = said[:2] if isinstance(said, (list, tuple)) else (said,)
+    whole = [side for side in (_integer(side, 1, MAX_IMAGE_SIZE) for side in sides) if side]
+    return ImageSize(whole[0], whole[-1]) if whole and len(whole) == len(sides) else None
 
 
 def _processed(said: Mapping[Any, Any]) -> Normalization | None:

@@ -10,6 +10,7 @@ from ibau_jax.checkpoints.hints import CONFIG, PREPROCESSOR
 from ibau_jax.checkpoints.module_evidence import activations_of
 from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.image_size import ImageSize
 from ibau_jax.json_files import read_json
 from ibau_jax.models import Architecture
 from ibau_jax.models.alterations import ALTERATIONS, HEAD_EPSILONS, LAYER_EPSILONS, replacing
@@ -83,7 +84,7 @@ def _read(file: Path, keys: Sequence[str]) -> dict[str, Any]:
 
 
 def told_by_description(
-    possible: list[Architecture], description: Mapping[str, Any], num_classes: int, image_size: int
+    possible: list[Architecture], description: Mapping[str, Any], num_classes: int, image_size: ImageSize
 ) -> list[Architecture]:
     """Those of several architectures with the same names and shapes that `config.json` does not contradict.
 
@@ -93,9 +94,8 @@ def told_by_description(
         CheckpointError: it contradicts all of them; the message says in what.
     """
     config = description.get(CONFIG) or {}
-    place = (num_classes, image_size)
-    possible = [_with_epsilon(one, config, *place) for one in possible]
-    found = {one: _contradiction(one, abstract_model(one, *place), config) for one in possible}
+    possible = [_with_epsilon(one, config, num_classes, image_size) for one in possible]
+    found = {one: _contradiction(one, abstract_model(one, num_classes, image_size), config) for one in possible}
     right = [one for one, contradiction in found.items() if contradiction is None]
     if not right:
         raise CheckpointError(
@@ -105,14 +105,16 @@ def told_by_description(
     return right
 
 
-def _with_epsilon(architecture: Architecture, config: Mapping[str, Any], *place: int) -> Architecture:
+def _with_epsilon(
+    architecture: Architecture, config: Mapping[str, Any], num_classes: int, image_size: ImageSize
+) -> Architecture:
     """The architecture with the ε of LayerNorm that `config.json` says, where an alteration gives it."""
     said, kind = config.get("layer_norm_eps"), EPSILONS.get(str(config.get("model_type")), {})
     name = next((name for name, epsilon in kind.items() if epsilon == said), None)
     if name is None:
         return architecture
     base, alterations = unaltered(architecture)
-    changes = ALTERATIONS[name](nnx.clone(abstract_model(base, *place)))
+    changes = ALTERATIONS[name](nnx.clone(abstract_model(base, num_classes, image_size)))
     return altered(base, *replacing(alterations, kind, name if changes else None))
 
 

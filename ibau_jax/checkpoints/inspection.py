@@ -17,6 +17,7 @@ from ibau_jax.checkpoints.recognition import SHOWN, Candidate, Request, recognis
 from ibau_jax.checkpoints.shards import files_of
 from ibau_jax.checkpoints.values import Record, TorchTensor, TorchValue
 from ibau_jax.errors import CheckpointError
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import NORMALIZATIONS
 
 
@@ -70,7 +71,7 @@ class Report:
     assumed: bool = False
     evidence: Sequence[dict[str, Any]] = ()
     num_classes: int | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     runners_up: Mapping[str, str] = field(default_factory=dict)
     source: str | None = None
     data_name: str | None = None

@@ -17,6 +17,7 @@ from ibau_jax.checkpoints.recognition import abstract_model
 from ibau_jax.checkpoints.records import SCRIPT, is_leaf, modules
 from ibau_jax.checkpoints.values import Record
 from ibau_jax.errors import CheckpointError, ConfigError, and_more, shortened
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import Architecture, Normalization
 from ibau_jax.models.alterations import ACTIVATIONS, ALTERATIONS, KINDS, replacing
 from ibau_jax.models.chain_steps import PlainChain
@@ -188,7 +189,7 @@ class Layers:
 
 
 def told_by_module(
-    possible: Sequence[Architecture], layers: Layers, num_classes: int, image_size: int
+    possible: Sequence[Architecture], layers: Layers, num_classes: int, image_size: ImageSize
 ) -> list[Architecture]:
     """Those of several architectures with the same names and shapes that a module's layers do not contradict.
 
@@ -220,7 +221,9 @@ def told_by_module(
     )
 
 
-def _altered_as_told(architecture: Architecture, layers: Layers, num_classes: int, image_size: int) -> Architecture:
+def _altered_as_told(
+    architecture: Architecture, layers: Layers, num_classes: int, image_size: ImageSize
+) -> Architecture:
     """An architecture with those alterations that a module's layers ask for and that change something of it."""
     model = abstract_model(architecture, num_classes, image_size)
     names = {name for name in layers.suggested(model) & set(ALTERATIONS) if ALTERATIONS[name](nnx.clone(model))}

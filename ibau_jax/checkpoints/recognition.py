@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from ibau_jax.checkpoints.conversion import COUNTERS, Mismatch, Path, is_counter, leaf_shapes, torch_shapes
 from ibau_jax.checkpoints.envelope import rank
-from ibau_jax.checkpoints.hints import MAX_CLASSES, MAX_IMAGE_SIZE, Hints
+from ibau_jax.checkpoints.hints import MAX_CLASSES, Hints
 from ibau_jax.checkpoints.naming import (
     Reading,
     StateDict,
@@ -22,6 +24,7 @@ from ibau_jax.checkpoints.naming import (
     read_as,
 )
 from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import Architecture, Normalization, architectures, find_architecture, known_kinds, proposed
 from ibau_jax.models.derived import grey, head_root, is_headed, told_head, with_head
 from ibau_jax.models.layers import ABSTRACT
@@ -32,6 +35,7 @@ MAX_CANDIDATES = 64  # honest files have a handful; a hostile one may have a lan
 PLACES = 4  # sub-trees in which families are looked for
 SHOWN = 2  # names of each kind of mismatch, where several architectures are described
 RUNNERS_UP = 3
+IMAGES = 2  # of which logits are asked for: a network may take the places of one for several
 
 
 @dataclass(frozen=True)
@@ -49,18 +53,14 @@ class Request:
 
     model: str | None = None
     num_classes: int | None = None
-    image_size: int | None = None
+    image_size: ImageSize | None = None
     hints: Hints = field(default_factory=Hints)
     leave_out: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises CheckpointError unless the numbers make sense."""
+        """Raises CheckpointError unless the number of classes makes sense."""
         if self.num_classes is not None and not 1 < self.num_classes <= MAX_CLASSES:
             raise CheckpointError(f"{self.num_classes} classes make no model; --num-classes is 2 to {MAX_CLASSES}")
-        if self.image_size is not None and not 0 < self.image_size <= MAX_IMAGE_SIZE:
-            raise CheckpointError(
-                f"images of size {self.image_size} do not exist; --image-size is 1 to {MAX_IMAGE_SIZE}"
-            )
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Candidate:
 
     architecture: Architecture
     num_classes: int
-    image_size: int
+    image_size: ImageSize
     reading: Reading
     doubtful: tuple[str, ...] = ()
     normalization: Normalization | None = None
@@ -94,15 +94,40 @@ class Candidate:
 
 
 @functools.cache  # recognising and then loading asks twice for the same; callers do not change it
-def abstract_model(architecture: Architecture, num_classes: int, image_size: int) -> nnx.Module:
+def abstract_model(architecture: Architecture, num_classes: int, image_size: ImageSize) -> nnx.Module:
     """An architecture without memory for its weights."""
     return architecture.build(num_classes, image_size, ABSTRACT)
 
 
 @functools.cache
-def abstract_shapes(architecture: Architecture, num_classes: int, image_size: int) -> dict[Path, tuple[int, ...]]:
+def abstract_shapes(architecture: Architecture, num_classes: int, image_size: ImageSize) -> dict[Path, tuple[int, ...]]:
     """Path and shape of every leaf of an architecture."""
     return leaf_shapes(abstract_model(architecture, num_classes, image_size))
+
+
+@functools.cache
+def check_logits(architecture: Architecture, num_classes: int, image_size: ImageSize) -> None:
+    """Checks that a network takes images of a size and gives a logit for each class, without computing anything.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    graph, state = nnx.split(abstract_model(architecture, num_classes, image_size))
+    images = jax.ShapeDtypeStruct((IMAGES, *image_size, architecture.channels), jnp.float32)
+    try:
+        logits = jax.eval_shape(lambda state, images: nnx.merge(graph, state)(images), state, images)
+    except (TypeError, ValueError) as error:  # as JAX and the layers say that shapes do not fit
+        raise CheckpointError(_refusal(architecture, image_size, str(error))) from error
+    if logits.shape != (IMAGES, num_classes):
+        shape = " x ".join(map(str, logits.shape))
+        raise CheckpointError(_refusal(architecture, image_size, f"it gives {shape} numbers for {IMAGES} of them"))
+
+
+def _refusal(architecture: Architecture, image_size: ImageSize, why: str) -> str:
+    return (
+        f"{architecture.name} takes no images of {image_size}: {shortened(why)}. --image-size HEIGHTxWIDTH says "
+        "another size, --model FILE.py:CLASS another network (see docs/custom_model.md)"
+    )
 
 
 def recognise(tensors: Tensors, request: Request) -> Candidate:
@@ -136,6 +161,7 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
         what = closest[0].mismatch if closest else f"it holds {summary(tensors)}"
         raise CheckpointError(f"the state dict does not fit {request.model}; {what}")
     described = f". Closest, {closest[0].described()}" if closest else ""
+    described += "" if request.image_size else ". Of images that are not square --image-size HEIGHTxWIDTH says the size"
     raise CheckpointError(
         f"unknown architecture: the state dict holds {summary(tensors)}{described}. Write it as a Flax module and name "
         f"it by --model FILE.py:CLASS (see docs/custom_model.md). Known, of docs/converting.md: {known_kinds()}"
@@ -249,15 +275,15 @@ def _possible(state: StateDict, request: Request) -> list[Architecture]:
     if request.model:
         return [find_architecture(request.model)]
     known = [architecture for architecture in architectures() if architecture.variant_of is None]
+    size = request.image_size or request.hints.image_size
     for prefix in state.common_prefixes[:PLACES]:
         inside = [name for name in state.full if name.startswith(prefix) and not is_counter(name, state[name])]
-        known += proposed({name.removeprefix(prefix): state[name].shape for name in inside})
+        known += proposed({name.removeprefix(prefix): state[name].shape for name in inside}, size)
     inputs = {state[name].shape[1] for name in state.full if len(state[name].shape) == 4}
     if 1 in inputs and 3 not in inputs:
         known = [grey(one) if one.channels == 3 and not one.is_guessed else one for one in known]
 
     def unlikely(architecture: Architecture) -> tuple[bool, bool]:
-        size = request.hints.image_size
         other_size = architecture.is_guessed and size is not None and size not in architecture.image_sizes
         return not same_name(architecture.name, request.hints.model), other_size
 
@@ -323,7 +349,9 @@ def _as_architecture(
             return
 
 
-def _of_size(state: StateDict, architecture: Architecture, prefix: str, request: Request, image_size: int) -> Candidate:
+def _of_size(
+    state: StateDict, architecture: Architecture, prefix: str, request: Request, image_size: ImageSize
+) -> Candidate:
     def read(classes: int) -> Reading:
         shapes = torch_shapes(abstract_shapes(architecture, classes, image_size))
         # A guess is of the names that are there: none of them is moved.

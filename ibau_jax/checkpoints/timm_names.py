@@ -45,7 +45,7 @@ CONVNEXT_BLOCK = {"conv_dw": "0", "norm": "2", "mlp.fc1": "3", "mlp.fc2": "5"}
 CONVNEXT_V2_BLOCK = {**CONVNEXT_BLOCK, "mlp.grn": "5", "mlp.fc2": "6"}
 
 
-def convnext(block: Names) -> Names:
+def convnext(block: dict[str, str]) -> Names:
     """A ConvNeXt's; `gamma` is torchvision's `layer_scale` of another shape.
 
     Args:

@@ -165,7 +165,9 @@ def inspect(options: ModelOptions, data: DataOptions | None, as_json: bool) -> i
     if data is not None and report.problem is None:
         report = with_evidence(report, options, data)
     if as_json:
-        print(json.dumps({**dataclasses.asdict(report), "convertible": report.problem is None}, indent=2))
+        size = report.image_size and report.image_size.plain()
+        content = {**dataclasses.asdict(report), "image_size": size, "convertible": report.problem is None}
+        print(json.dumps(content, indent=2))
     else:
         console.print_facts(described(report))
     return NOT_CONVERTIBLE if report.problem else 0
@@ -197,7 +199,7 @@ def described(report: Report) -> dict[str, Any]:
         "architecture": _architecture_line(report),
         "clean images": "; ".join(map(_evidence_line, report.evidence)),
         "classes": report.num_classes,
-        "images": report.image_size and f"{report.image_size}x{report.image_size}",
+        "images": report.image_size,
         "parameters": f"{report.parameters:,}",
         "dtypes": ", ".join(f"{name} ({count})" for name, count in report.dtypes.items()),
         "normalisation": _normalization_line(report),

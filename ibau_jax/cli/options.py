@@ -12,6 +12,7 @@ import tyro
 
 from ibau_jax.config import AuditConfig, Precision, RelearnConfig
 from ibau_jax.errors import ConfigError
+from ibau_jax.image_size import ImageSize
 
 Parsed = TypeVar("Parsed")
 
@@ -43,10 +44,22 @@ def option(metavar: str, default: str, *aliases: str) -> Any:
     return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {default})", aliases=list(aliases))
 
 
+# How tyro reads and shows an image's size.
+SIZE: Any = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="N|HEIGHTxWIDTH",
+    instance_from_str=lambda texts: ImageSize.parsed(texts[0]),
+    is_instance=lambda value: value is None or isinstance(value, ImageSize),
+    str_from_instance=lambda size: [str(size)],
+)
 On = Annotated[bool, tyro.conf.arg(help_behavior_hint="(default: on)")]  # shows as --no-NAME, with what that does
 Model = Annotated[str | None, option("NAME|FILE.py:CLASS", "recognised from names and shapes")]
 NumClasses = Annotated[int | None, option("N", "recognised from shapes")]
-ImageSize = Annotated[int | None, option("N", "what the checkpoint says, else the architecture's usual size")]
+OptionalSize = Annotated[
+    ImageSize | None,
+    option("N|HEIGHTxWIDTH", "what the checkpoint says, else the architecture's usual size"),
+    SIZE,
+]
 Key = Annotated[str | None, option("KEY", "net, model, state_dict, ... or the only one")]
 LeaveOut = Annotated[tuple[str, ...], option("NAME [NAME ...]", "none")]
 Normalize = Literal["cifar10", "cifar100", "gtsrb", "imagenet", "none"]
@@ -86,8 +99,8 @@ class ModelChoices:
     """architecture, or your own Flax module (that file is run; see docs/custom_model.md)"""
     num_classes: NumClasses = None
     """number of classes"""
-    image_size: ImageSize = None
-    """height and width of the model's images"""
+    image_size: OptionalSize = None
+    """height and width of the model's images, such as 32 or 96x160"""
     key: Key = None
     """where in the file the state dict lies, such as model_ema, or one of its networks, such as state_dict.student"""
     leave_out: LeaveOut = ()

@@ -143,6 +143,7 @@ def write(options: PoisonOptions, plan: Plan, model: nnx.Module, metrics: Metric
     bare = model.model if isinstance(model, Normalized) else model
     hints: dict[str, Any] = {
         "model": plan.architecture.name,
+        "image_size": plan.image_size.plain(),
         "normalize": options.normalize,
         "triggers": bool(plan.attacks),
     }

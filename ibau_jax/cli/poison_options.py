@@ -6,8 +6,9 @@ from typing import Annotated
 
 import tyro
 
-from ibau_jax.cli.options import ClassOrder, DeviceOptions, Normalize, option
+from ibau_jax.cli.options import SIZE, ClassOrder, DeviceOptions, Normalize, option
 from ibau_jax.config import Precision, TrainConfig
+from ibau_jax.image_size import ImageSize
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class PoisonOptions(ClassOrder):
     """images to evaluate on"""
     model: str = "small_vgg"
     """architecture, or your own Flax module, FILE.py:CLASS, as --model of scripts/unlearn.py takes it"""
-    image_size: Annotated[int | None, option("N", "the architecture's usual size")] = None
-    """height and width of its images; those of a folder or of TFDS are resized"""
+    image_size: Annotated[ImageSize | None, option("N|HEIGHTxWIDTH", "the architecture's usual size"), SIZE] = None
+    """height and width of its images, such as 32 or 96x160; those of a folder or of TFDS are resized"""
     attack: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME [NAME ...]")] = ("badnets",)
     """none, or one or several of: badnets, badnets_all2all, trojan_sq, trojan_wm, l2_inv, l0_inv, blended, sig, smooth,
     wanet, bpp, input_aware, each with parameters if need be (badnets:size=3,row=1,column=1,look=chequered;

@@ -16,6 +16,7 @@ from ibau_jax.config import TrainConfig
 from ibau_jax.data import Dataset, load_dataset
 from ibau_jax.data.sources import has_class_folders
 from ibau_jax.errors import ConfigError, DataError
+from ibau_jax.image_size import ImageSize
 from ibau_jax.metrics import Metrics, check_measurable, evaluate
 from ibau_jax.models import NORMALIZATIONS, Architecture, find_architecture
 from ibau_jax.models.normalized import normalized
@@ -45,9 +46,9 @@ class Plan:
     poison: Poison | None
 
     @property
-    def image_size(self) -> int:
+    def image_size(self) -> ImageSize:
         """Height and width of the images."""
-        return self.training.images.shape[1]
+        return ImageSize(*self.training.images.shape[1:3])
 
     @property
     def attack(self) -> Attack | None:
@@ -67,7 +68,7 @@ def prepare(options: PoisonOptions) -> Plan:
     """
     architecture, config = find_architecture(options.model), options.config()
     size = options.image_size or architecture.image_sizes[0]
-    shape = (size, size, architecture.channels)
+    shape = (*size, architecture.channels)
     training, test = images(options, shape)
     num_classes = int(max(training.labels.max(), test.labels.max(initial=0))) + 1
     attacks = chosen_attacks(options, shape)
@@ -122,7 +123,7 @@ def identity(options: PoisonOptions, plan: Plan) -> Content:
     return {
         "model": plan.architecture.name,
         "num_classes": plan.num_classes,
-        "image_size": plan.image_size,
+        "image_size": plan.image_size.plain(),
         "dataset": plan.training.name,
         "n_training": len(plan.training),
         "class_order": options.class_order,

@@ -131,7 +131,7 @@ def _settings(subject: Subject, split: Split, attack: Attack | None, execution: 
         "mean": subject.normalization.mean if subject.normalization else None,
         "std": subject.normalization.std if subject.normalization else None,
         "model": subject.checkpoint.architecture.name,
-        "image_size": subject.checkpoint.image_size,
+        "image_size": subject.checkpoint.image_size.plain(),
         "key": subject.options.key,
         "leave_out": subject.options.leave_out,
         "checkpoint_sha256": subject.sha256(),

@@ -55,9 +55,11 @@ class Dataset:
         if not len(self):
             raise DataError(f"{self.name} is empty")
         if self.images.shape[1:] != tuple(input_shape):
+            height, width, channels = self.images.shape[1:]
+            other = f"--image-size {height}x{width}" if channels == input_shape[-1] else "another --image-size"
             raise DataError(
                 f"{self.name} has images of {_size(self.images.shape[1:])} (height x width x channels), "
-                f"but the model takes {_size(tuple(input_shape))}; choose other images, or another --image-size"
+                f"but the model takes {_size(tuple(input_shape))}; choose other images, or {other}"
             )
         if self.labels.max() >= num_classes:
             hint = "; if its labels count from 1, subtract 1" if self.labels.min() == 1 else ""

@@ -3,6 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.layers import (
     Activation,
     AdaptiveAvgPool,
@@ -30,7 +31,7 @@ GRID, HIDDEN = 6, 4096
 class AlexNet(nnx.Module):
     """Logits of RGB images of 63 pixels and more."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         layers: list[nnx.Module] = []
         before = 3
         for features, kernel, stride, padding, pooled in CONVOLUTIONS:
@@ -54,7 +55,7 @@ register(
         name="alexnet",
         build=AlexNet,
         classifier="classifier.6.weight",
-        image_sizes=(224,),
+        image_sizes=squares(224),
         landmarks={"features.0.weight": (64, 3, 11, 11), "features.10.weight": (256, 256, 3, 3)},
         torch_module=from_torchvision("alexnet"),
     )

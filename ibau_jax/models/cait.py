@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import named_mlp
 from ibau_jax.models.layers import NamedSequential, Sequential, conv, layer_norm, linear, parameter
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
@@ -120,11 +121,11 @@ class CaiTBlock(nnx.Module):
 class CaiT(nnx.Module):
     """Logits of RGB images of exactly `image_size`, a multiple of the patch."""
 
-    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         width, patch = sizes.width, sizes.patch
         self.patch_embed = NamedSequential({"proj": conv(3, width, patch, rngs, stride=patch, padding=0, bias=True)})
         self.cls_token = parameter((1, 1, width), rngs)
-        self.pos_embed = parameter((1, (image_size // patch) ** 2, width), rngs)
+        self.pos_embed = parameter((1, image_size.places(lambda side: side // patch), width), rngs)
         self.blocks = Sequential([CaiTBlock(TalkingHeads, sizes, rngs) for _ in range(sizes.depth)])
         self.blocks_token_only = nnx.List([CaiTBlock(ClassAttention, sizes, rngs) for _ in range(sizes.class_depth)])
         self.norm, self.head = layer_norm(width, rngs), linear(width, num_classes, rngs)
@@ -149,7 +150,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(CaiT, sizes),
         classifier="head.weight",
-        image_sizes=sides,
+        image_sizes=squares(*sides),
         landmarks={
             f"blocks.{depth - 1}.attn.proj_l.weight": (heads, heads),
             f"blocks_token_only.{sizes.class_depth - 1}.gamma_1": (width,),

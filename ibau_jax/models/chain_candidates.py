@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise, product, takewhile
 from typing import TypeVar
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.chain_steps import FLAT, LONGEST_NAME, MAX2, MEAN, RELU, Step, chain_name
 
 Key = TypeVar("Key")
@@ -70,17 +71,23 @@ class Skeleton:
     Attributes:
         channels, size: of an image.
         layers: those with weights, in the order of their use.
-        grid: height and width of the maps that the first linear layer reads; 1 where they are averaged.
+        places: of the maps that the first linear layer reads; 1 where they are averaged.
         first_norm: the BatchNorm of the images; empty where there is none.
         flat_norm: that of what the first linear layer reads.
     """
 
     channels: int
-    size: int
+    size: ImageSize
     layers: tuple[Weighted, ...]
-    grid: int
+    places: int
     first_norm: str = ""
     flat_norm: str = ""
+
+    @property
+    def grid(self) -> int:
+        """Height and width of the maps, where adaptive pooling may have made them; 0 where it has not."""
+        side = math.isqrt(self.places)
+        return side if side**2 == self.places and side <= LARGEST_GRID else 0
 
     @property
     def convolutions(self) -> tuple[Weighted, ...]:
@@ -102,7 +109,7 @@ def candidates(skeleton: Skeleton) -> tuple[str, ...]:
 def ranked(skeleton: Skeleton) -> tuple[tuple[float, str], ...]:
     """The chains that a state dict may be of, and how unusual each is, at most `MOST_CANDIDATES`."""
     usual = USUAL_SIZES[skeleton.channels]
-    of_size = usual.get(skeleton.size, OTHER)
+    of_size = usual.get(skeleton.size.height, OTHER) if skeleton.size.is_square else OTHER
     best: dict[str, float] = {}
     shapes = sorted(_usual(skeleton, list(_shaped(skeleton))), key=lambda one: one[0])[:MOST_SHAPES]
     for (cost, shape), (more, order) in product(shapes, _orders(skeleton)):
@@ -150,34 +157,43 @@ class Shape:
 
 def _usual(skeleton: Skeleton, shapes: Sequence[tuple[float, Shape]]) -> list[tuple[float, Shape]]:
     """Those that need no adaptive pooling to a grid of several places, if there are any."""
-    exact = [(cost, shape) for cost, shape in shapes if skeleton.grid == 1 or not shape.averaged]
-    return exact or [(cost + ADAPTIVE, shape) for cost, shape in shapes if skeleton.grid <= LARGEST_GRID]
+    exact = [(cost, shape) for cost, shape in shapes if skeleton.places == 1 or not shape.averaged]
+    return exact or [(cost + ADAPTIVE, shape) for cost, shape in shapes if skeleton.grid]
 
 
 def _shaped(skeleton: Skeleton) -> Iterator[tuple[float, Shape]]:
     """What makes the images into maps of the size that the first linear layer reads, and how unusual it is."""
     convolutions = [one.step for one in skeleton.convolutions]
     if not convolutions:
-        if skeleton.grid == skeleton.size:
+        if skeleton.places == math.prod(skeleton.size):
             yield 0.0, Shape((), (), frozenset(), False)
         return
     for (pooled, strides), cost in _reductions(convolutions, _roomy(skeleton)).items():
-        for paddings, more in _paddings([step.kernel for step in convolutions], skeleton.grid == 1).items():
-            side, odd = skeleton.size, 0
-            for place, (step, padding, stride) in enumerate(zip(convolutions, paddings, strides, strict=True)):
-                odd += stride > 1 and side % stride
-                side = replace(step, padding=padding, stride=stride).side_after(side)
-                odd += place in pooled and side % 2
-                side = MAX2.side_after(side) if place in pooled else side
-            averaged = skeleton.grid == 1 or side != skeleton.grid
-            if side >= skeleton.grid:
+        for paddings, more in _paddings([step.kernel for step in convolutions], skeleton.places == 1).items():
+            shape = Shape(paddings, strides, pooled, averaged=False)
+            shrunk = {side: _shrunk(convolutions, shape, side) for side in set(skeleton.size)}
+            (height, odd_rows), (width, odd_columns) = map(shrunk.__getitem__, skeleton.size)
+            averaged = skeleton.places == 1 or height * width != skeleton.places
+            if min(height, width) >= (skeleton.grid or 1):
                 # Of an average of much or just pooled there is less use.
                 unusual = (
-                    max(0.0, math.log2(side / 8)) + 2 * (len(convolutions) - 1 in pooled)
-                    if averaged and side > 1
+                    max(0.0, math.log2(max(height, width) / 8)) + 2 * (len(convolutions) - 1 in pooled)
+                    if averaged and height * width > 1
                     else 0.0
                 )
-                yield cost + more + odd / 4 + unusual, Shape(paddings, strides, pooled, averaged)
+                odd = max(odd_rows, odd_columns)
+                yield cost + more + odd / 4 + unusual, replace(shape, averaged=averaged)
+
+
+def _shrunk(convolutions: Sequence[Step], shape: Shape, side: int) -> tuple[int, int]:
+    """The height or width of the last maps, of images of this one, and how often a step leaves a row of it out."""
+    odd = 0
+    for place, (step, padding, stride) in enumerate(zip(convolutions, shape.paddings, shape.strides, strict=True)):
+        odd += stride > 1 and side % stride
+        side = replace(step, padding=padding, stride=stride).side_after(side)
+        odd += place in shape.pooled and side % 2
+        side = MAX2.side_after(side) if place in shape.pooled else side
+    return side, odd
 
 
 Reduction = tuple[frozenset[int], tuple[int, ...]]

@@ -4,10 +4,11 @@ Anyone can write one, also for a network that is not among the candidates (`ibau
 
     chain1x28-conv1=6_k5_p2-relu-max2-conv2=16_k5-relu-max2-flat-fc1=120-relu-fc2=classes
 
-is of images with one channel, 28 pixels wide and high. `NAME=FEATURES` is a layer with weights, called NAME in the
-state dict: a convolution where it has a kernel (`_k`), with a stride (`_s`), padding (`_p`) and `_nobias` where these
-are not 1, 0 and a bias; else a linear layer. `NAME=norm` is BatchNorm. Between them stand activations (`relu`, `tanh`,
-...), `max2` or `max3_s2_p1` (size, stride, padding), `avg2`, `mean1` (adaptive average pooling to 1x1), `flat`.
+is of images with one channel, 28 pixels high and wide; `chain1x24x32-` begins the name of one for images 24 pixels high
+and 32 wide. `NAME=FEATURES` is a layer with weights, called NAME in the state dict: a convolution where it has a kernel
+(`_k`), with a stride (`_s`), padding (`_p`) and `_nobias` where these are not 1, 0 and a bias; else a linear layer.
+`NAME=norm` is BatchNorm. Between them stand activations (`relu`, `tanh`, ...), `max2` or `max3_s2_p1` (size, stride,
+padding), `avg2`, `mean1` (adaptive average pooling to 1x1), `flat`.
 """
 
 import functools
@@ -19,6 +20,7 @@ from flax import nnx
 from jax.nn import sigmoid
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.alterations import ACTIVATIONS
 from ibau_jax.models.layers import (
     Activation,
@@ -37,7 +39,9 @@ LONGEST_NAME = 1000  # characters
 FUNCTIONS: dict[str, Function] = {**ACTIVATIONS, "sigmoid": sigmoid}
 PART = r"[A-Za-z0-9_]{1,60}"
 LAYER = rf"{PART}(\.{PART}){{0,8}}"  # what a layer with weights may be called
-NAME = re.compile(r"chain(?P<channels>[13])x(?P<size>\d{1,4})(?P<steps>(-[A-Za-z0-9_.=]{1,200}){2,200})")
+NAME = re.compile(
+    r"chain(?P<channels>[13])x(?P<size>[1-9]\d{0,3}(x[1-9]\d{0,3})?)(?P<steps>(-[A-Za-z0-9_.=]{1,200}){2,200})"
+)
 WEIGHTS = re.compile(
     rf"(?P<name>{LAYER})="
     r"(norm|(?P<features>\d{1,5}|classes)(_k(?P<kernel>\d{1,2}))?(_s(?P<stride>\d))?(_p(?P<padding>\d))?(?P<nobias>_nobias)?)"
@@ -86,6 +90,11 @@ class Step:
         return max(0, (side + 2 * self.padding - self.kernel) // (self.stride or self.kernel) + 1)
 
 
+def places_after(steps: Sequence[Step], image_size: ImageSize) -> int:
+    """How many places the maps have that the steps make of an image; 0 where it is too small."""
+    return image_size.places(lambda side: functools.reduce(lambda before, step: step.side_after(before), steps, side))
+
+
 RELU, FLAT, MAX2, MEAN = Step("relu"), Step("flat"), Step("max", kernel=2, stride=0), Step("mean", kernel=1, stride=0)
 
 
@@ -110,15 +119,15 @@ class Place(nnx.Module):
 class PlainChain(Place):
     """Logits of images of the size that the chain is for."""
 
-    def __init__(self, channels: int, steps: Sequence[Step], num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, channels: int, steps: Sequence[Step], num_classes: int, image_size: ImageSize, rngs: nnx.Rngs
+    ) -> None:
         self.steps = tuple(_paths(steps))
-        side = functools.reduce(lambda side, step: step.side_after(side), steps, image_size)
-        # The shapes of no state dict, where images are too small.
-        features, side = channels if side else 0, image_size
+        places = places_after(steps, image_size)
+        features = channels if places else 0  # the shapes of no state dict, where images are too small
         for path, step in zip(self.steps, steps, strict=True):
             self.put(path, _layer(step, features, num_classes, rngs))
-            side = step.side_after(side)
-            features = features * side**2 if step.kind == "flat" else features
+            features = features * places if step.kind == "flat" else features
             if step.name and step.kind != "norm":
                 features = step.features or num_classes
 
@@ -163,9 +172,9 @@ def _layer(step: Step, features: int, num_classes: int, rngs: nnx.Rngs) -> nnx.M
     return Activation(FUNCTIONS[step.kind])
 
 
-def chain_name(channels: int, size: int, steps: Sequence[Step]) -> str:
+def chain_name(channels: int, size: ImageSize, steps: Sequence[Step]) -> str:
     """The name of a chain, which is all of it."""
-    return "-".join((f"chain{channels}x{size}", *map(str, steps)))
+    return "-".join((f"chain{channels}x{size.shortest()}", *map(str, steps)))
 
 
 def parsed(match: re.Match[str]) -> tuple[Step, ...] | None:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.densenet import BOTTLENECK, CONFIGURATIONS
@@ -55,7 +56,7 @@ class Transition(nnx.Module):
 class CifarDenseNet(nnx.Module):
     """Logits of RGB images of `image_size`."""
 
-    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         growth, blocks = sizes
         features = 2 * growth
         self.conv1 = conv(3, features, 3, rngs)
@@ -71,7 +72,7 @@ class CifarDenseNet(nnx.Module):
             setattr(self, name, part)
         self.names, self.bn = tuple(parts), batch_norm(features, rngs)
         self.pool, self.flatten = AvgPool(4), Flatten()
-        self.linear = linear(features * (image_size // 32) ** 2, num_classes, rngs)
+        self.linear = linear(features * image_size.places(lambda side: side // 32), num_classes, rngs)
         self.activation = relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -88,7 +89,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(CifarDenseNet, (growth, blocks)),
         classifier="linear.weight",
-        image_sizes=(32, 64),
+        image_sizes=squares(32, 64),
         landmarks={
             "conv1.weight": (2 * growth, 3, 3, 3),
             f"dense4.{blocks[-1] - 1}.conv2.weight": (growth, BOTTLENECK * growth, 3, 3),

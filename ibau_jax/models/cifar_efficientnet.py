@@ -7,6 +7,7 @@ expand its features, holds an expansion all the same in a file; nothing uses it.
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import CifarSqueezeExcitation, Features
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.efficientnet import SQUEEZE, STAGES
@@ -42,7 +43,7 @@ class CifarMBConv(nnx.Module):
 class CifarEfficientNet(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         self.conv1, self.bn1 = conv(3, STEM_FEATURES, 3, rngs), batch_norm(STEM_FEATURES, rngs)
         blocks, in_features = [], STEM_FEATURES
         for one in STAGES:

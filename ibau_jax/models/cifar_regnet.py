@@ -12,6 +12,7 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import CifarSqueezeExcitation, Features, stage
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import batch_norm, conv, global_average, linear, relu
@@ -81,7 +82,7 @@ class RegNetBlock(ResidualBlock):
 class CifarRegNet(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, layout: Layout, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, layout: Layout, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         self.conv1, self.bn1 = conv(3, STEM_FEATURES, 3, rngs), batch_norm(STEM_FEATURES, rngs)
         in_features = STEM_FEATURES
         for number, ((count, features), stride) in enumerate(zip(layout.stages, STRIDES, strict=True), start=1):

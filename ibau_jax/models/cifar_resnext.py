@@ -11,6 +11,7 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import stage
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import AvgPool, Flatten, batch_norm, conv, linear, relu
@@ -26,7 +27,9 @@ NAME = re.compile(r"resnext(?P<depth>\d{1,4})_(?P<groups>\d{1,4})x(?P<width>\d{1
 class CifarResNeXt(nnx.Module):
     """Logits of RGB images of `image_size`."""
 
-    def __init__(self, count: int, groups: int, width: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, count: int, groups: int, width: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs
+    ) -> None:
         # A bottleneck whose result is twice, not four times, as wide as its 3x3 convolution.
         block = partial(Bottleneck, Style("shortcut", "linear", wider=2, groups=groups), rngs)
         features = groups * width // 2
@@ -35,7 +38,7 @@ class CifarResNeXt(nnx.Module):
         self.layer2 = stage(block, 4 * features, 2 * features, count, 2, Bottleneck.expansion)
         self.layer3 = stage(block, 8 * features, 4 * features, count, 2, Bottleneck.expansion)
         self.pool, self.flatten = AvgPool(8), Flatten()
-        self.linear = linear(16 * features * (image_size // 32) ** 2, num_classes, rngs)
+        self.linear = linear(16 * features * image_size.places(lambda side: -(-side // 4) // 8), num_classes, rngs)
         self.activation = relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -53,7 +56,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(CifarResNeXt, count, groups, width),
         classifier="linear.weight",
-        image_sizes=(32, 64),
+        image_sizes=squares(32, 64),
         landmarks={
             "conv1.weight": STEM,
             f"layer1.{count - 1}.conv2.weight": (features, width, 3, 3),

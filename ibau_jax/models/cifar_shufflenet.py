@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import Block, Features, shuffled, stage
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
@@ -19,7 +20,7 @@ from ibau_jax.models.layers import (
 )
 from ibau_jax.models.registry import Architecture, register
 
-STEM_FEATURES = 24
+STEM_FEATURES, KERNEL = 24, 4  # KERNEL: of the last avg_pool2d
 BLOCKS = (4, 8, 4)  # of each stage
 # Groups, and features of the stages: table 1 of V1's paper.
 V1_SIZES: dict[str, tuple[int, tuple[int, ...]]] = {"g2": (2, (200, 400, 800)), "g3": (3, (240, 480, 960))}
@@ -59,7 +60,9 @@ class GroupedBlock(nnx.Module):
 class ShuffleNet(nnx.Module):
     """V1: logits of RGB images of any size."""
 
-    def __init__(self, groups: int, widths: tuple[int, ...], num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, groups: int, widths: tuple[int, ...], num_classes: int, image_size: ImageSize, rngs: nnx.Rngs
+    ) -> None:
         self.conv1, self.bn1 = conv(3, STEM_FEATURES, 1, rngs), batch_norm(STEM_FEATURES, rngs)
         self.layer1, self.layer2, self.layer3 = _stages(partial(GroupedBlock, groups, rngs), widths)
         self.linear = linear(widths[-1], num_classes, rngs)
@@ -67,7 +70,7 @@ class ShuffleNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.activation(conv_norm(self.conv1, self.bn1, x))
-        return self.linear(global_average(self.layer3(self.layer2(self.layer1(x)))))
+        return self.linear(global_average(self.layer3(self.layer2(self.layer1(x))), kernel=KERNEL))
 
 
 def _stages(block: Block, widths: tuple[int, ...]) -> list[Sequential]:
@@ -120,7 +123,7 @@ def _v2_block(rngs: nnx.Rngs, in_features: int, features: int, stride: int) -> n
 class CifarShuffleNetV2(nnx.Module):
     """V2: logits of RGB images of any size."""
 
-    def __init__(self, widths: tuple[int, ...], num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, widths: tuple[int, ...], num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         *stages, last = widths
         self.conv1, self.bn1 = conv(3, STEM_FEATURES, 3, rngs), batch_norm(STEM_FEATURES, rngs)
         self.layer1, self.layer2, self.layer3 = _stages(partial(_v2_block, rngs), tuple(stages))
@@ -130,7 +133,7 @@ class CifarShuffleNetV2(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.layer3(self.layer2(self.layer1(self.activation(conv_norm(self.conv1, self.bn1, x)))))
-        return self.linear(global_average(self.activation(conv_norm(self.conv2, self.bn2, x))))
+        return self.linear(global_average(self.activation(conv_norm(self.conv2, self.bn2, x)), kernel=KERNEL))
 
 
 for _size, (_groups, _widths) in V1_SIZES.items():

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.layers import (
     Activation,
@@ -108,7 +109,9 @@ MakeBlock = type[ConvNeXtBlock] | type[ConvNeXtV2Block]
 class ConvNeXt(nnx.Module):
     """Logits of RGB images, which the stem makes four times smaller and each stage but the first twice."""
 
-    def __init__(self, block: MakeBlock, stages: Stages, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, block: MakeBlock, stages: Stages, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs
+    ) -> None:
         first, last = stages.widths[0], stages.widths[-1]
         layers = [Sequential([conv(3, first, 4, rngs, stride=4, padding=0, bias=True), layer_norm(first, rngs)])]
         for index, (features, blocks) in enumerate(zip(*stages, strict=True)):
@@ -134,7 +137,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(ConvNeXt, ConvNeXtV2Block if match["second"] else ConvNeXtBlock, stages),
         classifier="classifier.2.weight",
-        image_sizes=(224,),
+        image_sizes=squares(224),
         landmarks={
             _depthwise(number, depth - 1): (width, 1, 7, 7)
             for number, (width, depth) in enumerate(zip(*stages, strict=True))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError, shortened
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.registry import Architecture, get_architecture
 
@@ -61,53 +62,59 @@ def load_object(spec: str, option: str) -> Any:
 
 
 @functools.cache
-def _check_logits(spec: str, module_class: Any, num_classes: int, shape: tuple[int, int, int]) -> None:
+def _check_logits(spec: str, module_class: Any, num_classes: int, size: ImageSize, channels: int) -> None:
     """Raises CheckpointError unless the model gives a logit for each class, without computing anything."""
 
+    shape = (1, *size, channels)
+
     def run() -> Any:
-        return module_class(num_classes, shape[0], nnx.Rngs(0))(jnp.zeros((1, *shape)))
+        return module_class(num_classes, size.plain(), nnx.Rngs(0))(jnp.zeros(shape))
 
     try:
         logits = nnx.eval_shape(run)
     except (Exception, SystemExit) as error:  # whatever the user's code raises
         raise CheckpointError(
-            f"--model: {spec} fails on images of the shape {(1, *shape)} under jax.jit: {type(error).__name__}: "
+            f"--model: {spec} fails on images of the shape {shape} under jax.jit: {type(error).__name__}: "
             f"{shortened(error)}. If it takes others, set image_size and channels on the class, or name --image-size"
         ) from error
     if getattr(logits, "shape", None) != (1, num_classes):
         raise CheckpointError(
             f"--model: {spec} gives {getattr(logits, 'shape', type(logits).__name__)} for images of the shape "
-            f"{(1, *shape)}, not logits of the shape (1, {num_classes})"
+            f"{shape}, not logits of the shape (1, {num_classes})"
         )
 
 
 def _from_class(spec: str, module_class: Any) -> Architecture:
     channels = int(getattr(module_class, "channels", 3))
+    try:
+        usual = ImageSize.of(getattr(module_class, "image_size", 32))
+    except ValueError as error:
+        raise CheckpointError(f"--model: {spec}: {error}") from error
 
-    def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
+    def build(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> nnx.Module:
         try:
             model = (
-                nnx.eval_shape(lambda: module_class(num_classes, image_size, nnx.Rngs(0)))
+                nnx.eval_shape(lambda: module_class(num_classes, image_size.plain(), nnx.Rngs(0)))
                 if rngs is ABSTRACT
-                else module_class(num_classes, image_size, rngs)
+                else module_class(num_classes, image_size.plain(), rngs)
             )
         except (Exception, SystemExit) as error:  # whatever the user's code raises
             raise CheckpointError(
                 f"--model: {spec} can't be built as {module_class.__name__}(num_classes={num_classes}, "
-                f"image_size={image_size}, rngs): {type(error).__name__}: {error}"
+                f"image_size={image_size.plain()}, rngs): {type(error).__name__}: {error}"
             ) from error
         if nnx.to_flat_state(nnx.state(model, nnx.RngState)):
             raise CheckpointError(
                 f"--model: {spec} holds random state; models here only infer: put ibau_jax.models.layers.Identity in "
                 "place of dropout"
             )
-        _check_logits(spec, module_class, num_classes, (image_size, image_size, channels))
+        _check_logits(spec, module_class, num_classes, image_size, channels)
         return model
 
     return Architecture(
         name=spec,
         build=build,
         classifier=getattr(module_class, "classifier_name", None),
-        image_sizes=(int(getattr(module_class, "image_size", 32)),),
+        image_sizes=(usual,),
         channels=channels,
     )

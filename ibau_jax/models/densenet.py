@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import STEMS, Features
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
@@ -79,7 +80,7 @@ def _transition(features: int, rngs: nnx.Rngs) -> NamedSequential:
 class DenseNet(nnx.Module):
     """Logits of RGB images of any size from 32 on."""
 
-    def __init__(self, depth: int, stem: Stem, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, depth: int, stem: Stem, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         growth, blocks, features = CONFIGURATIONS[depth]
         layers: dict[str, nnx.Module] = {
             "conv0": conv(3, features, stem.kernel, rngs, stride=stem.stride),
@@ -116,7 +117,7 @@ def _register(base: str, depth: int, variant: str, stem: Stem) -> None:
             name=base + variant,
             build=partial(DenseNet, depth, stem),
             classifier="classifier.weight",
-            image_sizes=(224 if in_torchvision else 32,),
+            image_sizes=squares(224 if in_torchvision else 32),
             landmarks={
                 "features.conv0.weight": (features, 3, stem.kernel, stem.kernel),
                 f"features.denseblock4.denselayer{blocks[-1]}.conv2.weight": (growth, 4 * growth, 3, 3),

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.layers import (
     Activation,
     Function,
@@ -136,7 +137,7 @@ def _bias(has_bias: bool) -> str:
 def grey(architecture: Architecture) -> Architecture:
     """An architecture of RGB images for grey ones: its first convolution has one input."""
 
-    def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
+    def build(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> nnx.Module:
         model = architecture.build(num_classes, image_size, rngs)
         layers = (layer for _, layer in nnx.iter_graph(model) if isinstance(layer, nnx.Conv))
         first = next(layer for layer in layers if layer.in_features == 3)
@@ -176,7 +177,7 @@ def with_head(architecture: Architecture, head: Head, between: str) -> Architect
     root = head_root(architecture.classifier, head.is_whole)
     path = root.split(".")
 
-    def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
+    def build(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> nnx.Module:
         model = architecture.build(num_classes, image_size, rngs)
         parent = functools.reduce(_part, path[:-1], model)
         features = _features(_part(parent, path[-1])) if root else None

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import Activation, Sequential, batch_norm, conv, global_average, linear, relu
@@ -76,7 +77,7 @@ class BinaryTree(nnx.Module):
 class DeepLayerAggregation(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, tree: Tree, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, tree: Tree, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         in_features = 3
         for name, features in zip(("base", "layer1", "layer2"), WIDTHS, strict=True):
             layers = [conv(in_features, features, 3, rngs), batch_norm(features, rngs), Activation(relu)]
@@ -89,7 +90,7 @@ class DeepLayerAggregation(nnx.Module):
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         for name in ("base", *(f"layer{number}" for number in range(1, len(TREES) + 3))):
             x = getattr(self, name)(x)
-        return self.linear(global_average(x))
+        return self.linear(global_average(x, kernel=4))
 
 
 _PARTS = {"dla_cifar": (HierarchicalTree, "right_node"), "simple_dla_cifar": (BinaryTree, "right_tree")}

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import Sequential, batch_norm, conv, global_average, linear, relu
@@ -43,7 +44,7 @@ class DualPathBlock(nnx.Module):
 class DualPathNetwork(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, depth: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, depth: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         self.conv1, self.bn1 = conv(3, STEM_FEATURES, 3, rngs), batch_norm(STEM_FEATURES, rngs)
         in_features = STEM_FEATURES
         for number, (count, (width, residual, dense, stride)) in enumerate(
@@ -62,7 +63,7 @@ class DualPathNetwork(nnx.Module):
         x = self.activation(conv_norm(self.conv1, self.bn1, x))
         for number in range(1, len(STAGES) + 1):
             x = getattr(self, f"layer{number}")(x)
-        return self.linear(global_average(x))
+        return self.linear(global_average(x, kernel=4))
 
 
 for _depth, _blocks in BLOCKS.items():

@@ -11,6 +11,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import (
     UNSTRIDED,
     Residual,
@@ -145,7 +146,7 @@ def _mb_conv(shape: Stage, epsilon: float, rngs: nnx.Rngs, in_features: int, fea
 class EfficientNet(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, name: str, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, name: str, unstrided: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         in_features, stages, last, epsilon, _ = sizes(name)
         first, *strides = without_first_strides([2, *(stage.stride for stage in stages)], unstrided)
         norm = partial(conv_norm_act, rngs=rngs, activation=silu, epsilon=epsilon)
@@ -170,7 +171,7 @@ def _register(name: str, suffix: str, *, tensorflow: bool = False) -> None:
             name=f"tf_{base}" if tensorflow else base + suffix,
             build=from_tensorflow(build) if tensorflow else build,
             classifier="classifier.1.weight",
-            image_sizes=(32 if unstrided else size,),
+            image_sizes=squares(32 if unstrided else size),
             landmarks={f"features.{len(stages) + 1}.0.weight": (last, stages[-1].features, 1, 1)},
             torch_module=from_torchvision(base) if is_base else None,
             variant_of=None if is_base else base,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.convolution import Size, conv_norm
 from ibau_jax.models.layers import (
@@ -135,7 +136,7 @@ def _large_stem(rngs: nnx.Rngs) -> dict[str, nnx.Module]:
 
 
 def _googlenet(
-    small_stem: bool, transform_input: bool, num_classes: int, image_size: int, rngs: nnx.Rngs
+    small_stem: bool, transform_input: bool, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs
 ) -> InceptionNetwork:
     """torchvision's GoogLeNet: logits of RGB images of any size."""
     layers: dict[str, nnx.Module]
@@ -175,7 +176,7 @@ class CifarInception(nnx.Module):
 class CifarGoogLeNet(nnx.Module):
     """kuangliu's GoogLeNet: logits of RGB images of any size. It calls block 3a `a3`."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         self.pre_layers = Sequential(_branch(3, [(STEM_FEATURES, 3)], rngs))
         self.maxpool = MaxPool(3, 2, 1)
         for name, in_features in _blocks():
@@ -220,7 +221,7 @@ def register_inception(
             base,
             name=f"{base.name}_small_stem",
             build=partial(make, True, False),
-            image_sizes=(32,),
+            image_sizes=squares(32),
             landmarks={**stems[1], **base.landmarks},
         )
     )
@@ -231,7 +232,7 @@ register_inception(
         name="googlenet",
         build=partial(_googlenet, False, False),
         classifier="fc.weight",
-        image_sizes=(224,),
+        image_sizes=squares(224),
         landmarks={"inception5b.branch3.1.conv.weight": (128, 48, 3, 3)},
         unused=("aux1", "aux2"),
     ),

@@ -10,6 +10,7 @@ from functools import partial
 import jax.numpy as jnp
 from flax import nnx
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.convolution import Size
 from ibau_jax.models.googlenet import BasicConv, InceptionNetwork, register_inception
@@ -125,7 +126,7 @@ def _large_stem(rngs: nnx.Rngs) -> dict[str, nnx.Module]:
 
 
 def _inception_v3(
-    small_stem: bool, transform_input: bool, num_classes: int, image_size: int, rngs: nnx.Rngs
+    small_stem: bool, transform_input: bool, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs
 ) -> InceptionNetwork:
     """Inception v3: logits of RGB images of any size from 75 on, or from 16 with the small stem."""
     layers: dict[str, nnx.Module]
@@ -142,7 +143,7 @@ register_inception(
         name="inception_v3",
         build=partial(_inception_v3, False, False),
         classifier="fc.weight",
-        image_sizes=(299,),
+        image_sizes=squares(299),
         landmarks={"Mixed_7c.branch3x3dbl_3b.conv.weight": (384, 384, 3, 1)},
         unused=("AuxLogits",),
     ),

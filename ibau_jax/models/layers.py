@@ -256,17 +256,17 @@ def _window_places(x: Float[Array, "n h w c"], size: int, stride: int) -> list[F
 class AdaptiveAvgPool(nnx.Module):
     """`torch.nn.AdaptiveAvgPool2d(size)`: the mean over each of size x size bins, which may overlap or repeat."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: Size) -> None:
         self.size = size
 
-    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n size size c"]:
-        rows, columns = (self._bins(extent) for extent in x.shape[1:3])
+    def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n rows columns c"]:
+        rows, columns = map(self._bins, both(self.size), x.shape[1:3])
         return jnp.einsum("ah,bw,nhwc->nabc", rows, columns, x, precision=jax.lax.Precision.HIGHEST)
 
-    def _bins(self, extent: int) -> Float[np.ndarray, "size extent"]:
-        weights = np.zeros((self.size, extent), np.float32)
-        for index in range(self.size):
-            start, end = index * extent // self.size, -(-(index + 1) * extent // self.size)
+    def _bins(self, size: int, extent: int) -> Float[np.ndarray, "size extent"]:
+        weights = np.zeros((size, extent), np.float32)
+        for index in range(size):
+            start, end = index * extent // size, -(-(index + 1) * extent // size)
             weights[index, start:end] = 1 / (end - start)
         return weights
 
@@ -289,9 +289,35 @@ class Resize(nnx.Module):
         return jax.image.resize(x, shape, "bilinear", antialias=True, precision=jax.lax.Precision.HIGHEST)
 
 
-def global_average(x: Float[Array, "n h w c"]) -> Float[Array, "n c"]:
-    """`AdaptiveAvgPool2d(1)` and flattening."""
+def global_average(x: Float[Array, "n h w c"], kernel: int = 0) -> Float[Array, "n c"]:
+    """`AdaptiveAvgPool2d(1)` and flattening.
+
+    Args:
+        x: the last maps.
+        kernel: of the `avg_pool2d` that the public code has in this place, if it does.
+
+    Raises:
+        ValueError: see `check_averaged_whole`.
+    """
+    check_averaged_whole(x, kernel)
     return x.mean((1, 2))
+
+
+def check_averaged_whole(x: Float[Array, "n h w c"], kernel: int) -> None:
+    """Checks that nothing but the mean over all places can make one place of maps.
+
+    Of 4x5 places `avg_pool2d(4)` makes one too, and leaves a column out. Neither it nor a mean over all leaves a trace
+    in a state dict. Where it would make several places, or none, the code that trained the weights has none.
+
+    Raises:
+        ValueError: the two differ.
+    """
+    extents = x.shape[1:3]
+    if kernel and extents != (kernel, kernel) and all(extent // kernel == 1 for extent in extents):
+        raise ValueError(
+            f"it averages maps of {extents[0]}x{extents[1]}; whether all of them or, as in public code, only "
+            f"{kernel}x{kernel} leaves no trace"
+        )
 
 
 def conv(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import named_mlp
 from ibau_jax.models.layers import NamedSequential, Sequential, conv, layer_norm, linear, parameter
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
@@ -78,9 +79,9 @@ KINDS: dict[str, tuple[MakeBlock, MakeNorm, str]] = {
 class TokenMixer(nnx.Module):
     """Logits of RGB images of exactly `image_size`, a multiple of the patch."""
 
-    def __init__(self, kind: str, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, kind: str, sizes: Sizes, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         block, norm, _ = KINDS[kind]
-        width, patch, tokens = sizes.width, sizes.patch, (image_size // sizes.patch) ** 2
+        width, patch, tokens = sizes.width, sizes.patch, image_size.places(lambda side: side // sizes.patch)
         self.stem = NamedSequential({"proj": conv(3, width, patch, rngs, stride=patch, padding=0, bias=True)})
         self.blocks = Sequential([block(sizes, tokens, rngs) for _ in range(sizes.depth)])
         self.norm, self.head = norm(width, rngs), linear(width, num_classes, rngs)
@@ -105,7 +106,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(TokenMixer, kind, sizes),
         classifier="head.weight",
-        image_sizes=sides,
+        image_sizes=squares(*sides),
         landmarks={
             f"blocks.{sizes.depth - 1}.mlp_channels.fc1.weight": (4 * sizes.width, sizes.width),
             "stem.proj.weight": (sizes.width, 3, sizes.patch, sizes.patch),

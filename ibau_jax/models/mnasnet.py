@@ -7,6 +7,7 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Residual, conv_norm_act, make_divisible, stage
 from ibau_jax.models.layers import Identity, Sequential, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register_family
@@ -33,7 +34,7 @@ def _block(expansion: int, kernel: int, rngs: nnx.Rngs, in_features: int, featur
 class MNASNet(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, width: float, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: float, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         stem, in_features = make_divisible(width * STEM), make_divisible(width * SEPARABLE)
         layers: list[nnx.Module] = [
             *conv_norm_act(3, stem, 3, rngs, relu, stride=2),
@@ -75,7 +76,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(MNASNet, width),
         classifier="classifier.1.weight",
-        image_sizes=(224,),
+        image_sizes=squares(224),
         landmarks=_landmarks(width),
         torch_module=from_torchvision("MNASNet", alpha=width),
     )

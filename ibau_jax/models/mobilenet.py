@@ -13,6 +13,7 @@ from itertools import chain
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import (
     UNSTRIDED,
     Features,
@@ -115,7 +116,7 @@ def _v2_widths(width: float) -> tuple[int, tuple[Shape, ...], int]:
 class MobileNetV2(nnx.Module):
     """torchvision's MobileNetV2: logits of RGB images of any size."""
 
-    def __init__(self, width: float, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, width: float, unstrided: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         stem, stages, last = _v2_widths(width)
         first, *strides = without_first_strides([2, *(stage[-1] for stage in stages)], unstrided)
         stages = tuple((*stage[:-1], stride) for stage, stride in zip(stages, strides, strict=True))
@@ -151,7 +152,7 @@ class CifarBlock(nnx.Module):
 class CifarMobileNetV2(nnx.Module):
     """kuangliu's MobileNetV2: logits of RGB images of any size."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         self.conv1, self.bn1 = conv(3, STEM_FEATURES, 3, rngs), batch_norm(STEM_FEATURES, rngs)
         self.layers = Sequential([CifarBlock(*shape, rngs) for stage in _shapes(V2_CIFAR_STAGES) for shape in stage])
         self.conv2 = conv(V2_CIFAR_STAGES[-1][1], LAST_FEATURES, 1, rngs)
@@ -161,7 +162,7 @@ class CifarMobileNetV2(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.layers(self.activation(conv_norm(self.conv1, self.bn1, x)))
-        return self.linear(global_average(self.activation(conv_norm(self.conv2, self.bn2, x))))
+        return self.linear(global_average(self.activation(conv_norm(self.conv2, self.bn2, x)), kernel=4))
 
 
 def _biased(in_features: int, features: int, kernel: int, rngs: nnx.Rngs, **options: int) -> list[nnx.Module]:
@@ -184,7 +185,7 @@ def _linear_bottleneck(in_features: int, features: int, expansion: int, stride: 
 class WeiaicunzaiMobileNetV2(nnx.Module):
     """weiaicunzai's MobileNetV2: logits of RGB images of any size. Its stem is a padded 1x1 convolution."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         self.pre = Sequential([*_biased(3, STEM_FEATURES, 1, rngs, padding=1), Activation(relu6)])
         for number, stage in enumerate(_shapes(V2_WEIAICUNZAI_STAGES), start=1):
             blocks = [_linear_bottleneck(*shape, rngs) for shape in stage]
@@ -222,7 +223,7 @@ def _v3_block(
 class MobileNetV3(nnx.Module):
     """torchvision's MobileNetV3 of a size: logits of RGB images of any size."""
 
-    def __init__(self, size: str, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, size: str, unstrided: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         blocks, hidden = V3_SIZES[size]
         first, *strides = without_first_strides([2, *(block[-1] for block in blocks)], unstrided)
         layers: list[nnx.Module] = [conv_norm_act(3, 16, 3, rngs, hardswish, stride=first, epsilon=1e-3)]
@@ -260,7 +261,7 @@ def _v2(width: float, strides: str) -> Architecture:
         name=base + strides,
         build=partial(MobileNetV2, width, UNSTRIDED[strides]),
         classifier="classifier.1.weight",
-        image_sizes=(32 if strides else 224,),
+        image_sizes=squares(32 if strides else 224),
         landmarks=_v2_landmarks(width),
         torch_module=None if strides else from_torchvision("mobilenet_v2", width_mult=width),
         variant_of=base if strides else None,
@@ -274,7 +275,7 @@ def _v3(size: str, strides: str) -> Architecture:
         name=base + strides,
         build=partial(MobileNetV3, size, UNSTRIDED[strides]),
         classifier="classifier.3.weight",
-        image_sizes=(32 if strides else 224,),
+        image_sizes=squares(32 if strides else 224),
         landmarks={f"features.{len(blocks) + 1}.0.weight": (V3_EXPANSION * last, last, 1, 1)},
         torch_module=None if strides else from_torchvision(base),
         variant_of=base if strides else None,

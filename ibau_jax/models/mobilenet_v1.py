@@ -3,6 +3,7 @@
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import AvgPool, Flatten, Sequential, batch_norm, conv, linear, relu
@@ -40,7 +41,7 @@ class SeparableBlock(nnx.Module):
 class CifarMobileNet(nnx.Module):
     """Logits of RGB images of `image_size`."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         self.conv1, self.bn1 = conv(3, STEM_FEATURES, 3, rngs), batch_norm(STEM_FEATURES, rngs)
         blocks, in_features = [], STEM_FEATURES
         for features, stride in BLOCKS:
@@ -48,7 +49,7 @@ class CifarMobileNet(nnx.Module):
             in_features = features
         self.layers = Sequential(blocks)
         self.pool, self.flatten = AvgPool(2), Flatten()
-        self.linear = linear(in_features * (image_size // 32) ** 2, num_classes, rngs)
+        self.linear = linear(in_features * image_size.places(lambda side: -(-side // 16) // 2), num_classes, rngs)
         self.activation = relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -61,7 +62,7 @@ register(
         name="mobilenet_v1_cifar",
         build=CifarMobileNet,
         classifier="linear.weight",
-        image_sizes=(32, 64),
+        image_sizes=squares(32, 64),
         landmarks={"layers.12.conv1.weight": (1024, 1, 3, 3), "layers.12.conv2.weight": (1024, 1024, 1, 1)},
     )
 )

@@ -1,9 +1,12 @@
 """Plain chains that nobody registered: convolutions, BatchNorms and linear layers, one behind the other.
 
 A state dict holds the layers with weights. What lies between them leaves no trace: padding, strides, pooling, where
-ReLU stands. But the first linear layer's inputs say how large the last maps are, and what people write is regular, so
-that a few candidates are left, which clean images tell apart (`ibau_jax.checkpoints.variants`). Where a layer of a
-Sequential is called by its number, the numbers also say how many layers without weights stand between two of them.
+ReLU stands. But the first linear layer's inputs say how many places the last maps have, and what people write is
+regular, so that a few candidates are left, which clean images tell apart (`ibau_jax.checkpoints.variants`). Where a
+layer of a Sequential is called by its number, the numbers also say how many layers without weights stand between two
+of them.
+
+Where the size of the images is not known, they are taken for squares of usual sizes.
 
 Of several candidates the most usual one comes first (`ibau_jax.models.chain_candidates`); a chain's name is all of it
 (`ibau_jax.models.chain_steps`).
@@ -16,12 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.chain_candidates import OTHER_SIZES, USUAL_SIZES, Skeleton, Weighted, candidates, ranked
-from ibau_jax.models.chain_steps import LAYER, LONGEST_NAME, NAME, PlainChain, Step, are_names, parsed
+from ibau_jax.models.chain_steps import LAYER, LONGEST_NAME, NAME, PlainChain, Step, are_names, parsed, places_after
 from ibau_jax.models.registry import Architecture, Family, Shapes, register_family
 
 MOST_LAYERS, MOST_TENSORS = 40, 400  # of a chain
 LARGEST_KERNEL = 11
+UNKNOWN = ImageSize(0, 0)
 IMAGES, FLATTENED = "", "-flat"  # what no layer is called
 STATISTICS = {"weight", "bias", "running_mean", "running_var"}
 
@@ -30,7 +35,9 @@ def _make(match: re.Match[str]) -> Architecture | None:
     steps = parsed(match) if len(match[0]) <= LONGEST_NAME else None
     if steps is None:
         return None
-    channels, size = int(match["channels"]), int(match["size"])
+    channels, size = _image_of(match)
+    if size.shortest() != match["size"]:
+        return None
     last = next(step for step in reversed(steps) if step.name and step.kind != "norm")
     base, *others = candidates(_skeleton_of(channels, size, steps)) or (match[0],)
     convolutions = [step for step in steps if step.kind == "conv" and step.features]
@@ -50,11 +57,16 @@ def _make(match: re.Match[str]) -> Architecture | None:
     )
 
 
-def _skeleton_of(channels: int, size: int, steps: Sequence[Step]) -> Skeleton:
+def _image_of(match: re.Match[str]) -> tuple[int, ImageSize]:
+    """The channels and the size of the images that a chain's name tells."""
+    sides = tuple(map(int, match["size"].split("x")))
+    return int(match["channels"]), ImageSize(sides[0], sides[-1])
+
+
+def _skeleton_of(channels: int, size: ImageSize, steps: Sequence[Step]) -> Skeleton:
     """What a state dict of the chain shows; BatchNorms in front of which stands no layer with weights stand first."""
-    layers, first_norm, flat_norm, grid, behind_flat = list[Weighted](), "", "", size, False
+    layers, first_norm, flat_norm, behind_flat = list[Weighted](), "", "", False
     for step in steps:
-        grid = step.side_after(grid)
         if step.kind == "flat":
             behind_flat = True
         elif step.kind == "norm" and not layers and not behind_flat:
@@ -65,38 +77,43 @@ def _skeleton_of(channels: int, size: int, steps: Sequence[Step]) -> Skeleton:
             layers[-1] = replace(layers[-1], norm=step.name)
         elif step.name:
             layers.append(Weighted(replace(step, stride=1, padding=0)))
-    return Skeleton(channels, size, tuple(layers), grid, first_norm, flat_norm)
+    return Skeleton(channels, size, tuple(layers), places_after(steps, size), first_norm, flat_norm)
 
 
 def _propose(shapes: Shapes) -> Iterator[str]:
-    found = _read(shapes)
+    found = _read(shapes, None)
     if found is None:
         return
     sizes = (*USUAL_SIZES[found.channels], *OTHER_SIZES)
-    if found.convolutions and found.grid == 1:  # averaged: images of any size fit
+    if found.convolutions and found.places == 1:  # averaged: images of any size fit
         sizes = sizes[:1]
-    bases = [of_size[0] for size in sizes if (of_size := ranked(replace(found, size=size)))]
+    bases = [of_size[0] for size in squares(*sizes) if (of_size := ranked(replace(found, size=size)))]
     yield from (name for _, name in sorted(bases, key=lambda one: one[0]))
+
+
+def _propose_at(shapes: Shapes, size: ImageSize) -> Iterator[str]:
+    found = _read(shapes, size)
+    yield from (name for _, name in (ranked(found)[:1] if found else ()))
 
 
 Modules = Mapping[str, Mapping[str, tuple[int, ...]]]  # the shapes of a layer's tensors, by the layer's name
 
 
-def _read(shapes: Shapes) -> Skeleton | None:
-    """What a state dict's names and shapes show, if they are all of a chain; for images of unknown size."""
+def _read(shapes: Shapes, size: ImageSize | None) -> Skeleton | None:
+    """What a state dict's names and shapes show, if they are all of a chain for images of this size, or of a square."""
     modules = _modules(shapes)
     kinds = {name: _kind(leaves) for name, leaves in modules.items()}
     weighted = {name: modules[name]["weight"] for name, kind in kinds.items() if kind in ("conv", "linear")}
     if None in kinds.values() or not 0 < len(weighted) <= MOST_LAYERS:
         return None
     ordered = dict(sorted(weighted.items(), key=lambda one: -len(one[1])))  # convolutions first
-    place = _place_of(ordered)
+    place = _place_of(ordered, size)
     norms = _norms(modules, ordered, place[0]) if place else None
     if place is None or norms is None or not _may_classify(ordered, norms):
         return None
     last = next(reversed(ordered))
     layers = [Weighted(_without_place(name, modules[name], name == last), norms.get(name, "")) for name in ordered]
-    return Skeleton(place[0], 0, tuple(layers), place[1], norms.get(IMAGES, ""), norms.get(FLATTENED, ""))
+    return Skeleton(place[0], size or UNKNOWN, tuple(layers), place[1], norms.get(IMAGES, ""), norms.get(FLATTENED, ""))
 
 
 def _modules(shapes: Shapes) -> Modules:
@@ -132,9 +149,9 @@ def _kind(leaves: Mapping[str, tuple[int, ...]]) -> str | None:
     return "linear" if len(weight) == 2 else None
 
 
-def _place_of(weighted: Shapes) -> tuple[int, int] | None:
-    """The channels of the images and the side of the maps that the first linear layer reads, if each layer takes what
-    the one before gives; the images' side where there is no convolution.
+def _place_of(weighted: Shapes, size: ImageSize | None) -> tuple[int, int] | None:
+    """The channels of the images and the places of the maps that the first linear layer reads, if each layer takes what
+    the one before gives; the images' places where there is no convolution.
     """
     shapes = list(weighted.values())
     convolutions = [shape for shape in shapes if len(shape) == 4]
@@ -149,8 +166,10 @@ def _place_of(weighted: Shapes) -> tuple[int, int] | None:
     )
     inputs = linears[0][1] if linears else convolutions[-1][0]
     for channels, maps in possible:
-        if inputs % maps == 0 and math.isqrt(inputs // maps) ** 2 * maps == inputs:
-            return channels, math.isqrt(inputs // maps)
+        places, rest = divmod(inputs, maps)
+        square = math.isqrt(places) ** 2 == places
+        if not rest and (square if size is None else convolutions or places == math.prod(size)):
+            return channels, places
     return None
 
 
@@ -205,7 +224,8 @@ def _relatives(name: str) -> tuple[str, ...]:
     """The candidates for a state dict of a chain's names and shapes, at the size of its images."""
     match = NAME.fullmatch(name)
     steps = parsed(match) if match else None
-    return candidates(_skeleton_of(int(match["channels"]), int(match["size"]), steps)) if match and steps else ()
+    return candidates(_skeleton_of(*_image_of(match), steps)) if match and steps else ()
 
 
-register_family(Family(NAME, "chain3x32-conv1=6_k5-relu-max2-flat-fc1=classes", _make, _propose, relatives=_relatives))
+EXAMPLE = "chain3x32-conv1=6_k5-relu-max2-flat-fc1=classes"
+register_family(Family(NAME, EXAMPLE, _make, _propose, relatives=_relatives, propose_at=_propose_at))

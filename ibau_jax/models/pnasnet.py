@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import Features, stage
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import MaxPool, NamedSequential, batch_norm, conv, global_average, linear, relu
@@ -63,7 +64,7 @@ class CellB(Cell):
 class PNASNet(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, cell: type[Cell], width: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, cell: type[Cell], width: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         made = partial(cell, rngs)
         self.conv1, self.bn1 = conv(3, width, 3, rngs), batch_norm(width, rngs)
         self.layer1, self.layer2 = stage(made, width, width, CELLS, 1), made(width, 2 * width, 2)
@@ -76,7 +77,7 @@ class PNASNet(nnx.Module):
         x = self.activation(conv_norm(self.conv1, self.bn1, x))
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4, self.layer5):
             x = layer(x)
-        return self.linear(global_average(x))
+        return self.linear(global_average(x, kernel=8))
 
 
 for _letter, _cell, _width in (("a", CellA, 44), ("b", CellB, 32)):

@@ -10,6 +10,7 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import RESNET_WIDTHS, Features, four_stages, stage_landmarks
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import Sequential, batch_norm, conv, global_average, linear, relu
@@ -73,7 +74,7 @@ class PreActResNet(nnx.Module):
         final_norm: bool,
         raw_shortcut: bool,
         num_classes: int,
-        image_size: int,
+        image_size: ImageSize,
         rngs: nnx.Rngs,
     ) -> None:
         self.conv1 = conv(3, 64, 3, rngs)
@@ -88,7 +89,7 @@ class PreActResNet(nnx.Module):
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.layer4(self.layer3(self.layer2(self.layer1(self.conv1(x)))))
         x = self.activation(self.bn(x)) if self.bn else x
-        return self.linear(global_average(x))
+        return self.linear(global_average(x, kernel=4))
 
 
 DEPTHS: dict[int, tuple[type[PreActivation], tuple[int, ...]]] = {

@@ -5,17 +5,19 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from flax import nnx
 
 from ibau_jax.errors import CheckpointError
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.alterations import ALTERATIONS, FAINT, KINDS, replacing
 
 if TYPE_CHECKING:
     import torch
 
-Build = Callable[[int, int, nnx.Rngs], nnx.Module]
+Build = Callable[[int, ImageSize, nnx.Rngs], nnx.Module]
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Architecture:
         build: `build(num_classes, image_size, rngs)`, the Flax NNX module, its attribute names mirroring PyTorch's.
         classifier: PyTorch's name of the last layer's weight, whose first dimension is the number of classes; None
             for the last matrix of the state dict.
-        image_sizes: heights and widths of an image that the weights may be made for. Where the weights do not tell,
-            as with adaptive pooling, the first is taken and any other can be asked for.
+        image_sizes: sizes of an image that the weights may be made for. Where the weights do not tell, as with adaptive
+            pooling, the first is taken and any other can be asked for.
         landmarks: some tensors by PyTorch's names, with their shapes, that tell it from its relatives: recognition
             looks at them before it builds the model and compares every tensor.
         torch_module: `torch_module(num_classes)`, the same network in PyTorch, imported only when called; None where
@@ -45,7 +47,7 @@ class Architecture:
     name: str
     build: Build
     classifier: str | None
-    image_sizes: tuple[int, ...] = (32,)
+    image_sizes: tuple[ImageSize, ...] = squares(32)
     landmarks: Mapping[str, tuple[int, ...]] = field(default_factory=dict, hash=False, compare=False)
     torch_module: "Callable[[int], torch.nn.Module] | None" = None
     channels: int = 3
@@ -70,6 +72,8 @@ class Family:
         variants: what the names of variants end with.
         relatives: `relatives(base)`, the names of all with the names and shapes of one, which comes first, where these
             do not begin with its name.
+        propose_at: `propose_at(shapes, image_size)`, as `propose`, for images of a known size, where names say the
+            size.
     """
 
     pattern: re.Pattern[str]
@@ -78,6 +82,7 @@ class Family:
     propose: Callable[[Shapes], Iterator[str]]
     variants: tuple[str, ...] = ()
     relatives: Callable[[str], tuple[str, ...]] = lambda base: (base,)
+    propose_at: Callable[[Shapes, ImageSize], Iterator[str]] = lambda shapes, image_size: iter(())
 
 
 @dataclass(frozen=True)
@@ -143,16 +148,19 @@ def _derived(name: str) -> tuple[Architecture, re.Match[str], Derivation] | None
     return None
 
 
-def proposed(shapes: Shapes) -> list[Architecture]:
+def proposed(shapes: Shapes, image_size: ImageSize | None = None) -> list[Architecture]:
     """The members of families that a state dict with these names and shapes may be of.
 
-    Those of RGB images are among them where the first convolution has one input.
+    Those of RGB images are among them where the first convolution has one input. Those whose names say the size of
+    images come first for `image_size`, where that is known.
     """
     ways = [shapes]
     of_one = [name for name, shape in shapes.items() if len(shape) == 4 and shape[1] == 1]
     for first in dict.fromkeys((of_one[0], min(of_one)) if of_one else ()):  # of the file's order, and of the names'
         ways.append({**shapes, first: (shapes[first][0], 3, *shapes[first][2:])})
-    names = dict.fromkeys(name for way in ways for family in _FAMILIES for name in family.propose(way))
+    known_size = (family.propose_at(way, image_size) for way in ways for family in _FAMILIES if image_size)
+    any_size = (family.propose(way) for way in ways for family in _FAMILIES)
+    names = dict.fromkeys(chain.from_iterable((*known_size, *any_size)))
     return [one for one in map(known, names) if one]
 
 
@@ -181,7 +189,7 @@ def altered(base: Architecture, *names: str) -> Architecture:
         return base
     name = "+".join((base.name, *names))
 
-    def build(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
+    def build(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> nnx.Module:
         model = base.build(num_classes, image_size, rngs)
         for one in names:
             if not ALTERATIONS[one](model):
@@ -191,7 +199,9 @@ def altered(base: Architecture, *names: str) -> Architecture:
     return replace(base, name=name, build=build, torch_module=None, variant_of=base.variant_of or base.name)
 
 
-def neighbours(architecture: Architecture, num_classes: int, image_size: int, rngs: nnx.Rngs) -> list[Architecture]:
+def neighbours(
+    architecture: Architecture, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs
+) -> list[Architecture]:
     """The architecture with one alteration more, less or another instead, of those that clean images may tell."""
     base, chosen = unaltered(architecture)
     model = base.build(num_classes, image_size, rngs)

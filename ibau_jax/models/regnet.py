@@ -10,6 +10,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features, SqueezeExcitation, conv_norm_act
 from ibau_jax.models.layers import Identity, NamedSequential, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register_family
@@ -79,7 +80,7 @@ class Block(nnx.Module):
 class RegNet(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, squeezes: bool, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, squeezes: bool, sizes: Sizes, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         block = partial(Block, squeezes, sizes.group, rngs)
         self.stem = conv_norm_act(3, STEM_FEATURES, 3, rngs, relu, stride=2)
         stages, in_features = dict[str, nnx.Module](), STEM_FEATURES
@@ -114,7 +115,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(RegNet, match["kind"] == "y", sizes),
         classifier="fc.weight",
-        image_sizes=(224,),
+        image_sizes=squares(224),
         landmarks={
             _grouped(number, depth - 1): (width, min(width, sizes.group), 3, 3)
             for number, (width, depth) in enumerate(zip(*sizes.stages, strict=True))

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import RESNET_WIDTHS, Features, SqueezeExcitation, four_stages
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
@@ -36,6 +37,7 @@ from ibau_jax.models.layers import (
     Sequential,
     apply_in_order,
     batch_norm,
+    check_averaged_whole,
     conv,
     linear,
     relu,
@@ -82,7 +84,8 @@ class Style:
 
 
 CIFAR = Style("shortcut", "linear")
-CIFAR_64 = Style("shortcut", "linear", grid_pool=4)  # F.avg_pool2d(out, 4) leaves 2x2 of a 64x64 image
+CIFAR_KERNEL = 4  # of kuangliu's F.avg_pool2d
+CIFAR_64 = Style("shortcut", "linear", grid_pool=CIFAR_KERNEL)  # which leaves 2x2 of a 64x64 image
 TORCHVISION = Style("downsample", "fc", kernel=7, stem_stride=2, max_pool=True)
 TORCHVISION_SMALL = Style("downsample", "fc")
 
@@ -212,7 +215,7 @@ def _stem_pool(style: Style) -> nnx.Module:
 class ResNet(nnx.Module):
     """Logits of RGB images of `image_size`."""
 
-    def __init__(self, style: Style, size: Size, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, style: Style, size: Size, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         width, expansion, widths = size.width, size.block.expansion, size.widths
         in_features = style.stem_features(width)
         self.conv1, self.bn1 = _stem(style, width, rngs), batch_norm(in_features, rngs)
@@ -221,8 +224,9 @@ class ResNet(nnx.Module):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.avgpool = AvgPool(style.grid_pool) if style.grid_pool else AdaptiveAvgPool(1)
         self.flatten = Flatten()
-        grid = image_size // 8 // style.grid_pool if style.grid_pool else 1
-        setattr(self, style.classifier, linear(widths[-1] * expansion * grid**2, num_classes, rngs))
+        pool = style.grid_pool
+        grid = image_size.places(lambda side: -(-side // 8) // pool) if pool else 1
+        setattr(self, style.classifier, linear(widths[-1] * expansion * grid, num_classes, rngs))
         self.classifier_name, self.activation = style.classifier, relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -232,5 +236,7 @@ class ResNet(nnx.Module):
             x = conv_norm(self.conv1, self.bn1, x)
         x = self.maxpool(self.activation(x))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        if self.classifier_name == CIFAR.classifier:
+            check_averaged_whole(x, CIFAR_KERNEL)
         classifier: Callable[[Array], Array] = getattr(self, self.classifier_name)
         return classifier(self.flatten(self.avgpool(x)))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
+from ibau_jax.image_size import squares
 from ibau_jax.models.blocks import RESNET_WIDTHS, stage_landmarks, stage_widths
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
 from ibau_jax.models.resnet import (
@@ -140,7 +141,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(ResNet, style, size),
         classifier=f"{style.classifier}.weight",
-        image_sizes=(224 if style.kernel == 7 else 64 if style.grid_pool else 32,),
+        image_sizes=squares(224 if style.kernel == 7 else 64 if style.grid_pool else 32),
         landmarks=_landmarks(style, size),
         torch_module=from_torchvision(match[0]) if match[0] in IN_TORCHVISION else None,
         variant_of=match[0].removesuffix(variant) if variant else None,
@@ -181,7 +182,7 @@ def _style_suffix(shapes: Shapes) -> str:
     """What a name says of the style that a state dict has."""
     if "layer2.0.shortcut.0.weight" in shapes:
         last = max(shapes.get("layer4.0.shortcut.1.weight", ()), default=0)
-        return "_cifar_64" if shapes.get("linear.weight", ())[1:] == (4 * last,) else "_cifar"
+        return "_cifar_64" if max(shapes.get("linear.weight", ())[1:], default=0) > last > 0 else "_cifar"
     return "_small_stem" if shapes.get("conv1.weight", ())[2:] == (3, 3) else ""
 
 

@@ -9,9 +9,10 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import RESNET_WIDTHS, Features, four_stages, squeeze_and_excite, stage_landmarks
 from ibau_jax.models.convolution import conv_norm
-from ibau_jax.models.layers import AvgPool, Flatten, batch_norm, conv, linear, relu
+from ibau_jax.models.layers import AvgPool, Flatten, batch_norm, check_averaged_whole, conv, linear, relu
 from ibau_jax.models.preact_resnet import DEPTHS, PreActBlock
 from ibau_jax.models.registry import Architecture, register
 
@@ -27,19 +28,21 @@ class SqueezedPreActBlock(PreActBlock):
         self.fc2 = conv(features // REDUCTION, features, 1, rngs, bias=True)
 
     def branch(self, active: Features) -> Features:
-        return squeeze_and_excite(super().branch(active), self.fc1, self.fc2, self.activation, jax.nn.sigmoid)
+        maps = super().branch(active)
+        check_averaged_whole(maps, maps.shape[1])  # F.avg_pool2d(maps, maps.size(2))
+        return squeeze_and_excite(maps, self.fc1, self.fc2, self.activation, jax.nn.sigmoid)
 
 
 class SENet(nnx.Module):
     """Logits of RGB images of `image_size`."""
 
-    def __init__(self, blocks: tuple[int, ...], num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, blocks: tuple[int, ...], num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         self.conv1, self.bn1 = conv(3, 64, 3, rngs), batch_norm(64, rngs)
         self.layer1, self.layer2, self.layer3, self.layer4 = four_stages(
             partial(SqueezedPreActBlock, rngs), 64, blocks, 1
         )
         self.pool, self.flatten = AvgPool(4), Flatten()
-        self.linear = linear(RESNET_WIDTHS[-1] * (image_size // 32) ** 2, num_classes, rngs)
+        self.linear = linear(RESNET_WIDTHS[-1] * image_size.places(lambda side: -(-side // 8) // 4), num_classes, rngs)
         self.activation = relu
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -55,7 +58,7 @@ for _depth, (_block, _blocks) in DEPTHS.items():
                 name=f"senet{_depth}",
                 build=partial(SENet, _blocks),
                 classifier="linear.weight",
-                image_sizes=(32, 64),
+                image_sizes=squares(32, 64),
                 landmarks={"layer1.0.fc1.weight": (64 // REDUCTION, 64, 1, 1), **stage_landmarks(_blocks, 1)},
             )
         )

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import STEMS, Features, conv_norm_act, shuffled, stage
 from ibau_jax.models.layers import Identity, MaxPool, Sequential, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register_family
@@ -66,7 +67,7 @@ class ShuffleNetV2(nnx.Module):
     """Logits of RGB images of any size."""
 
     def __init__(
-        self, sizes: Sizes, stride: int, max_pool: bool, num_classes: int, image_size: int, rngs: nnx.Rngs
+        self, sizes: Sizes, stride: int, max_pool: bool, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs
     ) -> None:
         self.conv1 = conv_norm_act(3, STEM_FEATURES, 3, rngs, relu, stride=stride)
         self.maxpool = MaxPool(3, 2, padding=1) if max_pool else Identity()
@@ -103,7 +104,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(ShuffleNetV2, sizes, *STEMS[match["stem"]]),
         classifier="fc.weight",
-        image_sizes=(32 if match["stem"] else 224,),
+        image_sizes=squares(32 if match["stem"] else 224),
         landmarks={
             "conv5.0.weight": (sizes.last, sizes.stages.widths[-1], 1, 1),
             **{

@@ -5,17 +5,19 @@ log-softmax at the end leaves the order of classes), and those of BackdoorBox, o
 and BppAttack, and of NAD and ABL.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 from flax import nnx
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.layers import Activation, Flatten, MaxPool, NamedSequential, batch_norm, conv, linear, relu
 from ibau_jax.models.registry import Architecture, register
 
 Layers = dict[str, nnx.Module]
-MakeLayers = Callable[[int, int, nnx.Rngs], Layers]
+MakeLayers = Callable[[int, ImageSize, nnx.Rngs], Layers]
 
 
 def _relu() -> nnx.Module:
@@ -38,23 +40,27 @@ class LeNet:
     linears: tuple[tuple[str, int], ...]
     last: str
 
-    def __call__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+    def __call__(self, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> Layers:
         layers: Layers = {}
-        before, side = self.channels, image_size
+        before = self.channels
         for name, features in self.convolutions:
             layers[name] = conv(before, features, 5, rngs, padding=0, bias=True)
             layers |= {f"{name}_relu": _relu(), f"{name}_pool": MaxPool(2)}
-            before, side = features, (side - 4) // 2
-        layers["flatten"], before = Flatten(), before * side**2
+            before = features
+        layers["flatten"], before = Flatten(), before * image_size.places(self.side_after)
         for name, features in self.linears:
             layers |= {name: linear(before, features, rngs), f"{name}_relu": _relu()}
             before = features
         return {**layers, self.last: linear(before, num_classes, rngs)}
 
+    def side_after(self, side: int) -> int:
+        """The height or width of the last maps, of images of this one."""
+        return functools.reduce(lambda before, _: (before - 4) // 2, self.convolutions, side)
 
-def mnist_examples(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+
+def mnist_examples(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> Layers:
     """Two unpadded 3x3 convolutions, one max pooling, two linear layers."""
-    side = (image_size - 4) // 2
+    places = image_size.places(lambda side: (side - 4) // 2)
     return {
         "conv1": conv(1, 32, 3, rngs, padding=0, bias=True),
         "relu1": _relu(),
@@ -62,15 +68,15 @@ def mnist_examples(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
         "relu2": _relu(),
         "pool": MaxPool(2),
         "flatten": Flatten(),
-        "fc1": linear(64 * side**2, 128, rngs),
+        "fc1": linear(64 * places, 128, rngs),
         "relu3": _relu(),
         "fc2": linear(128, num_classes, rngs),
     }
 
 
-def mnist_wanet(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+def mnist_wanet(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> Layers:
     """Three 3x3 convolutions of stride 2, the last two behind BatchNorm and ReLU, and two linear layers."""
-    side = -(-image_size // 8)
+    places = image_size.places(lambda side: -(-side // 8))
 
     def block(in_features: int, features: int) -> nnx.Module:
         layers = {"bn1": batch_norm(in_features, rngs), "ind": _relu()}
@@ -82,15 +88,15 @@ def mnist_wanet(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
         "layer2": block(32, 64),
         "layer3": block(64, 64),
         "flatten": Flatten(),
-        "linear6": linear(64 * side**2, 512, rngs),
+        "linear6": linear(64 * places, 512, rngs),
         "relu7": _relu(),
         "linear9": linear(512, num_classes, rngs),
     }
 
 
-def lenet_nad(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
+def lenet_nad(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> Layers:
     """Two unpadded 3x3 convolutions, max pooling before each ReLU, and two linear layers."""
-    side = ((image_size - 2) // 2 - 2) // 2
+    places = image_size.places(lambda side: ((side - 2) // 2 - 2) // 2)
     return {
         "conv1": conv(3, 32, 3, rngs, padding=0, bias=True),
         "pool1": MaxPool(2),
@@ -99,7 +105,7 @@ def lenet_nad(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Layers:
         "pool2": MaxPool(2),
         "relu2": _relu(),
         "flatten": Flatten(),
-        "fc1": linear(64 * side**2, 128, rngs),
+        "fc1": linear(64 * places, 128, rngs),
         "relu3": _relu(),
         "fc2": linear(128, num_classes, rngs),
     }
@@ -138,7 +144,7 @@ NETWORKS: dict[str, tuple[MakeLayers, str, int, int, dict[str, tuple[int, ...]]]
 }
 
 
-def _build(layers: MakeLayers, num_classes: int, size: int, rngs: nnx.Rngs) -> nnx.Module:
+def _build(layers: MakeLayers, num_classes: int, size: ImageSize, rngs: nnx.Rngs) -> nnx.Module:
     return NamedSequential(layers(num_classes, size, rngs))
 
 
@@ -148,7 +154,7 @@ for _name, (_layers, _last, _side, _channels, _landmarks) in NETWORKS.items():
             name=_name,
             build=partial(_build, _layers),
             classifier=f"{_last}.weight",
-            image_sizes=(_side, 28 if _side == 32 else 32),
+            image_sizes=squares(_side, 28 if _side == 32 else 32),
             landmarks=_landmarks,
             channels=_channels,
         )

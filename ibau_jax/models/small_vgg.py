@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.layers import Activation, Flatten, Identity, MaxPool, Sequential, batch_norm, conv, elu, linear
 from ibau_jax.models.registry import Architecture, register
 
@@ -18,7 +19,7 @@ DROPOUT = (0.3, 0.4, 0.4)  # after each block, in training
 class SmallVGG(nnx.Module):
     """Logits of 32x32 RGB images in [0, 1]."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         layers: list[nnx.Module] = []
         features = 3
         for block in BLOCKS:
@@ -28,7 +29,7 @@ class SmallVGG(nnx.Module):
             layers += [MaxPool(2), Identity()]
         self.features = Sequential(layers)
         self.flatten = Flatten()
-        self.classifier = linear(BLOCKS[-1] * (image_size // 8) ** 2, num_classes, rngs)
+        self.classifier = linear(BLOCKS[-1] * image_size.places(lambda side: side // 8), num_classes, rngs)
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         return self.classifier(self.flatten(self.features(x)))

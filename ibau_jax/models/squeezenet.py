@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.layers import Activation, AdaptiveAvgPool, Flatten, Identity, MaxPool, Sequential, conv, relu
 from ibau_jax.models.registry import Architecture, from_torchvision, register
@@ -43,7 +44,7 @@ class Fire(nnx.Module):
 class SqueezeNet(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, layout: Layout, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, layout: Layout, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         before, kernel, fires = layout
         layers: list[nnx.Module] = [conv(3, before, kernel, rngs, stride=2, padding=0, bias=True), Activation(relu)]
         for fire in fires:
@@ -66,7 +67,7 @@ for _name, _layout in LAYOUTS.items():
             name=_name,
             build=partial(SqueezeNet, _layout),
             classifier="classifier.1.weight",
-            image_sizes=(224,),
+            image_sizes=squares(224),
             landmarks={
                 "features.0.weight": (_layout[0], 3, _layout[1], _layout[1]),
                 "features.12.expand3x3.weight": (256, 64, 3, 3),

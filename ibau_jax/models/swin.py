@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features, mlp
 from ibau_jax.models.layers import (
     Identity,
@@ -78,7 +79,7 @@ class Sizes:
             and all(0 < window <= LARGEST_WINDOW for window in self.windows)
         )
 
-    def image_sizes(self) -> tuple[int, ...]:
+    def sides(self) -> tuple[int, ...]:
         """Sides of images in whose grids each stage's window is the largest that fits, if there are any; else all."""
         stages, largest = range(len(self.depths)), max(self.windows)
         fitting = [
@@ -149,6 +150,11 @@ class SwinBlock(nnx.Module):
     def attended(self, x: Features) -> Features:
         """The attention's output for the tokens of a grid."""
         window, (rows, columns) = self.window, x.shape[1:3]
+        if self.shifts and not self.pads_first and min(rows, columns) <= window < max(rows, columns):
+            raise ValueError(
+                f"a grid of {rows}x{columns} tokens is one window of {window} high or wide; along the other side some "
+                "versions of timm shift windows and some do not"
+            )
         down, right = shift = tuple(window // 2 if self.shifts and extent > window else 0 for extent in (rows, columns))
         pads = [(0, 0), *((0, -extent % window) for extent in (rows, columns)), (0, 0)]
         x = jnp.pad(x, pads) if self.pads_first else x
@@ -176,7 +182,7 @@ class PatchMerging(nnx.Module):
 class SwinTransformer(nnx.Module):
     """Logits of RGB images of any size from one patch on."""
 
-    def __init__(self, sizes: Sizes, timm: bool, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: Sizes, timm: bool, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         width, patch = sizes.width, sizes.patch
         stem = [conv(3, width, patch, rngs, stride=patch, padding=0, bias=True), Identity()]  # PyTorch goes to NHWC
         layers: list[nnx.Module] = [Sequential([*stem, layer_norm(width, rngs, EPSILON)])]
@@ -215,7 +221,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(SwinTransformer, sizes, bool(match["timm"])),
         classifier="head.fc.weight" if match["timm"] else "head.weight",
-        image_sizes=sizes.image_sizes(),
+        image_sizes=squares(*sizes.sides()),
         landmarks={
             f"features.{last}.{depths[-1] - 1}.attn.relative_position_bias_table": (table_size(windows[-1]), heads[-1]),
             "features.0.0.weight": (width, 3, sizes.patch, sizes.patch),

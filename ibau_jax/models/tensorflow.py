@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.alterations import normalize_by
 from ibau_jax.models.convolution import Conv
 from ibau_jax.models.registry import Build
@@ -32,7 +33,7 @@ class SameConv(Conv):
 def from_tensorflow(build: Build) -> Build:
     """The same network as TensorFlow has it: without a stride both pad alike."""
 
-    def built(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Module:
+    def built(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> nnx.Module:
         model = build(num_classes, image_size, rngs)
         normalize_by(EPSILON, model)
         for _, module in nnx.iter_graph(model):

@@ -12,6 +12,7 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import stage
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import batch_norm, conv, global_average, linear, relu
@@ -29,7 +30,9 @@ NAME = re.compile(
 class ThinResNet(nnx.Module):
     """Logits of RGB images of any size."""
 
-    def __init__(self, style: Style, count: int, width: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, style: Style, count: int, width: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs
+    ) -> None:
         block = partial(BasicBlock, style, rngs)
         self.conv1, self.bn1 = conv(3, width, 3, rngs), batch_norm(width, rngs)
         self.layer1 = stage(block, width, width, count, 1)
@@ -40,8 +43,10 @@ class ThinResNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.activation(conv_norm(self.conv1, self.bn1, x))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        kernel = x.shape[2] if self.classifier_name == "linear" else 0  # akamaster's F.avg_pool2d(x, x.size()[3])
         classifier: nnx.Linear = getattr(self, self.classifier_name)
-        return classifier(global_average(self.layer3(self.layer2(self.layer1(x)))))
+        return classifier(global_average(x, kernel=kernel))
 
 
 def _make(match: re.Match[str]) -> Architecture | None:

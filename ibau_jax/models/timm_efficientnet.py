@@ -10,6 +10,7 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.alterations import normalize_by
 from ibau_jax.models.blocks import UNSTRIDED
 from ibau_jax.models.convolution import conv_norm
@@ -22,7 +23,7 @@ from ibau_jax.models.tensorflow import from_tensorflow
 class TimmEfficientNet(nnx.Module):
     """timm's EfficientNet of a size: logits of RGB images of any size."""
 
-    def __init__(self, name: str, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, name: str, unstrided: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         torchvisions = EfficientNet(name, unstrided, num_classes, image_size, rngs)
         *stages, last = torchvisions.features
         self.features = Sequential(stages)
@@ -43,7 +44,7 @@ def _register(size: str, name: str, base: str, build: Build, image_size: int) ->
             name=name,
             build=build,
             classifier="classifier.weight",
-            image_sizes=(image_size,),
+            image_sizes=squares(image_size),
             landmarks={"conv_head.weight": (network.last, network.stages[-1].features, 1, 1)},
             variant_of=None if name == base else base,
         )

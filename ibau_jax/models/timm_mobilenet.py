@@ -10,6 +10,7 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.alterations import normalize_by
 from ibau_jax.models.blocks import UNSTRIDED
 from ibau_jax.models.layers import conv, hardswish, linear
@@ -23,7 +24,7 @@ EPSILON = 1e-5
 class TimmMobileNetV3(nnx.Module):
     """timm's MobileNetV3 of a size: logits of RGB images of any size."""
 
-    def __init__(self, size: str, unstrided: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, size: str, unstrided: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         blocks, hidden = V3_SIZES[size]
         self.features = MobileNetV3(size, unstrided, num_classes, image_size, rngs).features
         normalize_by(EPSILON, self)
@@ -35,7 +36,7 @@ class TimmMobileNetV3(nnx.Module):
         return self.classifier(hardswish(self.conv_head(mean))[:, 0, 0])
 
 
-def _register(size: str, name: str, build: Build, image_size: int) -> None:
+def _register(size: str, name: str, build: Build, side: int) -> None:
     (blocks, hidden), base = V3_SIZES[size], f"mobilenetv3_{size}_100"
     last = blocks[-1][2]
     register(
@@ -43,7 +44,7 @@ def _register(size: str, name: str, build: Build, image_size: int) -> None:
             name=name,
             build=build,
             classifier="classifier.weight",
-            image_sizes=(image_size,),
+            image_sizes=squares(side),
             landmarks={
                 "conv_head.weight": (hidden, V3_EXPANSION * last, 1, 1),
                 f"features.{len(blocks) + 1}.0.weight": (V3_EXPANSION * last, last, 1, 1),

@@ -8,6 +8,7 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.layers import AdaptiveAvgPool, NamedSequential, conv, global_average, linear, relu
 from ibau_jax.models.registry import Architecture, register
@@ -25,14 +26,15 @@ class PreLogits(nnx.Module):
         self.activation = relu
 
     def __call__(self, x: Features) -> Features:
-        x = AdaptiveAvgPool(GRID)(x) if x.shape[1] < GRID else x
+        rows, columns = x.shape[1:3]
+        x = AdaptiveAvgPool((max(rows, GRID), max(columns, GRID)))(x) if min(rows, columns) < GRID else x
         return self.activation(self.fc2(self.activation(self.fc1(x))))
 
 
 class TimmVGG(nnx.Module):
-    """timm's VGG: logits of square RGB images of any size from 32 on."""
+    """timm's VGG: logits of RGB images of any size from 32 on."""
 
-    def __init__(self, depth: int, normalized: bool, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, depth: int, normalized: bool, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         self.features = convolutions(depth, normalized, rngs)
         self.pre_logits = PreLogits(BLOCKS[depth][-1][-1], rngs)
         self.head = NamedSequential({"fc": linear(WIDTH, num_classes, rngs)})
@@ -47,7 +49,7 @@ def _register(depth: int, normalized: bool) -> None:
             name=f"vgg{depth}{'_bn' if normalized else ''}_timm",
             build=partial(TimmVGG, depth, normalized),
             classifier="head.fc.weight",
-            image_sizes=(224,),
+            image_sizes=squares(224),
             landmarks={**landmarks_of(depth, normalized), "pre_logits.fc1.weight": (WIDTH, 512, GRID, GRID)},
         )
     )

@@ -13,6 +13,7 @@ from functools import partial
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.layers import (
     Activation,
     AdaptiveAvgPool,
@@ -72,9 +73,9 @@ class VGG(nnx.Module):
         depth: int,
         normalized: bool,
         grid: int | None,
-        classifier: Callable[[int, int, nnx.Rngs], nnx.Module],
+        classifier: Callable[[int, ImageSize, nnx.Rngs], nnx.Module],
         num_classes: int,
-        image_size: int,
+        image_size: ImageSize,
         rngs: nnx.Rngs,
     ) -> None:
         self.features = convolutions(depth, normalized, rngs)
@@ -86,21 +87,21 @@ class VGG(nnx.Module):
         return self.classifier(self.flatten(self.avgpool(self.features(x))))
 
 
-def _torchvision_classifier(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
+def _torchvision_classifier(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> Sequential:
     return _three_layers(FLAT_IN_TORCHVISION, 4096, num_classes, "LRDLRDL", rngs)
 
 
-def _single_linear(num_classes: int, image_size: int, rngs: nnx.Rngs) -> nnx.Linear:
+def _single_linear(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> nnx.Linear:
     return linear(_flat(image_size), num_classes, rngs)
 
 
-def _three_of(width: int, order: str, num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
+def _three_of(width: int, order: str, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> Sequential:
     return _three_layers(_flat(image_size), width, num_classes, order, rngs)
 
 
-def _flat(image_size: int) -> int:
+def _flat(image_size: ImageSize) -> int:
     """The features of all places together, behind the convolutions."""
-    return 512 * (image_size // 32) ** 2
+    return 512 * image_size.places(lambda side: side // 32)
 
 
 def _named(depth: int, normalized: bool) -> str:
@@ -116,9 +117,9 @@ def landmarks_of(depth: int, normalized: bool) -> dict[str, tuple[int, ...]]:
 def _register(depth: int, normalized: bool) -> None:
     base, landmarks = _named(depth, normalized), landmarks_of(depth, normalized)
     for name, grid, head, classifier, sizes in (
-        (base, 7, _torchvision_classifier, "classifier.6.weight", (224,)),
-        (f"{base}_cifar", None, _single_linear, "classifier.weight", (32, 64)),
-        (f"{base}_cifar_3", None, partial(_three_of, 512, "DLRDLRL"), "classifier.6.weight", (32, 64)),
+        (base, 7, _torchvision_classifier, "classifier.6.weight", squares(224)),
+        (f"{base}_cifar", None, _single_linear, "classifier.weight", squares(32, 64)),
+        (f"{base}_cifar_3", None, partial(_three_of, 512, "DLRDLRL"), "classifier.6.weight", squares(32, 64)),
     ):
         oracle = from_torchvision(name) if grid else None
         build = partial(VGG, depth, normalized, grid, head)
@@ -138,7 +139,7 @@ def _make(match: re.Match[str]) -> Architecture | None:
         name=match[0],
         build=partial(VGG, depth, normalized, None, partial(_three_of, width, "LRDLRDL")),
         classifier="classifier.6.weight",
-        image_sizes=(32, 64),
+        image_sizes=squares(32, 64),
         landmarks={"classifier.3.weight": (width, width), **landmarks_of(depth, normalized)},
     )
 

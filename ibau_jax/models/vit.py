@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import mlp
 from ibau_jax.models.layers import Identity, NamedSequential, Resize, Sequential, conv, layer_norm, linear, parameter
 from ibau_jax.models.registry import Architecture, Family, Shapes, from_torchvision, register, register_family
@@ -138,7 +139,7 @@ class VisionTransformer(nnx.Module):
         self,
         sizes: Sizes,
         num_classes: int,
-        image_size: int,
+        image_size: ImageSize,
         rngs: nnx.Rngs,
         *,
         placed_tokens: int = 1,
@@ -147,7 +148,7 @@ class VisionTransformer(nnx.Module):
         width, patch = sizes.width, sizes.patch
         self.conv_proj = conv(3, width, patch, rngs, stride=patch, padding=0, bias=True)
         self.class_token = parameter((1, 1, width), rngs)
-        self.encoder = Encoder(sizes, placed_tokens + (image_size // patch) ** 2, scales, rngs)
+        self.encoder = Encoder(sizes, placed_tokens + image_size.places(lambda side: side // patch), scales, rngs)
         self.heads = NamedSequential({"head": linear(width, num_classes, rngs)})
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
@@ -164,7 +165,7 @@ class VisionTransformer(nnx.Module):
 class TwoTokenVisionTransformer(VisionTransformer):
     """A DeiT whose distillation token takes part in attention, but is not classified."""
 
-    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         super().__init__(sizes, num_classes, image_size, rngs, placed_tokens=2)
         self.dist_token = parameter((1, 1, sizes.width), rngs)
 
@@ -175,7 +176,7 @@ class TwoTokenVisionTransformer(VisionTransformer):
 class DistilledVisionTransformer(TwoTokenVisionTransformer):
     """A distilled DeiT: the mean of two classifiers' logits, of the class token and of the distillation token."""
 
-    def __init__(self, sizes: Sizes, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, sizes: Sizes, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         super().__init__(sizes, num_classes, image_size, rngs)
         self.head_dist = linear(sizes.width, num_classes, rngs)
 
@@ -184,9 +185,9 @@ class DistilledVisionTransformer(TwoTokenVisionTransformer):
         return (self.heads(encoded[:, 0]) + self.head_dist(encoded[:, 1])) / 2
 
 
-def resized_vit(num_classes: int, image_size: int, rngs: nnx.Rngs) -> Sequential:
+def resized_vit(num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> Sequential:
     """`Resize((224, 224))` and ViT-B/16: logits of RGB images of any size."""
-    return Sequential([Resize(RESIZED), VisionTransformer(BASE_16, num_classes, RESIZED, rngs)])
+    return Sequential([Resize(RESIZED), VisionTransformer(BASE_16, num_classes, ImageSize(RESIZED, RESIZED), rngs)])
 
 
 def resized_torch_module(num_classes: int) -> "torch.nn.Module":
@@ -208,7 +209,7 @@ def _landmarks(sizes: Sizes) -> dict[str, tuple[int, ...]]:
 
 
 # By what a name ends with.
-KINDS: dict[str, Callable[[Sizes, int, int, nnx.Rngs], VisionTransformer]] = {
+KINDS: dict[str, Callable[[Sizes, int, ImageSize, nnx.Rngs], VisionTransformer]] = {
     "": VisionTransformer,
     "_dist_token": TwoTokenVisionTransformer,
     "_distilled": DistilledVisionTransformer,
@@ -223,7 +224,7 @@ def _architecture(name: str, sizes: Sizes, kind: str = "") -> Architecture:
         name=name,
         build=partial(KINDS[kind], sizes),
         classifier="heads.head.weight",
-        image_sizes=tuple(side for side in SIDES if side % sizes.patch == 0),
+        image_sizes=squares(*(side for side in SIDES if side % sizes.patch == 0)),
         landmarks=_landmarks(sizes) | ({"dist_token": (1, 1, sizes.width)} if kind in TWO_TOKENS else {}),
         torch_module=from_torchvision(name) if name in IN_TORCHVISION else None,
     )

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.blocks import Features, stage
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import (
@@ -33,6 +34,7 @@ from ibau_jax.models.layers import (
 from ibau_jax.models.registry import Architecture, Family, Shapes, register, register_family
 
 STEM_FEATURES = 16
+KERNEL = 8  # of the last avg_pool2d
 
 
 def _widths(factor: int) -> tuple[int, int, int]:
@@ -83,7 +85,7 @@ class WideResNet(nnx.Module):
         count: int,
         factor: int,
         num_classes: int,
-        image_size: int,
+        image_size: ImageSize,
         rngs: nnx.Rngs,
     ) -> None:
         first, second, third = _widths(factor)
@@ -98,7 +100,7 @@ class WideResNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.block3(self.block2(self.block1(self.conv1(x))))
-        return self.fc(global_average(self.activation(self.bn1(x))))
+        return self.fc(global_average(self.activation(self.bn1(x)), kernel=KERNEL))
 
 
 class MeliketoyBlock(nnx.Module):
@@ -120,7 +122,7 @@ class MeliketoyBlock(nnx.Module):
 class MeliketoyWideResNet(nnx.Module):
     """meliketoy's, all of whose convolutions are biased: logits of RGB images of any size."""
 
-    def __init__(self, count: int, factor: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, count: int, factor: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         block, (first, second, third) = partial(MeliketoyBlock, rngs), _widths(factor)
         self.conv1 = conv(3, STEM_FEATURES, 3, rngs, bias=True)
         self.layer1 = stage(block, STEM_FEATURES, first, count, 1)
@@ -132,7 +134,7 @@ class MeliketoyWideResNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return self.linear(global_average(self.activation(self.bn1(x))))
+        return self.linear(global_average(self.activation(self.bn1(x)), kernel=KERNEL))
 
 
 class DeepMindBlock(nnx.Module):
@@ -159,7 +161,7 @@ class DeepMindBlock(nnx.Module):
 class DeepMindWideResNet(nnx.Module):
     """DeepMind's, with Swish (Gowal et al., 2020): logits of normalised RGB images of any size that 4 divides."""
 
-    def __init__(self, count: int, factor: int, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, count: int, factor: int, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         block, (first, second, third) = partial(DeepMindBlock, rngs), _widths(factor)
         self.init_conv = conv(3, STEM_FEATURES, 3, rngs)
         stages = (
@@ -174,7 +176,7 @@ class DeepMindWideResNet(nnx.Module):
 
     def __call__(self, x: Float[Array, "n h w 3"]) -> Float[Array, "n classes"]:
         x = self.activation(self.batchnorm(self.layer(self.init_conv(x))))
-        return self.logits(global_average(x))
+        return self.logits(global_average(x, kernel=KERNEL))
 
 
 @dataclass(frozen=True)

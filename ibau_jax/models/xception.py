@@ -5,6 +5,7 @@ from itertools import pairwise
 from flax import nnx
 from jaxtyping import Array, Float
 
+from ibau_jax.image_size import ImageSize, squares
 from ibau_jax.models.blocks import Features
 from ibau_jax.models.convolution import conv_norm
 from ibau_jax.models.layers import Activation, MaxPool, Sequential, batch_norm, conv, global_average, linear, relu
@@ -57,7 +58,7 @@ class Block(nnx.Module):
 class Xception(nnx.Module):
     """Logits of RGB images of any size from 33 on."""
 
-    def __init__(self, num_classes: int, image_size: int, rngs: nnx.Rngs) -> None:
+    def __init__(self, num_classes: int, image_size: ImageSize, rngs: nnx.Rngs) -> None:
         first, second = STEM_FEATURES
         self.conv1, self.bn1 = conv(3, first, 3, rngs, stride=2, padding=0), batch_norm(first, rngs)
         self.conv2, self.bn2 = conv(first, second, 3, rngs, padding=0), batch_norm(second, rngs)
@@ -84,7 +85,7 @@ register(
         name="xception",
         build=Xception,
         classifier="fc.weight",
-        image_sizes=(299,),
+        image_sizes=squares(299),
         landmarks={
             "conv4.pointwise.weight": (LAST_FEATURES[1], LAST_FEATURES[0], 1, 1),
             "block12.skip.weight": (1024, 728, 1, 1),

@@ -41,7 +41,7 @@ def test_what_is_found(tmp_path):
     torch.save(tree, tmp_path / "x.ckpt", _use_new_zipfile_serialization=False)
     report = looked_at(tmp_path / "x.ckpt")
     assert (report.format, report.wrapper, report.other_state_dicts) == ("legacy", "state_dict", ("model_ema",))
-    assert (report.model, report.num_classes, report.image_size) == ("small_vgg", 43, 32)
+    assert (report.model, report.num_classes, report.image_size) == ("small_vgg", 43, (32, 32))
     assert report.prefix == "module."
     assert report.entries == {"model_ema": "OrderedDict of 44", "epoch": "7", "best": "list of 2"}
     assert report.parameters == sum(tensor.numel() for tensor in random_vgg(43).parameters())

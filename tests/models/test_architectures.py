@@ -15,6 +15,7 @@ from flax import nnx
 from ibau_jax import UnlearnConfig, load, make_dataset, save, unlearn
 from ibau_jax.checkpoints.conversion import leaf_shapes, torch_name, torch_shape
 from ibau_jax.checkpoints.recognition import abstract_model
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import (
     architectures,
     cifar_efficientnet,
@@ -249,7 +250,7 @@ def slow_unless(names, fast):
 
 def tried_size(name):
     """Adaptive pooling takes any size; smaller images are sooner done, and 40 leaves odd sizes to every stride."""
-    size = get_architecture(name).image_sizes[0]
+    size = get_architecture(name).image_sizes[0].height
     return size if name.startswith("vit") or size <= 64 else SMALLEST_IMAGES.get(name, 40)
 
 
@@ -378,7 +379,7 @@ def shortened(name, monkeypatch, rng):
     architecture = get_architecture(name)  # of a family, it is remembered as it is first made
     for module, constant, value in SHORTER[name]:
         monkeypatch.setattr(module, constant, value)
-    model = architecture.build(CLASSES, SIZE, nnx.Rngs(0))
+    model = architecture.build(CLASSES, ImageSize(SIZE, SIZE), nnx.Rngs(0))
     initialise(model, 0)
     return randomised(model, rng)
 

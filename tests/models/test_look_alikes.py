@@ -313,7 +313,7 @@ def test_every_variant_has_the_state_dict_of_its_base():
     assert len(named) == 5 + 4 + 1 + 3 + 2
     for variant in named:
         base = get_architecture(variant.variant_of)
-        assert abstract_shapes(variant, 7, SIZE) == abstract_shapes(base, 7, SIZE)
+        assert abstract_shapes(variant, 7, base.image_sizes[0]) == abstract_shapes(base, 7, base.image_sizes[0])
         assert variants(variant) == variants(base)
         assert variants(base)[0] is base
 

@@ -108,7 +108,7 @@ def trained(module, images, labels, steps=400):
 def test_clean_images_choose_the_true_chain_or_none(name, shared, tmp_path):
     """An activation is at times taken for one like it; what stands where is not."""
     true = get_architecture(CHAINS[name][1])
-    size = true.image_sizes[0]
+    size = true.image_sizes[0].height
     images = signs(shared, (size, size, true.channels))
     held_out = 2000
     torch.manual_seed(0)
@@ -182,7 +182,7 @@ def test_features_without_their_head_are_no_chain():
 def test_a_published_network_is_preferred(name, tmp_path, rng):
     from tests.models.test_architectures import torch_model
 
-    size = get_architecture(name).image_sizes[0]
+    size = get_architecture(name).image_sizes[0].height
     torch.save({"net": torch_model(name, size).state_dict()}, tmp_path / "x.pth")
     assert load(tmp_path / "x.pth").architecture.name == name
 
@@ -208,7 +208,7 @@ def test_a_flax_folder_keeps_the_candidates(tmp_path):
 
 def test_averaged_maps_take_images_of_any_size(tmp_path):
     path = saved(made("averaged"), tmp_path / "x.pth")
-    assert load(path, image_size=50).image_size == 50
+    assert load(path, image_size=50).image_size == (50, 50)
     small = load(path, image_size=6)
     images = np.zeros((1, 6, 6, 3), np.float32)
     assert all(np.isfinite(small.as_variant(one).model()(images)).all() for one in small.alternatives)

@@ -56,7 +56,8 @@ def test_transformers(tmp_path, name, spelled):
     checkpoint = load(tmp_path / "x.pth")
     assert (checkpoint.architecture.name, checkpoint.num_classes) == (name, CLASSES)
     # A Swin transformer of transformers' takes no grids smaller than a window.
-    size = checkpoint.image_size if name.startswith("swin") else min(64, checkpoint.image_size)
+    height = checkpoint.image_size.height
+    size = height if name.startswith("swin") else min(64, height)
     images = np.random.default_rng(0).random((2, size, size, 3), np.float32)
     with jax.default_matmul_precision("highest"), torch.no_grad():
         found, expected = np.asarray(checkpoint.model()(images)), module(as_torch(images)).logits.numpy()
@@ -90,7 +91,7 @@ def test_a_folder_of_transformers(folder, tmp_path):
     path, module, processor = folder
     checkpoint = load(path)
     assert checkpoint.hints.class_names == tuple(LABELS.values())
-    assert checkpoint.image_size == 32
+    assert checkpoint.image_size == (32, 32)
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     inputs = processor(list(images), return_tensors="pt")
     with jax.default_matmul_precision("highest"), torch.no_grad():

@@ -14,6 +14,7 @@ from ibau_jax.checkpoints.inspection import inspect_file
 from ibau_jax.checkpoints.recognition import Request
 from ibau_jax.checkpoints.verify import verify
 from ibau_jax.errors import CheckpointError
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import get_architecture
 from ibau_jax.models.windows import in_place, in_windows, relative_position_index, shifted_mask, table_size, window_side
 from ibau_jax.training import initialise
@@ -115,8 +116,8 @@ def test_a_buffer_of_other_values_is_another_network(state, buffer, tmp_path):
 
 
 def test_what_was_trained_here_loads_into_torchvisions_module(tmp_path):
-    model = get_architecture(NAME).build(5, 32, nnx.Rngs(0))
+    model = get_architecture(NAME).build(5, ImageSize(32, 32), nnx.Rngs(0))
     initialise(model, 0)
-    save(fresh_checkpoint(get_architecture(NAME), 5, 32, model, {}), tmp_path / "x.pth")
+    save(fresh_checkpoint(get_architecture(NAME), 5, ImageSize(32, 32), model, {}), tmp_path / "x.pth")
     swin(NAME, 5).load_state_dict(torch.load(tmp_path / "x.pth")["net"])
     assert load(tmp_path / "x.pth").architecture.name == NAME

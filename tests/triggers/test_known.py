@@ -120,6 +120,17 @@ def test_wanets_strength_is_the_papers():
     assert 0.05 < np.abs(inner).mean() < 0.6
 
 
+def test_wanets_flow_is_a_share_of_each_side():
+    """In a grid from -1 to 1 the flow at a control point is s / height along both axes, as in the published code."""
+    height, width = 31, 46  # so that control points lie on pixels
+    grid = load_attack("wanet:k=4,s=0.5,seed=3", (height, width, 3)).stamp.grid
+    drawn = np.random.default_rng(3).uniform(-1, 1, (2, 4, 4))
+    flow = 0.5 / height * np.moveaxis(drawn / np.abs(drawn).mean(), 0, -1)
+    rows, columns = np.indices((height, width))
+    found = 2 * (grid - np.stack([rows, columns], axis=-1)) / np.asarray([height - 1, width - 1])
+    np.testing.assert_allclose(found[10:30:10, 15:45:15], flow[1:3, 1:3], atol=1e-5)
+
+
 def test_bpp_leaves_so_many_levels():
     images = np.linspace(0, 1, 4 * 32 * 32 * 3, dtype=np.float32).reshape(4, *SHAPE)
     found = np.asarray(load_attack("bpp:levels=8", SHAPE).stamp(images))
