@@ -55,23 +55,27 @@ def main() -> int:
     options = parse(Options, arguments)
     process.quiet_libraries()
     # Imported here, so that --help and a wrong option need not wait for JAX.
-    from ibau_jax.cli.convert import Comparison, convert, inspect
+    from ibau_jax.cli.convert import Comparison, check_out, convert, inspect
     from ibau_jax.cli.device import use_compile_cache
 
     if options.dataset or options.verify is not None:  # nothing else runs the network
         use_compile_cache()
-    subject = ModelOptions(ckpt=options.source, **vars(options.classifier))
-    data = DataOptions(options.dataset, class_order=options.class_order) if options.dataset else None
+    comparison = None if options.verify is None else Comparison(options.verify, options.torch_module)
+    # Before IN, which may be downloaded.
     if options.inspect:
         if options.target is not None:
             raise ConfigError(f"--inspect converts nothing, so {options.target} would not be written; leave it out")
-        return inspect(subject, data, options.json)
-    if options.target is None:
+    elif options.target is None:
         raise ConfigError("name OUT, what to convert to; or add --inspect to only look at IN")
-    comparison = None
-    if options.verify is not None:
-        comparison = Comparison(options.verify, options.torch_module)
-    for line in convert(subject, options.target, data, comparison, options.overwrite):
+    else:
+        check_out(options.target, options.overwrite)
+        if comparison:
+            comparison.check()
+    subject = ModelOptions(ckpt=options.source, **vars(options.classifier))
+    data = DataOptions(options.dataset, class_order=options.class_order) if options.dataset else None
+    if options.target is None:
+        return inspect(subject, data, options.json)
+    for line in convert(subject, options.target, data, comparison):
         console.console.print(console.escaped(line), soft_wrap=True)
     return 0
 

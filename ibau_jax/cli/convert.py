@@ -58,39 +58,49 @@ class Comparison:
             raise ConfigError(f"--verify {self.images} compares nothing; give at least 1")
 
 
+def check_out(target: Path, overwrite: bool) -> None:
+    """Raises ConfigError where a checkpoint can't be written to `target`, or may not be; its source may be far away.
+
+    Args:
+        target: what to write.
+        overwrite: whether to replace what is there.
+
+    Raises:
+        CheckpointError: its name is of no format that is written.
+    """
+    form_of(target)
+    if target.exists() and not overwrite:
+        raise ConfigError(f"{target} is there already; add --overwrite or choose another OUT")
+    if target.is_dir() and not is_flax_checkpoint(target):
+        raise ConfigError(f"{target} is a folder that holds something other than a Flax checkpoint; choose another OUT")
+    check_writable(target)
+
+
 def convert(
     options: ModelOptions,
     target: Path,
     data: DataOptions | None = None,
     comparison: Comparison | None = None,
-    overwrite: bool = False,
 ) -> Iterator[str]:
     """Converts a checkpoint to `target`, whose name says to what, and yields what to tell the user.
+
+    `check_out` says beforehand whether `target` may be written: what is there is replaced.
 
     Args:
         options: the checkpoint, and what is known of its model.
         target: what to write.
         data: clean images that tell which of several networks the checkpoint is.
         comparison: with PyTorch's logits.
-        overwrite: whether to replace what is there.
 
     Raises:
         CheckpointError: see `ibau_jax.load`; or the logits differ from PyTorch's, or no network agrees with the clean
             images. Nothing is written then.
-        ConfigError: `target` is there already or can't be written.
+        ConfigError: `target` lies in the checkpoint's folder.
         DataError: the clean images can't be read.
     """
-    source = options.ckpt
-    if comparison:
-        comparison.check()
-    form = form_of(target)
-    if target.exists() and not overwrite:
-        raise ConfigError(f"{target} is there already; add --overwrite or choose another OUT")
-    if target.is_dir() and not is_flax_checkpoint(target):
-        raise ConfigError(f"{target} is a folder that holds something other than a Flax checkpoint; choose another OUT")
+    form, source = form_of(target), options.ckpt
     if source.is_dir() and Path(os.path.realpath(source)) in Path(os.path.realpath(target)).parents:
         raise ConfigError(f"{target} lies in the folder {source}, which is read; choose another OUT")
-    check_writable(target)
     subject = load_subject(options)
     images = None
     if data is not None:

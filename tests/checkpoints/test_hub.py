@@ -87,6 +87,13 @@ def test_a_model_of_the_hub(hub, tmp_path):
     assert not list((tmp_path / "cache").rglob("setup.py"))
 
 
+def test_nothing_is_downloaded_for_an_out_that_can_not_be_written(hub, tmp_path):
+    (tmp_path / "out").mkdir()
+    result = convert("hf:some/model", hub, tmp_path)
+    assert (result.returncode, "out is there already" in result.stderr) == (2, True), result.stderr
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("hf:some/other", "can't download hf:some/other"), ("hf:model", "names no model of the hub; write hf:ORG/NAME")],
