@@ -53,6 +53,8 @@ SPELLINGS = (
     Spelling("blocks.6.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_LARGE)),
     Spelling("blocks.5.0.conv.weight", timm_names.mobilenet_v3(*timm_names.V3_SMALL)),
     Spelling("stages.0.blocks.0.conv_dw.weight", timm_names.convnext()),
+    Spelling("stem.conv_kxk.conv.weight", timm_names.repvgg()),
+    Spelling("stem.reparam_conv.weight", timm_names.repvgg()),
     # timm's and DeiT's vision transformers, in torchvision's words.
     Spelling(
         "blocks.0.attn.qkv.weight",
