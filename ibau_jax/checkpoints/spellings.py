@@ -100,6 +100,8 @@ SPELLINGS = (
     Spelling("stages.0.blocks.0.conv_dw.weight", timm_names.convnext(timm_names.CONVNEXT_BLOCK)),
     # CaiT's names are the network's own here, though some are of a vision transformer.
     Spelling("blocks.0.attn.proj_l.weight", {}),
+    Spelling("stem.conv_kxk.conv.weight", timm_names.repvgg()),
+    Spelling("stem.reparam_conv.weight", timm_names.repvgg()),
     # timm's and DeiT's vision transformers, in torchvision's words.
     Spelling(
         "blocks.0.attn.qkv.weight",

@@ -13,6 +13,7 @@ LEAF = r"\.(?P<leaf>.+)"
 MOST_STAGES = 6  # of a Swin transformer or ConvNeXt; published ones have four
 EFFICIENTNET_STAGES = range(7)
 V2_FUSED_STAGES = range(1, 3)  # of EfficientNetV2, behind a stage of single convolutions
+REPVGG_STAGES = 4
 V2_BLOCKS = (1, 2, 3, 4, 3, 3, 1)  # of MobileNetV2's stages
 # Blocks of MobileNetV3's stages, and which of them squeeze.
 V3_LARGE, V3_SMALL = ((1, 2, 3, 4, 2, 3), (2, 4, 5)), ((1, 2, 3, 2, 3), (0, 2, 3, 4))
@@ -57,6 +58,20 @@ def convnext(block: dict[str, str]) -> Names:
         place, own = rf"stages[.]{stage}[.]blocks[.](\d+)[.]", rf"features.{2 * stage + 1}.\1."
         names |= {rf"{place}gamma": rf"{own}layer_scale"} | _layers(place, f"{own}block.", block)
         names |= _layers(rf"stages[.]{stage}[.]", "features.", {"downsample": f"{2 * stage}"})
+    return names
+
+
+def repvgg() -> Names:
+    """A RepVGG's by the names of its authors, its branches joined or not."""
+    branches = {
+        "conv_kxk": "rbr_dense",
+        "conv_1x1": "rbr_1x1",
+        "identity": "rbr_identity",
+        "reparam_conv": "rbr_reparam",
+    }
+    names = _layers("stem[.]", "stage0.", branches) | _layers("", "", {"head.fc": "linear"})
+    for stage in range(REPVGG_STAGES):
+        names |= _layers(rf"stages[.]{stage}[.](\d+)[.]", rf"stage{stage + 1}.\1.", branches)
     return names
 
 

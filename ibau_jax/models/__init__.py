@@ -24,6 +24,7 @@ from ibau_jax.models import (  # noqa: F401 - each registers what it defines
     pnasnet,
     preact_resnet,
     regnet,
+    repvgg,
     resnet_names,
     senet,
     shufflenet,

@@ -72,6 +72,8 @@ FAST = {
     "cait_w96_d2_c1_h4_p8",
     "swin_w32_d2_2",
     "regnet_cifar_1x16_2x16_1x32_1x48_g8_se",
+    "repvgg_w16_16_32_d2_1_1_g2",
+    "repvgg_w16_16_32_d2_1_1_deploy",
 }
 WIDE = {
     "wide_resnet28_10",
@@ -144,8 +146,11 @@ COVERED += ["shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x2_0", "s
 COVERED += ["regnet_x_400mf", "regnet_x_8gf", "regnet_y_400mf", "regnet_x_w16_32_d1_2_g8", "regnet_y_w8_24_d2_1_g12"]
 COVERED += ["convnext_tiny", "convnext_base", "convnext_w16_32_d1_2"]
 COVERED += ["swin_w32_d2_2", "swin_w48_d1_3_1_h4_4_8_p2", "swin_t"]
+COVERED += ["repvgg_w16_16_32_d2_1_1_g2", "repvgg_w16_16_32_d2_1_1_deploy", "repvgg_a0", "repvgg_b1g4"]
+COVERED += ["repvgg_a0_stride8", "repvgg_a2"]
 # An unlearning round on the smallest member of each family.
 FAMILIES = (
+    "repvgg_w16_16_32_d2_1_1_g2",
     "vit_w128_d2_p8_distilled",
     "vit_w128_d2_p16_deit3",
     "cait_w96_d2_c1_h4_p8",

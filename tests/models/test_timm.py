@@ -33,6 +33,11 @@ def quieter(name, **options):
     return module
 
 
+def joined(name):
+    """With each block's branches as one convolution, as they are behind training."""
+    return lambda num_classes: timm.utils.reparameterize_model(timm.create_model(name, num_classes=num_classes))
+
+
 MODELS = {
     "vit_w192_d2_p8": model("vit_tiny_patch16_224", depth=2, **SMALL),
     "vit_w256_d2_p8": model("vit_base_patch16_224", depth=2, **SMALL, embed_dim=256, num_heads=4),
@@ -89,10 +94,13 @@ MODELS |= {
     "mobilenet_v2_x0_5": model("mobilenetv2_050"),
     "mixer_s_32": model("mixer_s32_224"),
     "resmlp_12": model("resmlp_12_224"),
+    "repvgg_a0": model("repvgg_a0"),
+    "repvgg_b1g4": model("repvgg_b1g4"),
+    "repvgg_a0_deploy": joined("repvgg_a0"),
 }
 # The other sizes show more: features that strides don't divide, or several that are left for the mean.
 SIZES = (
-    dict.fromkeys((name for name in MODELS if "resne" in name), 70)
+    dict.fromkeys((name for name in MODELS if "resne" in name or "repvgg" in name), 70)
     | {"vgg11_timm": 256, "vgg13_bn_timm": 64}
     | dict.fromkeys(("mobilenet_v2", "mobilenetv3_large_100", "xception"), 75)
     | dict.fromkeys((name for name in MODELS if name.startswith(("efficientnet", "tf_", "mnasnet", "regnet"))), 75)

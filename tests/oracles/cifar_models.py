@@ -8,6 +8,7 @@ from torch import nn
 
 from tests.oracles.cifar_zoo import ZOO
 from tests.oracles.pytorch_cifar import pytorch_cifar
+from tests.oracles.repvgg import repvgg
 from tests.oracles.torchvision_models import models
 from tests.oracles.torchvision_sizes import numbers, torchvision_of_size
 from tests.oracles.transformers import swin
@@ -479,6 +480,8 @@ def torch_oracle(name: str, classes: int, size: int) -> nn.Module:
         return BiasedMobileNetV2(classes)
     if name.startswith(("lenet", "mnist_")):
         return small_cnn(name, classes)
+    if name.startswith("repvgg"):
+        return repvgg(name, classes)
     if name.startswith("swin"):
         return swin(name, classes)
     if name.startswith("thin_resnet"):

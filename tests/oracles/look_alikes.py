@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from tests.oracles.cifar_models import PreActResNet, WideResNet, small_stem_densenet, thin_resnet
+from tests.oracles.repvgg import repvgg
 from tests.oracles.torchvision_models import models
 
 
@@ -144,6 +145,8 @@ LOOK_ALIKES = {
     "wide_resnet28_2_leaky_raw": lambda classes: SemiSupervisedWideResNet(28, 2, classes, True, True),
     "preact_resnet18_raw_shortcut": lambda classes: RawShortcutPreActResNet(18, classes),
     "googlenet_transform_input": lambda classes: googlenet(classes, transform_input=True),
+    "repvgg_w80_96_d2_2_stride8": lambda classes: repvgg("repvgg_w80_96_d2_2_stride8", classes),
+    "repvgg_w32_48_64_d2_2_1_stride16": lambda classes: repvgg("repvgg_w32_48_64_d2_2_1_stride16", classes),
     "thin_resnet20_pad_behind": lambda classes: thin_resnet("thin_resnet20_pad_behind", classes),
 }
 
