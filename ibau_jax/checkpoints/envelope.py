@@ -259,4 +259,6 @@ def _summary(tree: Any) -> str:
     if isinstance(tree, dict):
         keys = ", ".join(repr(key)[:30] for key in list(tree)[:8])
         return f"a dict with the keys {keys}" + (", ..." if len(tree) > 8 else "") if tree else "an empty dict"
+    if isinstance(tree, list | tuple) and tree and all(isinstance(value, TorchTensor) for value in tree):
+        return f"{len(tree)} tensors without names; save the model's state_dict() with torch.save instead"
     return f"a {tree.kind if isinstance(tree, Record) else type(tree).__name__}"

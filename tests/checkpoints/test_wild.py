@@ -137,6 +137,8 @@ def test_other_peoples_formats_are_told_what_to_save(tmp_path):
         tar.add(tmp_path / "x.pth", "x.pth")
     (tmp_path / "x.onnx").write_bytes(b"\x08\x08\x12\x07pytorch\x1a\x052.1.0" + bytes(100))
     (tmp_path / "x.gguf").write_bytes(b"GGUF\x03" + bytes(100))
+    torch.save(list(small().values()), tmp_path / "list.pth")
+    torch.save(list(random_vgg().parameters()), tmp_path / "parameters.pth")
     torch.save(torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), tmp_path / "q.pth")
     np.save(tmp_path / "dict.npy", np.asarray(arrays(small()), dtype=object), allow_pickle=True)
     np.save(tmp_path / "one.npy", np.ones(3))
@@ -152,6 +154,7 @@ def test_other_peoples_formats_are_told_what_to_save(tmp_path):
         "x.zip": "zip archive that holds 'models/x.pth'",
     }
     said |= {"x.tgz": "gzip", "x.pth.gz": "gzip"}
+    said |= {"list.pth": "44 tensors without names", "parameters.pth": "tensors without names"}
     for file, word in said.items():
         with pytest.raises(CheckpointError, match=f"{word}.*(save|unpack)"):
             load(tmp_path / file)
