@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from ibau_jax.batches import filled_size, in_parts, make_batches
 from ibau_jax.errors import ConfigError
 from ibau_jax.execution import Execution
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.unlearning import initial_state, unlearn
 from ibau_jax.unlearning.loop import compile_round
@@ -43,7 +44,7 @@ def test_parts_of_a_convolutional_nets_batch(rng):
 def temporary_bytes(execution):
     """What the compiled outer step needs beside its arguments."""
     rng = np.random.default_rng(0)
-    model, data = SmallVGG(10, 32, nnx.Rngs(0)), vgg_data(rng, 40)
+    model, data = SmallVGG(10, ImageSize(32, 32), nnx.Rngs(0)), vgg_data(rng, 40)
     config = replace(CONFIG, batch_size=40, K=2)
     stack = Stack([initial_state(model, config)], [data], [config], execution)
     return compile_round(stack).outer.call.memory_analysis().temp_size_in_bytes

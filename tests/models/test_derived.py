@@ -10,6 +10,7 @@ from ibau_jax import load, save
 from ibau_jax.checkpoints.variants import weigh
 from ibau_jax.data import Dataset
 from ibau_jax.errors import CheckpointError
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models import get_architecture
 from ibau_jax.models.layers import ABSTRACT
 from tests.oracles import torchvision_models
@@ -282,7 +283,7 @@ def test_other_names_of_no_head(name):
 @pytest.mark.parametrize("name", ["thin_resnet8_classifier0x16_2", "convnext_tiny_classifier0x16_2"])
 def test_what_holds_more_than_linear_layers_is_not_replaced(name):
     with pytest.raises(CheckpointError, match="what it replaces in .* is not linear"):
-        get_architecture(name).build(CLASSES, 32, ABSTRACT)
+        get_architecture(name).build(CLASSES, ImageSize(32, 32), ABSTRACT)
 
 
 @pytest.mark.parametrize("name", ["thin_resnet8_head3x32_0", "thin_resnet8_head0x0_3", "nosuch_head0x2_1"])

@@ -20,7 +20,7 @@ NAMES = [
     "shufflenet_v2_w16_32_d2_1_l8",
     "regnet_x_w16_32_d1_2_g8",
     "regnet_y_w24_d3_g12",
-    "convnext_w40_80_160_320_d2_2_6_2",
+    "convnext_w40_80_160_320_d2_2_6_3",
     "convnext_w8_d1",
 ]
 

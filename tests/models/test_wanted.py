@@ -16,17 +16,18 @@ from tests.oracles.twins import as_torch
 from tests.wanted_rows import tables, wanted_rows
 
 ROWS = wanted_rows(tables(SHARED)) if tables(SHARED).is_file() else []
-# Their networks are not registered yet.
-UNKNOWN = (
-    "cait_xxs24_224",
-    "convnextv2_tiny",
-    "regnety_004",
-    "tf_efficientnetv2_s",
-    "xception",
-    "cifar10_repvgg_a0",
-    "maxvit_t",
+# Public code whose networks test_architectures.py, test_timm.py and test_transformers.py compare, under the same names.
+ELSEWHERE = (
+    "HF transformers",
+    "SCLBD/BackdoorBench",
+    "akamaster/resnet_cifar10",
+    "chenyaofo/pytorch-cifar-models",
+    "huyvnphan/PyTorch_CIFAR10",
+    "kuangliu/pytorch-cifar",
+    "timm",
+    "torchvision",
 )
-KNOWN = [row for row in ROWS if row.architecture not in UNKNOWN]
+OTHERS = [row for row in ROWS if row.source not in ELSEWHERE]
 
 
 def opened(path, architecture):
@@ -66,7 +67,7 @@ def compared(row, folder):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_quickly")
-@pytest.mark.parametrize("row", KNOWN, ids=lambda row: f"{row.source} {row.architecture}")
+@pytest.mark.parametrize("row", OTHERS, ids=lambda row: f"{row.source} {row.architecture}")
 def test_rows(tmp_path, row):
     checkpoint, distances = compared(row, tmp_path)
     assert min(distances.values()) <= 1e-4, distances

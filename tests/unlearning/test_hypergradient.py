@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ibau_jax.batches import Batches
 from ibau_jax.checkpoints.conversion import to_torch, torch_name
 from ibau_jax.config import UnlearnConfig
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.perturbations import Patch, Pixel, Warp, Wave
 from ibau_jax.unlearning.hypergradient import SOLVERS, gradient_step, hypergradient, neumann
@@ -180,7 +181,7 @@ def test_small_vgg_matches_torch_autograd(rng, terms, clip):
     On a GPU, against the CPU's PyTorch, twice that: its sums of five products came to 1.04e-4 (H100).
     """
     limit = 1e-4 if jax.default_backend() == "cpu" else 2e-4
-    model = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng)
+    model = randomised(SmallVGG(10, ImageSize(32, 32), nnx.Rngs(0)), rng)
     images, first_images = rng.random((2, 8, 32, 32, 3), np.float32)
     labels, first_labels = rng.integers(0, 10, (2, 8))
     delta = 0.3 * rng.normal(size=(1, 32, 32, 3)).astype(np.float32)

@@ -19,6 +19,7 @@ from ibau_jax.data import Dataset
 from ibau_jax.errors import ConfigError, DataError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import Weights, make_apply
+from ibau_jax.image_size import ImageSize
 from ibau_jax.loops import compile_loop
 from ibau_jax.models import Normalization, Normalized
 from ibau_jax.models.small_vgg import SmallVGG
@@ -90,7 +91,7 @@ def split(model):
 
 @pytest.mark.parametrize("preset", ["cifar10", "gtsrb"])
 def test_inner_maximisation_matches_torch(rng, preset):
-    model, data = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), vgg_data(rng)
+    model, data = randomised(SmallVGG(10, ImageSize(32, 32), nnx.Rngs(0)), rng), vgg_data(rng)
     # The published steps run a random net's perturbation into saturation, where rounding decides: take smaller ones.
     config = replace(PRESETS[preset], batch_size=BATCH, inner_lr=PRESETS[preset].inner_lr / 100)
     params, rest = split(model)
@@ -163,7 +164,7 @@ def test_shuffled_inner_batches_hold_the_same_images(rng):
 @pytest.mark.parametrize("clip", [False, True])
 def test_outer_round_matches_torch(rng, clip):
     """A whole outer round with the same δ and the same patched images, SGD so that errors are not normalised away."""
-    model, data = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), vgg_data(rng)
+    model, data = randomised(SmallVGG(10, ImageSize(32, 32), nnx.Rngs(0)), rng), vgg_data(rng)
     config = UnlearnConfig(batch_size=BATCH, clip=clip, optim="sgd", lr=0.01, portion=0.2)
     twin, batches = torch_twin(model), make_batches(data, BATCH)
     delta = 0.1 * rng.normal(size=(1, 32, 32, 3)).astype(np.float32)
@@ -226,7 +227,7 @@ def test_the_model_given_is_not_changed(rng):
 
 
 def test_running_statistics_stay(rng):
-    model = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng)
+    model = randomised(SmallVGG(10, ImageSize(32, 32), nnx.Rngs(0)), rng)
     before = jax.tree.map(np.array, nnx.state(model, nnx.BatchStat))
     result = unlearn(model, vgg_data(rng, 8), UnlearnConfig(n_rounds=1))
     after = nnx.state(result.model, nnx.BatchStat)

@@ -21,6 +21,7 @@ from ibau_jax.data import Dataset
 from ibau_jax.errors import NotFiniteError
 from ibau_jax.execution import DEFAULT_EXECUTION, Execution
 from ibau_jax.functional import make_apply, split_weights
+from ibau_jax.image_size import ImageSize
 from ibau_jax.models.small_vgg import SmallVGG
 from ibau_jax.perturbations import SPACES
 from ibau_jax.perturbations.player import Player
@@ -53,7 +54,10 @@ LAYOUTS = {  # from a space's perturbation to PyTorch's, and how it is made larg
 def test_the_hypergradient_through_players_is_torchs(rng, name, execution):
     """Twelve images, seven perturbed by two players, two by an untargeted δ; it needs the implicit term, K = 3."""
     space, data, others = SPACES[name], vgg_data(rng, 12), vgg_data(rng, 9)
-    model, original = randomised(SmallVGG(10, 32, nnx.Rngs(0)), rng), randomised(SmallVGG(10, 32, nnx.Rngs(1)), rng)
+    model, original = (
+        randomised(SmallVGG(10, ImageSize(32, 32), nnx.Rngs(0)), rng),
+        randomised(SmallVGG(10, ImageSize(32, 32), nnx.Rngs(1)), rng),
+    )
     weights = split_weights(model)
     nnx.update(original, weights.rest)  # running statistics never change
     keys = jax.random.split(jax.random.key(0), len(TARGETS))
