@@ -40,7 +40,6 @@ SLOW_ANY_SIZE = [
     ("mobilenet_v3_small", (60, 80)),
     ("squeezenet1_1", (60, 80)),
     ("vgg11", (96, 160)),
-    ("vgg11_timm", (96, 256)),
     ("mnasnet0_5", (96, 160)),
     ("dla_cifar", (29, 32)),
     ("dpn26_cifar", (29, 32)),
@@ -176,6 +175,15 @@ def test_timms_swin(tmp_path):
     assert_alike(checkpoint, module, (64, 96))
     with pytest.raises(CheckpointError, match="takes no images of 32x96: a grid of 4x12 tokens is one window"):
         load(tmp_path / "x.pth", image_size=(32, 96))
+
+
+@pytest.mark.slow
+def test_timms_vgg(tmp_path):
+    """Where only the height is less than seven places, only the height is stretched."""
+    module = timms("vgg11")
+    checkpoint = load(saved(module, tmp_path / "x.pth"), image_size=(96, 256))
+    assert checkpoint.architecture.name == "vgg11_timm"
+    assert_alike(checkpoint, module, (96, 256))
 
 
 class Chain(nn.Module):
