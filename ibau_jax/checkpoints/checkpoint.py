@@ -308,7 +308,10 @@ def possible_networks(
     unused = [common_prefix(names) + part for part in candidate.architecture.unused]
     layers = Layers(module, names, (*request.leave_out, *unused))
     if not is_own(candidate.architecture.name):
-        possible = told_by_module(possible, layers, candidate.num_classes, candidate.image_size)
+        told = told_by_module(possible, layers, candidate.num_classes, candidate.image_size)
+        # The order of a chain's layers is in the code alone: what they speak for is still assumed.
+        assumed = candidate.architecture.is_guessed and not request.model and not layers.are_in_order
+        possible = [*told, *(one for one in possible if assumed and one not in told)]
     return _taking_images(possible, *place), candidate.normalization or layers.normalization()
 
 

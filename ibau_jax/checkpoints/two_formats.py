@@ -82,11 +82,16 @@ class _Outline:
         self.memo: dict[int, str] = {}
 
     def is_something(self, opcode: pickletools.OpcodeInfo, argument: Any) -> bool:
-        """Does what an opcode does, and says whether that imports something, or ends a pickle of more than a scalar."""
+        """Does what an opcode does, and says whether that may import something, or ends a pickle of more than a scalar.
+
+        A frame may: behind its end the unpickler in C may go on elsewhere than where the opcodes do.
+        """
         if opcode.name in ("GLOBAL", "INST"):  # the one in Python imports before it looks at the stack
             return _may_import(*argument) or _fail()
         if opcode.name in FAILING or not _is_possible(opcode, argument):
             _fail()
+        if opcode.name == "FRAME":
+            return True
         if opcode.name == "STOP":
             kind = self.pop()
             self.stack, self.memo = [], {}  # another pickle may follow

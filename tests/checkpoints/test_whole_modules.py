@@ -509,3 +509,23 @@ def test_a_layer_of_the_network_itself_can_not_be_left_out(tmp_path):
     torch.save(OTHERWISE["Softplus"](random_vgg()), tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match=r"features.2: Softplus; .* and \d+ more"):
         load(tmp_path / "x.pth", leave_out=("features.2", "features.5"))
+
+
+class Skipping(nn.Sequential):
+    """Layers of a chain, in code of its own: one of them is added to what it is given."""
+
+    def forward(self, x):
+        x = nn.functional.relu(self[0](x))
+        x = x + nn.functional.relu(self[1](x))
+        return self[2](x.mean((2, 3)))
+
+
+@pytest.mark.parametrize(("made_of", "is_assumed"), [(nn.Sequential, False), (Skipping, True)])
+def test_a_chains_order_is_assumed_where_code_says_it(tmp_path, made_of, is_assumed):
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)]
+    if not is_assumed:
+        layers = [layers[0], nn.ReLU(), layers[1], nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), layers[2]]
+    torch.save(made_of(*layers), tmp_path / "x.pth")
+    checkpoint = load(tmp_path / "x.pth")
+    assert checkpoint.architecture.name.startswith("chain3x")
+    assert bool(checkpoint.assumption_note()) is is_assumed
