@@ -300,10 +300,11 @@ class Task:
         """What is about to be done, for the screen."""
         split, norm = self.split, self.subject.normalization
         left_out = f" ({split.duplicates} left out: they are in the clean set)" if split.duplicates else ""
+        network = self.subject.evidence[0]
         fewer = f"; rounds before the last on {SAMPLED} of them" if len(split.evaluation) > SAMPLED else ""
         return {
             "checkpoint": f"{self.subject.path} ({self.subject.checkpoint.summary()})",
-            "network": f"{self.subject.evidence[0]}: its BatchNorm statistics on clean images",
+            "network": f"{network}{': its BatchNorm statistics on clean images' if len(network.layers) else ''}",
             "normalisation": f"mean {norm.mean}, std {norm.std}" if norm else "none",
             "clean set": f"{len(split.clean_set)} images of {split.clean_set.name}",
             "evaluation": f"{len(split.evaluation)} other images of {split.evaluation.name}{left_out}{fewer}",
