@@ -143,7 +143,8 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
     """
     request.check()
     state = _state_dict(tensors, request)
-    candidates = islice(_candidates(state, request), MAX_CANDIDATES)
+    possible = _possible(state, request)
+    candidates = islice(_candidates(state, possible, request), MAX_CANDIDATES)
     fitting = [candidate for candidate in candidates if not candidate.mismatch]
     if fitting:
         first = _chosen(_likeliest(fitting))
@@ -156,7 +157,7 @@ def recognise(tensors: Tensors, request: Request) -> Candidate:
             f"If they do not, --leave-out {first.doubtful[0]} keeps them as they are; else write the network as a "
             "Flax module and name it by --model FILE.py:CLASS (see docs/custom_model.md)"
         )
-    closest = runners_up(tensors, request)
+    closest = _closest(state, possible, request)
     if request.model:
         what = closest[0].mismatch if closest else f"it holds {summary(tensors)}"
         raise CheckpointError(f"the state dict does not fit {request.model}; {what}")
@@ -238,13 +239,16 @@ def _with_several_classes(candidate: Candidate) -> Candidate:
 def runners_up(tensors: Tensors, request: Request) -> list[Candidate]:
     """The architectures that fit in part, best first: by the tensors that fit, then by the names that do not."""
     state = _state_dict(tensors, request)
+    return _closest(state, _possible(state, request), request)
 
+
+def _closest(state: StateDict, possible: list[Architecture], request: Request) -> list[Candidate]:
     def affinity(pair: tuple[Architecture, str]) -> int:
         architecture, prefix = pair
         classified = f"{prefix}{architecture.classifier}" in state.full
         return classified + sum(state.has(prefix + name, shape) for name, shape in architecture.landmarks.items())
 
-    pairs = [(one, prefix) for one in _possible(state, request) for prefix in state.common_prefixes]
+    pairs = [(one, prefix) for one in possible for prefix in state.common_prefixes]
     likely = sorted(pairs, key=affinity, reverse=True)[: 2 * RUNNERS_UP]
     found = [one for pair in likely for one in _as_architecture(state, *pair, request)]
     partial = [one for one in found if one.mismatch and (one.mismatch.fitting or request.model)]
@@ -299,9 +303,9 @@ def _plain(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
-def _candidates(state: StateDict, request: Request) -> Iterator[Candidate]:
+def _candidates(state: StateDict, possible: list[Architecture], request: Request) -> Iterator[Candidate]:
     """The first reading of each sub-tree as an architecture that fits, or else those that do not fit."""
-    for architecture in _possible(state, request):
+    for architecture in possible:
         landmarks = architecture.landmarks
         for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes:
             published = list(_as_architecture(state, architecture, prefix, request))

@@ -27,7 +27,7 @@ class Spelling:
 
     def marks(self, name: str) -> bool:
         """Whether the spelling is known by a tensor of this name."""
-        return name == self.mark or name.endswith(f".{self.mark}")
+        return name.endswith(self.mark) and name[: -len(self.mark)][-1:] in ("", ".")
 
     def translated(self, plain: Mapping[str, str]) -> dict[str, str] | None:
         """The file's names by the network's, where this is their spelling."""

@@ -15,7 +15,7 @@ STAGES = r"w(?P<widths>[1-9]\d{0,3}(?:_[1-9]\d{0,3})*)_d(?P<depths>[1-9]\d?(?:_[
 
 def count_matching(pattern: str, shapes: Shapes) -> int:
     """How many tensors of a state dict have names of a pattern."""
-    return sum(re.fullmatch(pattern, name) is not None for name in shapes)
+    return sum(map(bool, map(re.compile(pattern).fullmatch, shapes)))
 
 
 def spelled_multiplier(multiplier: float) -> str:
