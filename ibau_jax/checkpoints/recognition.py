@@ -31,7 +31,7 @@ from ibau_jax.models.layers import ABSTRACT
 from ibau_jax.models.registry import altered, unaltered
 
 UNKNOWN_CLASSES = 2  # stands for the number of classes where no classifier tells it
-MAX_CANDIDATES = 64  # honest files have a handful; a hostile one may have a landmark at every name
+MAX_CANDIDATES = 128  # honest files have dozens, with other heads; a hostile one may have a landmark at every name
 PLACES = 4  # sub-trees in which families are looked for
 SHOWN = 2  # names of each kind of mismatch, where several architectures are described
 RUNNERS_UP = 3
