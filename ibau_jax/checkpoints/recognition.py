@@ -373,6 +373,8 @@ def _of_size(
     beside = (
         [name for name in reading.beside if state.tensors[name].dtype.kind not in "biu"]
         if architecture.is_guessed
+        else []
+        if reading.mismatch
         else doubtful(state, reading, architecture.channels, num_classes or 0)
     )
     return Candidate(
