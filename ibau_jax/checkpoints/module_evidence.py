@@ -122,9 +122,7 @@ class Layers:
     @property
     def are_in_order(self) -> bool:
         """Whether `torch.nn.Sequential` calls them all, or else code that no file holds."""
-        return all(
-            is_leaf(one) or not list(modules(one))[1:] or _kind(one) == SEQUENTIAL for one in self._by_name.values()
-        )
+        return all(self._is_in_sequence(name) for name in self._by_name if name)
 
     def _is_in_sequence(self, name: str) -> bool:
         """Whether a layer stands in a `torch.nn.Sequential`, which calls all of its layers."""

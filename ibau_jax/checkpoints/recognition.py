@@ -250,7 +250,7 @@ def _closest(state: StateDict, possible: list[Architecture], request: Request) -
 
     pairs = [(one, prefix) for one in possible for prefix in state.common_prefixes]
     likely = sorted(pairs, key=affinity, reverse=True)[: 2 * RUNNERS_UP]
-    found = [one for pair in likely for one in _as_architecture(state, *pair, request)]
+    found = (one for pair in likely for one in _as_architecture(state, *pair, request))
     partial = [one for one in found if one.mismatch and (one.mismatch.fitting or request.model)]
     partial.sort(key=lambda one: (-one.mismatch.fitting, len(one.mismatch.unexpected) + len(one.mismatch.missing)))
     best: dict[str, Candidate] = {}
@@ -304,16 +304,22 @@ def _plain(name: str) -> str:
 
 
 def _candidates(state: StateDict, possible: list[Architecture], request: Request) -> Iterator[Candidate]:
-    """The first reading of each sub-tree as an architecture that fits, or else those that do not fit."""
+    """The first reading of each sub-tree as an architecture that fits, or else those that do not fit.
+
+    Those with other heads come last, so that none leaves out one that is published.
+    """
+    unfit = list[tuple[Architecture, str]]()
     for architecture in possible:
         landmarks = architecture.landmarks
         for prefix in state.prefixes_with(landmarks) if landmarks else state.common_prefixes:
             published = list(_as_architecture(state, architecture, prefix, request))
             yield from published
             if all(candidate.mismatch or candidate.doubtful for candidate in published):
-                for headed in _with_other_heads(state, architecture, prefix):
-                    with contextlib.suppress(CheckpointError):  # what they replace is not linear
-                        yield from _as_architecture(state, headed, prefix, request)
+                unfit.append((architecture, prefix))
+    for architecture, prefix in unfit:
+        for headed in _with_other_heads(state, architecture, prefix):
+            with contextlib.suppress(CheckpointError):  # what they replace is not linear
+                yield from _as_architecture(state, headed, prefix, request)
 
 
 def _with_other_heads(state: StateDict, architecture: Architecture, prefix: str) -> Iterator[Architecture]:
