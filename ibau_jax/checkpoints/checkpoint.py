@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +66,7 @@ class Checkpoint:
         alternatives: other architectures that have the same names and shapes and compute something else, where nothing
             but how common it is speaks for `architecture`; see `ibau_jax.checkpoints.variants`.
         stored_normalization: mean and deviation that a layer of the state dict before the network holds.
+        is_settled: whether the user, clean images, or layers in a `torch.nn.Sequential` say that it is `architecture`.
     """
 
     architecture: Architecture
@@ -75,6 +76,7 @@ class Checkpoint:
     envelope: Envelope = field(repr=False)
     alternatives: tuple[Architecture, ...] = ()
     stored_normalization: Normalization | None = None
+    is_settled: bool = False
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -97,10 +99,10 @@ class Checkpoint:
 
     def assumption_note(self) -> str | None:
         """That the architecture is assumed, and what else it may be."""
+        if self.architecture.is_guessed:
+            return None if self.is_settled else self._guess_note()
         if not self.alternatives:
             return None
-        if self.architecture.is_guessed:
-            return self._guess_note()
         others = ", ".join(one.name for one in self.alternatives)
         says = same_name(self.architecture.name, self.hints.model)
         why = "as the file says" if says else "the most common network of these names and shapes"
@@ -112,9 +114,10 @@ class Checkpoint:
     def _guess_note(self) -> str:
         """That the architecture is made up from names and shapes, and what else it may be."""
         others = ", ".join(one.name for one in self.alternatives[:SHOWN]) + and_more(self.alternatives, SHOWN)
+        alike = f"; {others} have the same names and shapes" if others else ""
         return (
             f"taken as {self.architecture.name}, no published network: what is between the layers with weights is "
-            f"assumed; {others} have the same names and shapes, and clean images (--dataset) tell. --image-size "
+            f"assumed{alike}, and clean images (--dataset) tell. --image-size "
             f"HEIGHTxWIDTH says that images are not {self.image_size}, --model NAME what the network is, and --verify "
             "--torch-module proves it"
         )
@@ -138,7 +141,7 @@ class Checkpoint:
 
     def as_variant(self, architecture: Architecture) -> "Checkpoint":
         """The same weights as those of another architecture with the same names and shapes, and no longer assumed."""
-        return replace(self, architecture=architecture, alternatives=())
+        return replace(self, architecture=architecture, alternatives=(), is_settled=True)
 
     def model(self) -> nnx.Module:
         """The Flax NNX model, in inference mode, its weights in float32.
@@ -264,10 +267,10 @@ def _opened(envelope: Envelope, request: Request) -> Checkpoint:
     candidate = recognise(tensors, request)
     place = (candidate.num_classes, candidate.image_size)
     own = {name: tensors[full] for name, full in candidate.reading.names.items()}
-    possible, normalization = possible_networks(candidate, request, envelope)
+    possible, normalization, is_settled = possible_networks(candidate, request, envelope)
     leaves = leaves_from_torch(abstract_shapes(candidate.architecture, *place), own)
     rest = replace(envelope, names=candidate.reading.names).emptied(set(map(torch_name, leaves)))
-    return Checkpoint(possible[0], *place, leaves, rest, tuple(possible[1:]), normalization)
+    return Checkpoint(possible[0], *place, leaves, rest, tuple(possible[1:]), normalization, is_settled)
 
 
 def _check_apart(tensors: Mapping[str, TorchTensor]) -> None:
@@ -282,12 +285,25 @@ def _check_apart(tensors: Mapping[str, TorchTensor]) -> None:
         names[id(tensor)] = name
 
 
-def possible_networks(
-    candidate: Candidate, request: Request, envelope: Envelope
-) -> tuple[list[Architecture], Normalization | None]:
-    """The architectures that a state dict may be of, the likeliest first, and what a layer normalises images with.
+class Networks(NamedTuple):
+    """What a state dict may be of.
 
-    Where the file holds the whole module, they are those that its layers do not contradict.
+    Attributes:
+        possible: the architectures, the likeliest first.
+        normalization: what a layer normalises images with.
+        is_settled: whether it is the first of them, by the user's word or by layers in a `torch.nn.Sequential`.
+    """
+
+    possible: list[Architecture]
+    normalization: Normalization | None
+    is_settled: bool
+
+
+def possible_networks(candidate: Candidate, request: Request, envelope: Envelope) -> Networks:
+    """What a state dict may be of.
+
+    Where the file holds the whole module, it is what its layers do not contradict. They do not say in what order code
+    calls them.
 
     Raises:
         CheckpointError: they contradict all of them, none takes images of this size, or the module has a layer in two
@@ -302,17 +318,15 @@ def possible_networks(
             one for one in possible if abstract_shapes(one, *place) == abstract_shapes(candidate.architecture, *place)
         ]
     if module is None:
-        return _taking_images(possible, *place), candidate.normalization
+        return Networks(_taking_images(possible, *place), candidate.normalization, request.model is not None)
     tensors, names = envelope.tensors(), candidate.reading.names
     _check_apart({name: tensors[full] for name, full in names.items()})
     unused = [common_prefix(names) + part for part in candidate.architecture.unused]
     layers = Layers(module, names, (*request.leave_out, *unused))
     if not is_own(candidate.architecture.name):
-        told = told_by_module(possible, layers, candidate.num_classes, candidate.image_size)
-        # The order of a chain's layers is in the code alone: what they speak for is still assumed.
-        assumed = candidate.architecture.is_guessed and not request.model and not layers.are_in_order
-        possible = [*told, *(one for one in possible if assumed and one not in told)]
-    return _taking_images(possible, *place), candidate.normalization or layers.normalization()
+        possible = told_by_module(possible, layers, candidate.num_classes, candidate.image_size)
+    possible, normalization = _taking_images(possible, *place), candidate.normalization or layers.normalization()
+    return Networks(possible, normalization, request.model is not None or (layers.are_in_order and len(possible) == 1))
 
 
 def _taking_images(possible: list[Architecture], num_classes: int, image_size: ImageSize) -> list[Architecture]:
@@ -447,6 +461,7 @@ def _write_flax(checkpoint: Checkpoint, folder: Path) -> None:
         "image_size": checkpoint.image_size.plain(),
         "normalization": asdict(stored) if (stored := checkpoint.stored_normalization) else None,
         "alternatives": [architecture.name for architecture in checkpoint.alternatives],
+        "is_settled": checkpoint.is_settled,
         "state_dict": {"path": list(checkpoint.envelope.path), "names": dict(checkpoint.envelope.names)},
         "source_format": checkpoint.envelope.format,
         "description": dict(checkpoint.envelope.description),
@@ -476,6 +491,7 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
             raise ValueError(f"the pickle protocol {str(protocol)[:40]!r} is none")
         path = tuple(map(_text, manifest["state_dict"]["path"]))
         alternatives = () if model else _stored_alternatives(architecture, manifest)
+        is_settled = model is not None or manifest.get("is_settled", not alternatives) is True
         normalization = _stored_normalization(manifest, architecture.channels)
         description = dict(manifest.get("description", {}))
     except (LookupError, TypeError, ValueError, ConfigError) as error:
@@ -492,7 +508,9 @@ def _load_flax(folder: Path, model: str | None) -> Checkpoint:
     if manifest.get("leaves_sha256") not in (None, flax_store.digest(leaves)):  # earlier versions wrote none
         raise CheckpointError(f"{folder / flax_store.LEAVES} is damaged: its weights are not those that were written")
     check_logits(architecture, num_classes, image_size)
-    checkpoint = Checkpoint(architecture, num_classes, image_size, leaves, envelope, alternatives, normalization)
+    checkpoint = Checkpoint(
+        architecture, num_classes, image_size, leaves, envelope, alternatives, normalization, is_settled
+    )
     _check_names(checkpoint, folder)
     return checkpoint
 

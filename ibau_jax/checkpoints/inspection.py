@@ -115,7 +115,7 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
         )
     hints = read_hints(envelope.metadata())
     request = replace(request, hints=hints)
-    found, variants, others, not_recognised = _recognised(envelope, request)
+    found, variants, is_assumed, others, not_recognised = _recognised(envelope, request)
     return Report(
         **facts,
         **_state_dict_facts(envelope),
@@ -123,7 +123,7 @@ def inspect_file(path: Path, request: Request, key: str | None = None) -> Report
         prefix=common_prefix(found.reading.names) if found else "",
         beside=found.reading.beside if found else (),
         variants=variants if len(variants) > 1 else (),
-        assumed=len(variants) > 1,
+        assumed=is_assumed,
         not_finite=_not_finite(found, envelope) if found else {},
         runners_up={one.architecture.name: one.mismatch.described(SHOWN) for one in others},
         refused_globals=refused,
@@ -138,20 +138,23 @@ def _format(file: TorchFile) -> str:
 
 def _recognised(
     envelope: Envelope, request: Request
-) -> tuple[Candidate | None, tuple[str, ...], list[Candidate], str | None]:
-    """The architecture, the names of all that it may be, the runners-up, and why it is none or can't be converted."""
+) -> tuple[Candidate | None, tuple[str, ...], bool, list[Candidate], str | None]:
+    """The architecture, the names of all that it may be, whether it is assumed, the runners-up, and why it is none or
+    can't be converted.
+    """
     tensors = envelope.tensors()
     others: list[Candidate] = []
-    found, variants = None, tuple[str, ...]()
+    found, variants, is_assumed = None, tuple[str, ...](), False
     try:
         others = runners_up(tensors, request)
         found = recognise(tensors, request)
-        possible, normalization = possible_networks(found, request, envelope)
+        possible, normalization, is_settled = possible_networks(found, request, envelope)
         found, variants = replace(found, normalization=normalization), tuple(one.name for one in possible)
+        is_assumed = len(variants) > 1 or (possible[0].is_guessed and not is_settled)
         check_dtypes({name: tensor.dtype for name, tensor in _weights(found, envelope).items()})
     except CheckpointError as error:
-        return found, variants, others, str(error)
-    return found, variants, others, None
+        return found, variants, is_assumed, others, str(error)
+    return found, variants, is_assumed, others, None
 
 
 def _not_finite(found: Candidate, envelope: Envelope) -> dict[str, int]:

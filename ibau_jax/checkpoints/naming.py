@@ -172,11 +172,10 @@ def _with_classifier(
     place, stem = module_of(matrices), classifier.rpartition(".")[0]
     if place is None:
         return own
+    end = re.search(r"\.\d+$", place)
     if len(matrices) > 1:
         stem = _parent(stem)
-    elif (end := re.search(r"\.\d+$", place)) and stem.endswith(
-        end[0]
-    ):  # of a Sequential, whose other layers move with it
+    elif end and stem.endswith(end[0]):  # of a Sequential, whose other layers move with it
         place, stem = _parent(place), _parent(stem)
     names = {name: stem + name.removeprefix(place) for name in there if name.startswith(f"{place}.")}
     if not all(shapes.get(names[name], ())[1:] == state[name].shape[1:] for name in matrices):

@@ -374,23 +374,16 @@ def _of_size(
     if num_classes is None and moved is not None and state.tensors[moved].shape:
         num_classes = state.tensors[moved].shape[0]
         reading = read(num_classes)
-    normalization = None if reading.mismatch else find_normalization(state, reading.beside, architecture.channels)
-    explained = normalization[1] if normalization else set()
-    beside = (
-        [name for name in reading.beside if state.tensors[name].dtype.kind not in "biu"]
-        if architecture.is_guessed
-        else []
-        if reading.mismatch
-        else doubtful(state, reading, architecture.channels, num_classes or 0)
-    )
-    return Candidate(
-        architecture,
-        num_classes or UNKNOWN_CLASSES,
-        image_size,
-        reading,
-        tuple(name for name in beside if name not in explained),
-        normalization[0] if normalization else None,
-    )
+    candidate = Candidate(architecture, num_classes or UNKNOWN_CLASSES, image_size, reading)
+    if reading.mismatch:
+        return candidate
+    normalization, explained = find_normalization(state, reading.beside, architecture.channels) or (None, set())
+    if architecture.is_guessed:
+        beside = [name for name in reading.beside if state.tensors[name].dtype.kind not in "biu"]
+    else:
+        beside = doubtful(state, reading, architecture.channels, num_classes or 0)
+    unexplained = tuple(name for name in beside if name not in explained)
+    return replace(candidate, doubtful=unexplained, normalization=normalization)
 
 
 def _classes(architecture: Architecture, state: StateDict, prefix: str, likely: int | None) -> int | None:

@@ -90,14 +90,12 @@ class _Outline:
             return _may_import(*argument) or _fail()
         if opcode.name in FAILING or not _is_possible(opcode, argument):
             _fail()
-        if opcode.name == "FRAME":
-            return True
         if opcode.name == "STOP":
             kind = self.pop()
             self.stack, self.memo = [], {}  # another pickle may follow
             return kind not in SCALARS
         self.move(opcode, argument)
-        return opcode.name == "STACK_GLOBAL"
+        return opcode.name in ("STACK_GLOBAL", "FRAME")
 
     def move(self, opcode: pickletools.OpcodeInfo, argument: Any) -> None:
         """Does what an opcode does to the stack and the memo."""

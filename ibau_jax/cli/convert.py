@@ -241,7 +241,8 @@ def _architecture_line(report: Report) -> str:
         told = report.evidence or report.is_whole_module
         return report.model if told else f"{report.model}; {UNTRACED} as it has them (--dataset checks that)"
     others = ", ".join(name for name in report.variants if name != report.model)
-    return f"{report.model}, assumed: {others} have the same names and shapes; --dataset or --model tells"
+    alike = f": {others} have the same names and shapes" if others else ""
+    return f"{report.model}, assumed{alike}; --dataset or --model tells"
 
 
 def _evidence_line(record: dict[str, Any]) -> str:

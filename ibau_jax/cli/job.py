@@ -186,12 +186,13 @@ def likeliest(subject: Subject, images: Dataset) -> Subject:
             f"{subject.path}: what its BatchNorm layers recorded is not compared with clean images, since "
             f"{best.architecture.name} calls no flax.nnx.BatchNorm in training mode"
         )
-    if others and not subject.options.model:
-        by = "the labels of clean images alone" if others[0].accuracy is not None else "clean images"
-        shown = others[:SHOWN] if best.architecture.is_guessed else others
-        console.warn(
-            f"{subject.path} is {best}, by {by}; not {', '.join(map(str, shown))}{and_more(others, len(shown))}"
-        )
+    if not subject.options.model:
+        if others:
+            by = "the labels of clean images alone" if others[0].accuracy is not None else "clean images"
+            shown = others[:SHOWN] if best.architecture.is_guessed else others
+            console.warn(
+                f"{subject.path} is {best}, by {by}; not {', '.join(map(str, shown))}{and_more(others, len(shown))}"
+            )
         checkpoint = checkpoint.as_variant(best.architecture)
     if best.is_changed:
         console.warn(

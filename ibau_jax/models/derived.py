@@ -193,12 +193,8 @@ def with_head(architecture: Architecture, head: Head, between: str) -> Architect
         name=named.name + between,
         variant_of=named.name if between else named.variant_of,
         build=build,
-        classifier=".".join(map(str, filter(_is_there, (root, head.last, "weight")))),
+        classifier=".".join(str(part) for part in (root, head.last, "weight") if part is not None),
     )
-
-
-def _is_there(part: str | int | None) -> bool:
-    return part is not None
 
 
 def head_root(classifier: str, is_whole: bool) -> str:

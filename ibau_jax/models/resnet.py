@@ -207,9 +207,10 @@ def _stem_pool(style: Style) -> nnx.Module:
     """What stands between the stem and the first stage."""
     if not style.max_pool:
         return Identity()
-    if style.halves_by is None:
+    halving = _halving(style, 2)
+    if halving is None:
         return MaxPool(3, 2, padding=1)
-    return AvgPool(2) if style.halves_by == "average" else Sequential([MaxPool(3, 1, padding=1), BlurPool()])
+    return Sequential([MaxPool(3, 1, padding=1), halving]) if style.halves_by == "blur" else halving
 
 
 class ResNet(nnx.Module):

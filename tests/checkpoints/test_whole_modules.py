@@ -529,3 +529,7 @@ def test_a_chains_order_is_assumed_where_code_says_it(tmp_path, made_of, is_assu
     checkpoint = load(tmp_path / "x.pth")
     assert checkpoint.architecture.name.startswith("chain3x")
     assert bool(checkpoint.assumption_note()) is is_assumed
+    save(checkpoint, tmp_path / "flax")
+    assert load(tmp_path / "flax").assumption_note() == checkpoint.assumption_note()
+    assert looked_at(tmp_path / "x.pth").assumed is is_assumed
+    assert load(tmp_path / "x.pth", model=checkpoint.architecture.name).assumption_note() is None
